@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from convnext_cli.errors import ConvnextError, StoppedError, shorten_error
 from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.request import EvalRequest, PredictRequest
+from convnext_cli.machine import get_rank
 from convnext_cli.options import check_options, describe_options, make_path, make_request
 from convnext_cli.progress import Notice, OnEvent, Result, Steps, finish, map_events
 from convnext_cli.recipes.settings import (
@@ -218,7 +219,7 @@ def _train(operation: "TrainOperation[Result]", request: TrainRequest) -> "Train
     """
     complete = _export if request.onnx and os.environ.get("CONVNEXT_ONNX") != "0" else None
     steps = operation(request, complete)
-    if os.environ.get("RANK", "0") != "0":
+    if get_rank() > 0:
         return (yield from steps)
     drawer = _CurveDrawer()
     result = yield from map_events(steps, drawer)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convnext_cli.errors import UsageError
 from convnext_cli.text import format_count
 
 GIB = 2**30
@@ -17,6 +18,7 @@ AVX2_FRACTION = 0.5  # half the SIMD width; not measured
 WITHOUT_KERNELS = 0.6  # factor without a compiler for the native kernels
 SYSTEM = Path("/sys")
 CONTROL_GROUPS = Path("/proc/self/cgroup")
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # the variables that torchrun sets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,9 +100,28 @@ def has_gpu() -> bool:
     return _first_gpu() is not None
 
 
+def is_launched() -> bool:
+    """Return True if torchrun, or a launcher like it, started this process; a few of its variables mean nothing."""
+    return all(os.environ.get(name) for name in LAUNCHER)
+
+
+def get_rank() -> int:
+    """Return the number of this process in its run, 0 for the first, from torchrun's environment.
+
+    Raises:
+        UsageError: the launcher's numbers are wrong, here and in the functions below.
+    """
+    return _read_launcher_number("RANK", default=0, high=count_processes() - 1)
+
+
+def count_restarts() -> int:
+    """Return how often torchrun has restarted the processes of this run after a failure."""
+    return _read_launcher_number("TORCHELASTIC_RESTART_COUNT", default=0)
+
+
 def count_local_processes() -> int:
     """Return the number of processes of this run on this machine, from torchrun's environment."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _read_launcher_number("LOCAL_WORLD_SIZE", default=1, low=1)
 
 
 def count_process_cpus() -> int:
@@ -110,7 +131,23 @@ def count_process_cpus() -> int:
 
 def count_processes() -> int:
     """Return the number of processes of this run, from torchrun's environment."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _read_launcher_number("WORLD_SIZE", default=1, low=1)
+
+
+def _read_launcher_number(name: str, *, default: int, low: int = 0, high: int | None = None) -> int:
+    """Return the number of a launcher's variable; `default` where it is not set, or no launcher started this process.
+
+    Raises:
+        UsageError: it is not a whole number from `low` to `high`.
+    """
+    text = os.environ.get(name)
+    if not text or not is_launched():
+        return default
+    if not text.isdecimal() or not low <= int(text) <= (int(text) if high is None else high):
+        bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+        remedy = f"Start with torchrun or --devices, which set it, or unset {', '.join(LAUNCHER)}"
+        raise UsageError(f"the environment variable {name} is {text!r}, not a whole number {bounds}", remedy)
+    return int(text)
 
 
 def uses_fsdp() -> bool:
@@ -174,7 +211,7 @@ def _find_handle(nvml: Any, visible: str | None) -> Any:
         NVMLError: NVML does not know it.
         LookupError: no UUID begins like this.
     """
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    rank = _read_launcher_number("LOCAL_RANK", default=0)
     count = nvml.nvmlDeviceGetCount()
     names = [name.strip() for name in visible.split(",")] if visible else [str(number) for number in range(count)]
     chosen = names[rank % len(names)]

@@ -17,6 +17,7 @@ from PIL import Image
 from convnext_cli import finetune
 from convnext_cli.cli.app import main
 from convnext_cli.data.digits import write_digits
+from convnext_cli.machine import LAUNCHER
 from convnext_cli.progress import finish
 from convnext_cli.runs.folder import RunFolder
 
@@ -145,6 +146,14 @@ def convnext(capsys: pytest.CaptureFixture[str]) -> Convnext:
         return Outcome(caught.value.code or 0, out, err)  # type: ignore[arg-type]
 
     return call
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A launcher's environment for the first of two processes; the test may change it."""
+    for name, value in zip(LAUNCHER, ("0", "0", "2", "localhost", "29500"), strict=True):
+        monkeypatch.setenv(name, value)
+    return monkeypatch
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Detection of GPUs and CPUs, with files and drivers of other machines."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,12 +9,17 @@ import pynvml
 import pytest
 
 from convnext_cli import machine
+from convnext_cli.errors import UsageError
 from convnext_cli.machine import (
     GIB,
     count_cpus,
+    count_local_processes,
+    count_processes,
+    count_restarts,
     count_shards,
     detect_machine,
     find_compiler,
+    get_rank,
     has_gpu,
     read_gpu_memory,
 )
@@ -67,10 +73,10 @@ class Driver:
     ],
 )
 def test_gpu_of_this_process_is_planned_for(
-    visible: str | None, rank: int, name: str, monkeypatch: pytest.MonkeyPatch
+    visible: str | None, rank: int, name: str, launched: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Driver().install(monkeypatch)
-    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    launched.setenv("LOCAL_RANK", str(rank))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -182,6 +188,27 @@ def test_memory_limit_of_a_control_group_counts(
     assert detect_machine(use_gpu=False).memory == 2 << 20
 
 
+NUMBERS: dict[str, tuple[Callable[[], int], str]] = {  # with a value out of its bounds
+    "RANK": (get_rank, "2"),
+    "WORLD_SIZE": (count_processes, "0"),
+    "LOCAL_WORLD_SIZE": (count_local_processes, "0"),
+    "TORCHELASTIC_RESTART_COUNT": (count_restarts, "-1"),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_launchers_senseless_number_is_refused_and_without_a_launcher_ignored(
+    name: str, launched: pytest.MonkeyPatch
+) -> None:
+    read, beyond = NUMBERS[name]
+    for value in ("junk", "1.0", beyond):
+        launched.setenv(name, value)
+        with pytest.raises(UsageError, match=f"{name} is '{value}', not a whole number .*torchrun .*unset RANK"):
+            read()
+    launched.delenv("MASTER_ADDR")
+    assert read() == (name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+
+
 @pytest.mark.parametrize("command", ["", "cc -m64", "no-such-compiler"])
 def test_compiler_is_that_of_the_environment_or_a_usual_one(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -194,10 +221,10 @@ def test_compiler_is_that_of_the_environment_or_a_usual_one(
     assert find_compiler() == expected[command]
 
 
-def test_shards_are_counted_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
+def test_shards_are_counted_from_the_launcher(launched: pytest.MonkeyPatch) -> None:
+    launched.setenv("WORLD_SIZE", "4")
     assert count_shards() == 1
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    launched.setenv("ACCELERATE_USE_FSDP", "true")
     assert count_shards() == 4
-    Driver().install(monkeypatch)
+    Driver().install(launched)
     assert detect_machine().shards == 4

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from convnext_cli.cli.signals import check_stopped
 from convnext_cli.cli.tables import lay_out
+from convnext_cli.machine import is_launched
 from convnext_cli.progress import Notice, Result, Yielded, finish
 from convnext_cli.progress import Progress as StepProgress
 from convnext_cli.text import format_count, guard_cell, make_visible, to_json
@@ -19,7 +20,7 @@ from convnext_cli.text import format_count, guard_cell, make_visible, to_json
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-_RANK = os.environ.get("RANK", "0")
+_RANK = os.environ["RANK"] if is_launched() else "0"  # `get_rank` checks it
 _SILENT = _RANK != "0"
 Style = Literal["", "bold", "dim", "yellow", "bold red", "bold yellow", "bold green"]
 _STYLES: dict[Style, str] = {  # ECMA-48, SGR

@@ -1,6 +1,5 @@
 """`convnext finetune`: train a model on a folder of images."""
 
-import os
 import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ from convnext_cli.cli.options import OptionValues, repeat_command, with_options
 from convnext_cli.cli.plan_view import count_splits, describe_data, describe_sizes, list_decided
 from convnext_cli.cli.streams import survive_lost_reader
 from convnext_cli.cli.training_view import follow, show_finished
+from convnext_cli.machine import is_launched
 from convnext_cli.options import Option
 from convnext_cli.progress import Notice
 from convnext_cli.recipes.settings import Settings, SettingSources
@@ -42,7 +42,7 @@ class FinetuneFlags:
 def finetune(context: typer.Context, values: OptionValues) -> None:
     """Fine-tune a ConvNeXt on images. Options left out get recommended values."""
     flags = values.make(FinetuneFlags)
-    if flags.devices is not None and "RANK" not in os.environ:
+    if flags.devices is not None and not is_launched():
         from convnext_cli.training.compute.launcher import launch
 
         sys.exit(launch(flags.devices))  # the processes have said why, also with Ctrl-C's code

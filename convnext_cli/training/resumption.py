@@ -1,6 +1,5 @@
 """A run to resume: its preparation, read from its folder and compared with what the run began with."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import choose_fold, explain_small_validation
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.locks import check_unlocked
-from convnext_cli.machine import detect_machine
+from convnext_cli.machine import count_restarts, detect_machine
 from convnext_cli.models.catalog import find_model
 from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice
@@ -27,8 +26,7 @@ from convnext_cli.training.request import TrainRequest, resume_request
 
 def continue_if_restarted(request: TrainRequest) -> TrainRequest:
     """Return the request, or one that resumes its run if torchrun has restarted the processes after a failure."""
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if restarted and request.resume is None and request.output and open_folder(request.output).is_begun:
+    if count_restarts() and request.resume is None and request.output and open_folder(request.output).is_begun:
         return replace(resume_request(request, request.output), data=None)
     return request
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 import pytest
 
 from convnext_cli.errors import ConvnextError, UsageError
+from convnext_cli.machine import LAUNCHER
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.settings import Choice
 from convnext_cli.runs.folder import RunFolder
@@ -200,11 +201,14 @@ def test_failing_tracker_loses_no_training(few_digits: Path, monkeypatch: pytest
     assert isinstance(resume("run")[-1], FinetuneResult)
 
 
-def test_restart_by_torchrun_resumes_the_run(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop_after(tiny_request(few_digits, "run"), 5)
+def test_restart_by_torchrun_resumes_the_run(few_digits: Path, launched: pytest.MonkeyPatch) -> None:
+    with launched.context() as alone:
+        for name in LAUNCHER:
+            alone.delenv(name)
+        stop_after(tiny_request(few_digits, "run"), 5)
     request = tiny_request(few_digits, "run")
     assert continue_if_restarted(request) is request
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    launched.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert continue_if_restarted(request).resume == Path("run")
 
 

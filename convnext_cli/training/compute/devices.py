@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,20 +16,23 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from convnext_cli.errors import UsageError, shorten_error
 from convnext_cli.machine import (
     GIB,
+    LAUNCHER,
     Machine,
     count_cpus,
-    count_processes,
     describe_gpu_machine,
     detect_machine,
+    is_launched,
     uses_fsdp,
 )
 from convnext_cli.models.device_memory import free_memory
 from convnext_cli.models.forward import choose_device, has_native_bf16
 from convnext_cli.text import format_count
 from convnext_cli.training.compute.ranks import RANK_TIMEOUT, agree, is_sharded
+from convnext_cli.training.compute.signals import end_by_signals
 
 THREADS = min(torch.get_num_threads(), count_cpus())  # torch's default ignores quotas; a run may use fewer
-_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+_FOREIGN = ("ACCELERATE_", "PARALLELISM_CONFIG_", "PMI_", "MPI_", "OMPI_", "MV2_", "FORK_LAUNCHED")
+_KEPT = ("ACCELERATE_USE_FSDP", "ACCELERATE_CPU_AFFINITY")  # what a plan does not have
 PRECISIONS = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
 TENSOR_CORES = (7, 0)  # compute capability of V100, the first GPU that is faster in fp16 than in float32
 
@@ -46,7 +49,8 @@ def make_accelerator(
         folder: where trackers write their files.
 
     Raises:
-        UsageError: the device does not have this precision, or the variables of a launcher are incomplete.
+        UsageError: the device does not have this precision, or the environment variables of a launcher or of
+            Accelerate are incomplete or senseless.
     """
     _check_launcher()
     if deterministic:
@@ -57,14 +61,38 @@ def make_accelerator(
     device = choose_device()
     precision = choose_precision(amp, device)
     AcceleratorState._reset_state()  # a second run in this process may want another precision
-    # Without cpu=True, Accelerate treats each process that torchrun starts on a CPU as a single one.
-    return Accelerator(
-        mixed_precision=precision,
-        cpu=device.type == "cpu",
-        log_with=list(track) or None,
-        project_dir=folder,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=RANK_TIMEOUT)],
-    )
+    try:
+        with _hide_foreign_variables(), end_by_signals() if is_launched() else nullcontext():  # waits for other ranks
+            # Without cpu=True, Accelerate treats each process that torchrun starts on a CPU as a single one.
+            return Accelerator(
+                mixed_precision=precision,
+                cpu=device.type == "cpu",
+                log_with=list(track) or None,
+                project_dir=folder,
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=RANK_TIMEOUT)],
+            )
+    except (ValueError, KeyError) as error:  # all arguments are ours
+        raise UsageError(
+            f"Accelerate cannot use its environment variables: {shorten_error(error)}",
+            f"Correct or unset those that are set of {', '.join((*_KEPT, 'FSDP_*', *LAUNCHER))}",
+        ) from error
+
+
+@contextmanager
+def _hide_foreign_variables() -> Iterator[None]:
+    """Hide variables from Accelerate that would replace the plan's values, or count processes as MPI does.
+
+    What remains are those of FSDP, and the launcher's, if it started this process.
+    """
+    hidden = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if (name.startswith(_FOREIGN) and name not in _KEPT) or (name in LAUNCHER and not is_launched())
+    }
+    try:
+        yield
+    finally:
+        os.environ |= hidden
 
 
 def _check_launcher() -> None:
@@ -73,9 +101,10 @@ def _check_launcher() -> None:
     Raises:
         UsageError: they say that this is one of several processes, but not where the others are.
     """
-    missing = [name for name in _LAUNCHER if name not in os.environ]
-    if missing and (count_processes() > 1 or os.environ.get("LOCAL_RANK", "-1") != "-1"):
-        present = [name for name in _LAUNCHER if name in os.environ]
+    present = [name for name in LAUNCHER if os.environ.get(name)]
+    missing = [name for name in LAUNCHER if name not in present]
+    alone = {"WORLD_SIZE": "1", "LOCAL_RANK": "-1"}  # values that scripts set for a single process
+    if missing and any(os.environ.get(name) not in (None, "", value) for name, value in alone.items()):
         raise UsageError(
             f"the environment has {', '.join(present)} of a launcher, but not {', '.join(missing)}",
             f"Start with torchrun or --devices, or unset {', '.join(present)}",

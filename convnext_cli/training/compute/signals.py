@@ -73,6 +73,20 @@ def watch_signals(signals: Signals) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def end_by_signals() -> Iterator[None]:
+    """Let signals end the process at once during the block: Python's handlers do not run while a C function waits."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in list_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def list_signals() -> list[signal.Signals]:
     """Return the signals that stop a training: those that the system has, without those that are ignored."""
     numbers = [getattr(signal, name) for name in (*ALWAYS, *UNLESS_IGNORED) if hasattr(signal, name)]

@@ -1,6 +1,8 @@
 """Devices that this machine does not have, by stubs."""
 
 import gc
+import os
+import signal
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +69,36 @@ def test_incomplete_variables_of_a_launcher_are_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=f"has {', '.join(sorted(variables))} of a launcher, but not .*MASTER_ADDR"):
         devices.make_accelerator("no")
+
+
+def test_variables_that_a_plan_replaces_are_hidden_from_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {
+        "ACCELERATE_DYNAMO_BACKEND": "inductor", "ACCELERATE_DEBUG_MODE": "junk", "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "OMPI_COMM_WORLD_SIZE": "4", "PMI_SIZE": "junk", "RANK": "junk",
+        "WORLD_SIZE": "1", "LOCAL_RANK": "",
+    }  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    accelerator = devices.make_accelerator("no")
+    assert accelerator.state.dynamo_plugin.backend == "NO"
+    assert (accelerator.num_processes, accelerator.gradient_accumulation_steps) == (1, 1)
+    assert {name: os.environ[name] for name in variables} == variables
+
+
+@pytest.mark.parametrize(("name", "value"), [("FSDP_VERSION", "junk"), ("FSDP_SHARDING_STRATEGY", "junk")])
+def test_senseless_variables_of_fsdp_are_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=r"Accelerate cannot use its .*(junk|JUNK).*Correct or unset .*FSDP_"):
+        devices.make_accelerator("no")
+
+
+def test_signals_end_a_process_that_waits_for_other_ranks(launched: pytest.MonkeyPatch) -> None:
+    seen = []
+    launched.setattr(devices, "Accelerator", lambda **_: seen.append(signal.getsignal(signal.SIGINT)))
+    before = signal.getsignal(signal.SIGINT)
+    devices.make_accelerator("no")
+    assert (seen, signal.getsignal(signal.SIGINT)) == ([signal.SIG_DFL], before)
 
 
 @pytest.mark.parametrize("device", [CPU, MPS])
