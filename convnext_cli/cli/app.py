@@ -20,10 +20,16 @@ from convnext_cli.cli.hints import explain_usage
 from convnext_cli.cli.signals import get_stopping_signal, stop_by_signals
 from convnext_cli.cli.streams import discard, discard_unwritten, keep_streams
 from convnext_cli.errors import ConvnextError, OutOfMemoryError, StoppedError, UsageError
+from convnext_cli.machine import get_rank
 
 EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memory, 130 interrupted, 143 terminated."
 DEBUG = "CONVNEXT_DEBUG"
 INTERRUPTED = 130
+
+NO_PROCESS = (
+    "this user or container has too many processes and threads to start another one. "
+    "Raise the limit (`ulimit -u`, a container's `--pids-limit`), end other programs, or use fewer --workers"
+)
 
 COMMANDS = {
     "list": "list_",
@@ -84,12 +90,14 @@ def _options(
 ) -> None:
     del version  # done by its callback
     _check_current_folder()
+    get_rank()  # for its errors: without a valid rank no process knows whether to print
     if debug:
         os.environ[DEBUG] = "1"
     from convnext_cli.cache_folder import explain_cache_location, redirect_library_caches
 
     note = explain_cache_location()
     redirect_library_caches()
+    os.environ.pop("MPLBACKEND", None)  # plots are drawn into files; matplotlib refuses a backend it does not know
     if note and context.invoked_subcommand in ("check", "demo", "eval", "finetune"):
         console.note(note)
     if context.invoked_subcommand is None:
@@ -149,6 +157,8 @@ def _run(args: list[str] | None) -> int:
         discard(sys.stdout)
         code = 1
     except OSError as error:
+        if error.errno == errno.EAGAIN and error.filename is None:  # of fork
+            return _fail(NO_PROCESS, 1)
         if error.errno == errno.EBADF and error.filename is None:
             discard(sys.stdout)
             return _fail("standard output is closed, so the result is lost. Redirect it to a file, or to /dev/null", 1)
@@ -160,13 +170,24 @@ def _run(args: list[str] | None) -> int:
         remedy = "Raise its limit (`ulimit -v`), or end other programs"
         code = _fail(f"this process has too little memory. {remedy}", OutOfMemoryError.exit_code)
     except Exception as error:  # a bug, reported in one line like any failure
+        code = 1
         if isinstance(error, ImportError) and (error.path or "").endswith(".so"):  # at a limit of memory, or damaged
             text = f"cannot load a library ({error}). Raise the memory limit (`ulimit -v`), or install it again"
+        elif str(error) == "can't start new thread":
+            text = NO_PROCESS
+        elif variables := _find_variables(error):
+            text = f"a library cannot use the environment variable {variables} ({error}). Correct or unset it"
+            code = UsageError.exit_code
         else:
             problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
             text = f"{problem}. This is a bug; --debug before the command shows the traceback"
-        code = _fail(text, 1)
+        code = _fail(text, code)
     return code if isinstance(code, int) else 0
+
+
+def _find_variables(error: Exception) -> str:
+    """Return the names of the environment variables whose value an error quotes; libraries read some hundred."""
+    return ", ".join(name for name, value in os.environ.items() if value and repr(value) in str(error))
 
 
 def _fail_interrupted() -> int:

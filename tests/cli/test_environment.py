@@ -1,0 +1,59 @@
+"""Environment variables that have no meaning for this program, or a senseless one."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from unittest.mock import Mock
+
+import pytest
+
+from convnext_cli import __main__
+from tests.conftest import Convnext
+
+
+def test_a_variable_that_a_library_cannot_use_is_named(convnext: Convnext, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object, **__: object) -> None:
+        int(os.environ["TIMM_FUSED_ATTN"])
+
+    monkeypatch.setattr("convnext_cli.cli.list.list_models", read)
+    monkeypatch.setenv("TIMM_FUSED_ATTN", "junk")
+    monkeypatch.setenv("OTHER", "jun")
+    outcome = convnext("list")
+    assert outcome.code == 2
+    problem = "a library cannot use the environment variable TIMM_FUSED_ATTN (invalid literal for int() with base 10"
+    assert outcome.err.startswith(f"error: {problem}: 'junk'). Correct or unset")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, "Resource")])
+def test_a_limit_of_processes_is_named(convnext: Convnext, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr("convnext_cli.cli.list.list_models", Mock(side_effect=error))
+    outcome = convnext("list")
+    assert outcome.code == 1
+    assert "too many processes and threads to start another one. Raise the limit" in outcome.err
+
+
+def test_plots_need_no_backend(convnext: Convnext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "junk")
+    assert convnext("list").code == 0
+    assert "MPLBACKEND" not in os.environ
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "3"), ("RANK", "junk"), ("WORLD_SIZE", "0")])
+def test_a_variable_of_a_launcher_alone_does_not_silence_a_command(name: str, value: str) -> None:
+    command = [sys.executable, "-m", "convnext_cli", "list", "--json"]
+    done = subprocess.run(command, env=os.environ | {name: value}, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)
+
+
+def test_ctrl_c_during_imports_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Interrupting:
+        def __getattr__(self, name: str) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "convnext_cli.cli.app", Interrupting())
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted. Saved files are intact\n"
