@@ -114,6 +114,11 @@ def get_rank() -> int:
     return _read_launcher_number("RANK", default=0, high=count_processes() - 1)
 
 
+def get_local_rank() -> int:
+    """Return the number of this process among those of its run on this machine, from torchrun's environment."""
+    return _read_launcher_number("LOCAL_RANK", default=0)
+
+
 def count_restarts() -> int:
     """Return how often torchrun has restarted the processes of this run after a failure."""
     return _read_launcher_number("TORCHELASTIC_RESTART_COUNT", default=0)
@@ -211,7 +216,7 @@ def _find_handle(nvml: Any, visible: str | None) -> Any:
         NVMLError: NVML does not know it.
         LookupError: no UUID begins like this.
     """
-    rank = _read_launcher_number("LOCAL_RANK", default=0)
+    rank = get_local_rank()
     count = nvml.nvmlDeviceGetCount()
     names = [name.strip() for name in visible.split(",")] if visible else [str(number) for number in range(count)]
     chosen = names[rank % len(names)]

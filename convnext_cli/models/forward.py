@@ -1,6 +1,5 @@
 """Compute logits of uint8 images; training, eval and predict share this path."""
 
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.machine import get_local_rank, is_launched
 from convnext_cli.models.device_memory import BatchHalver
 
 ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)")  # of compiled code, and of code that the driver compiles
@@ -76,8 +76,9 @@ def choose_device() -> torch.device:
         warnings.simplefilter("ignore")  # of an old driver or GPU; `explain_unusable_gpu` says it in words
         for kind, module in (("cuda", torch.cuda), ("xpu", torch.xpu)):
             if module.is_available():
-                rank = int(os.environ.get("LOCAL_RANK", "-1"))
-                device = torch.device(kind) if rank < 0 else torch.device(kind, rank % module.device_count())
+                device = torch.device(kind)
+                if is_launched():
+                    device = torch.device(kind, get_local_rank() % module.device_count())
                 if kind == "xpu" or has_kernels(device):
                     return device
         if torch.backends.mps.is_available():

@@ -147,15 +147,14 @@ def test_gpu_that_this_build_of_torch_has_no_kernels_for_is_not_used(
     )
 
 
-@pytest.mark.parametrize(("rank", "index"), [(None, None), ("-1", None), ("0", 0), ("1", 1), ("3", 1)])
+@pytest.mark.parametrize(("rank", "index"), [(None, None), ("0", 0), ("1", 1), ("3", 1)])
 def test_each_process_of_a_launcher_has_its_own_gpu(
-    monkeypatch: pytest.MonkeyPatch, rank: str | None, index: int | None
+    launched: pytest.MonkeyPatch, rank: str | None, index: int | None
 ) -> None:
     """Accelerate makes it the current one, but a teacher that labels the images is opened before."""
-    if rank is not None:
-        monkeypatch.setenv("LOCAL_RANK", rank)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    launched.setenv("LOCAL_RANK", rank or "")
+    launched.setattr(torch.cuda, "is_available", lambda: True)
+    launched.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device().index == index
 
 
