@@ -28,7 +28,7 @@ INTERRUPTED = 130
 
 NO_PROCESS = (
     "this user or container has too many processes and threads to start another one. "
-    "Raise the limit (`ulimit -u`, a container's `--pids-limit`), end other programs, or use fewer --workers"
+    "Raise the limit (`ulimit -u`, or the container's), end other programs, or use fewer --workers"
 )
 
 COMMANDS = {
