@@ -109,11 +109,6 @@ def start_training(preparation: Preparation, run: RunFolder, accelerator: Accele
             training = _resume(context, preparation, contents)
         else:
             training = yield from _begin(context, preparation, contents, identity, licenses)
-        if training.state.images != preparation.images:
-            raise DataError(
-                f"the images in {index.location} are not those that {run.path} began with",
-                restore_remedy("the original files"),
-            )
     except BaseException:
         context.drop_compiled()
         raise
@@ -289,18 +284,27 @@ def _measure_settings(
 
 
 def _resume(context: TrainingContext, preparation: Preparation, contents: NDArray[np.uint64]) -> Training:
-    """Resume a run from its newest checkpoint. All ranks call it."""
+    """Resume a run from its newest checkpoint. All ranks call it.
+
+    Raises:
+        DataError: the images differ from those that the run began with.
+    """
     run, settings, origin = context.run, context.settings, preparation.origin
 
     # 1. The moving average, into which the checkpoint is loaded.
     if settings.ema_decay:
         context.ema = ModelEma(context.model, settings.ema_decay)
-    # 2. Temporary files that a killed process left; and the data folder, if it has moved.
+    # 2. Weights, optimizer and state.
+    state, notices = load_checkpoint(run, context)
+    if state.images != preparation.images:
+        raise DataError(
+            f"the images in {context.index.location} are not those that {run.path} began with",
+            restore_remedy("the original files"),
+        )
+    # 3. Temporary files that a killed process left; and the data folder, if it has moved.
     if context.accelerator.is_main_process:
         run.drop_temporary()
         run.move_data(context.index)
-    # 3. Weights, optimizer and state.
-    state, notices = load_checkpoint(run, context)
     # 4. The compute configuration that the run began with: another one rounds differently.
     config = ComputeConfig(
         blocks=state.blocks,

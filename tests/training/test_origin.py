@@ -199,7 +199,7 @@ def test_changed_images_of_equal_size_are_named(data: Path, run: RunFolder) -> N
         resume("run", data=own)
 
 
-def test_checkpoint_without_digests_resumes_with_a_notice_and_gets_them(run: RunFolder) -> None:
+def test_checkpoint_without_digests_resumes_with_a_notice_and_gets_them(data: Path, run: RunFolder) -> None:
     for path in run.list_checkpoints():
         tensors, words = read_checkpoint(path)
         old = json.dumps({name: value for name, value in json.loads(words).items() if name != "origin"})
@@ -213,6 +213,12 @@ def test_checkpoint_without_digests_resumes_with_a_notice_and_gets_them(run: Run
         with pytest.raises(RunError, match=error):
             resume("edited")
         edited.plan.write_text(before)
+    shutil.copytree(data, "own")
+    with (Path("own") / edited.read_split().paths[0]).open("ab") as image:
+        image.write(b"more")
+    with pytest.raises(DataError, match="in own are not those that edited began with"):
+        resume("edited", data=Path("own"))
+    assert edited.read_data() == run.read_data(), "the other folder is not recorded"
     events = finetune_steps(TrainRequest(resume=run.path))
     notices = next(event for event in events if isinstance(event, Planned)).notices
     assert sum("kept no digests" in notice.text for notice in notices) == 1
