@@ -69,11 +69,11 @@ def compute_features(index: Index, weights: str, size: int, seed: int) -> Featur
 
     from convnext_cli.images.loaders import cut_batches, load_batches
     from convnext_cli.inference.classifier import load_for_eval
-    from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing, seed_weights
+    from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing
     from convnext_cli.models.catalog import find_model
     from convnext_cli.models.forward import forward_batches
 
-    seed_weights(seed)
+    torch.manual_seed(seed)
     architecture, tag = find_model(f"{load_builtin().architecture}.{BUILTIN}")
     weights = "auto" if weights == BUILTIN else weights
     model, _ = build_model(architecture, tag, ModelOptions(num_classes=0), weights=weights, offline=True)

@@ -100,8 +100,3 @@ def read_preprocessing(model: nn.Module) -> Preprocessing:
         mean=mean,
         std=std,
     )
-
-
-def seed_weights(seed: int) -> None:
-    """Seed the random initialisation of the next model."""
-    torch.manual_seed(seed)

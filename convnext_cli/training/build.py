@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from convnext_cli.kernels.blocks import keep_freed_memory
-from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing, scale_head, seed_weights
+from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing, scale_head
 from convnext_cli.recipes.framing import apply_framing
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.compute.devices import is_whole_on_gpu, spread_model
@@ -33,7 +33,7 @@ def build_context(
     """Return the context of a training, with the plan's model on the devices. All ranks call it."""
     request, index, plan = preparation.request, preparation.index, preparation.plan
     settings = plan.settings
-    seed_weights(settings.seed)
+    torch.manual_seed(settings.seed)  # for newly initialised parameters
     with accelerator.local_main_process_first():  # one download for all processes of a machine
         network, new = build_model(
             preparation.architecture,

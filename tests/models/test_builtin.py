@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from convnext_cli.errors import UsageError, WeightsError
-from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing, seed_weights
+from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing
 from convnext_cli.models.catalog import find_model, load_builtin
 from convnext_cli.models.licenses import NON_COMMERCIAL_LICENSES
 from convnext_cli.models.weights import find_weights, read_weights
@@ -57,7 +57,7 @@ def test_builtin_features_classify_digits_better_than_random_ones(digits: Path) 
     labels = np.repeat([0, 1, 2], 60)
     right = {}
     for weights in ("auto", "none"):
-        seed_weights(0)
+        torch.manual_seed(0)
         model, _ = build_model(*find_model(NAME), ModelOptions(num_classes=0), weights=weights, offline=True)
         preprocessing = replace(read_preprocessing(model), image_size=32)
         images = np.stack([transform_for_eval(decode_image(path), preprocessing) for path in files])
