@@ -54,7 +54,7 @@ class TrainingContext:
     settings: Settings = field(init=False)
     """The values of the plan's settings."""
     parameters: list[nn.Parameter] = field(init=False)
-    """Of the model, listed once and not in each step."""
+    """The model's parameters, listed once instead of in each step."""
 
     def __post_init__(self) -> None:
         self.settings = self.plan.settings

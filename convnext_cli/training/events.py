@@ -155,9 +155,9 @@ class LeftOut:
     """The value."""
     run: Path
     internal: SplitMetrics
-    """Of the fold's validation images, which have other values."""
+    """Metrics of the fold's validation images, which have other values."""
     external: SplitMetrics
-    """Of all images with this value, none of which the model has seen."""
+    """Metrics of all images with this value, none of which the model has seen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

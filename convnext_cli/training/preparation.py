@@ -22,7 +22,7 @@ class Preparation:
     """Data, split, model and plan of a training."""
 
     request: TrainRequest
-    """With the names of model and weights that it stands for, and with the number of folds."""
+    """The request, with model, weights and number of folds resolved."""
     dataset: Dataset | None
     """The data set; None for a resumed run."""
     index: Index

@@ -39,11 +39,11 @@ class TrainingViews:
     root: Path
     """The data folder."""
     paths: tuple[str, ...]
-    """Of all images of the index, relative to `root`."""
+    """Paths of all images of the index, relative to `root`."""
     preprocessing: Preprocessing
-    """Of the views."""
+    """Framing and size of the views."""
     largest: Preprocessing
-    """Of the model's views or of its teacher's: of those with more pixels."""
+    """`preprocessing`, or that of the teacher's views if they have more pixels."""
     augmentation: Augmentation
     seed: int
     is_whole: bool

@@ -110,7 +110,7 @@ class TunedPasses:
     passes: int
     """Forward and backward passes of the whole run."""
     passes_per_step: int = 1
-    """Those of an optimizer step; with several, they are not recorded as CUDA graphs."""
+    """Passes of an optimizer step; several are not recorded as CUDA graphs."""
 
 
 def choose_compute_config(
