@@ -14,6 +14,8 @@ _CONTROLS = (
     *range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x2070), 0xFEFF,
 )  # fmt: skip
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+MAX_NAME = 48
+"""Characters of a class's name in a sentence or a table of the terminal."""
 _SURROGATES = re.compile("[\ud800-\udfff]")  # Python's form of bytes of a file name that are not text
 _FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")  # and their full-width forms
 
@@ -107,8 +109,14 @@ def format_part(number: int, total: int, noun: str, verb: str, plural_verb: str)
 
 
 def shorten_names(names: Sequence[str]) -> str:
-    """Return the first five names, separated by commas."""
-    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+    """Return the first five names, separated by commas, long ones shortened."""
+    return ", ".join(map(shorten_name, names[:5])) + (" …" if len(names) > 5 else "")
+
+
+def shorten_name(name: str, length: int = MAX_NAME) -> str:
+    """Return a name as one visible line of at most `length` characters, both ends kept."""
+    text = make_visible(name)
+    return text if len(text) <= length else f"{text[: length // 2]}…{text[length // 2 + 1 - length :]}"
 
 
 def shorten(text: str, length: int = 80) -> str:

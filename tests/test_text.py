@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from convnext_cli.cli import console
-from convnext_cli.text import format_count, format_part, guard_cell, make_visible, quote, to_json
+from convnext_cli.text import (
+    MAX_NAME,
+    format_count,
+    format_part,
+    guard_cell,
+    make_visible,
+    quote,
+    shorten_names,
+    to_json,
+)
 
 ODD = (
     "=1+1",
@@ -143,3 +152,10 @@ def test_a_count_agrees_with_its_noun(number: int, words: tuple[str, ...], text:
 def test_a_verb_agrees_with_the_part_and_the_noun_with_the_total() -> None:
     assert format_part(1, 1234, "image", "is", "are") == "1 of 1,234 images is"
     assert format_part(0, 1, "image", "is", "are") == "0 of 1 image are"
+
+
+def test_names_of_any_length_and_number_make_a_short_sentence() -> None:
+    assert shorten_names(["cat", "a\nb"]) == "cat, a\\nb"
+    many = [f"{k}{'x' * 400}end" for k in range(3000)]
+    assert len(shorten_names(many)) < 5 * (MAX_NAME + 2) + 2
+    assert shorten_names(many).startswith(f"0{'x' * 23}…{'x' * 20}end, 1x")

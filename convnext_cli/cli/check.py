@@ -12,7 +12,7 @@ from convnext_cli.cli.options import OptionValues, quote_settings, with_options
 from convnext_cli.data.index import SPLITS, describe_skipped
 from convnext_cli.options import DATA, Option
 from convnext_cli.recipes.settings import READING_SETTINGS
-from convnext_cli.text import format_count, quote
+from convnext_cli.text import format_count, quote, shorten_name
 from convnext_cli.training.request import DATA_HELP
 
 if TYPE_CHECKING:
@@ -92,11 +92,11 @@ def _show(audit: "Audit") -> None:
     splits = sorted(set(index.splits), key=(*SPLITS, "").index)
     images = format_count(len(index), "image")
     console.show(f"{index.location}: {images}; {index.task.describe_classes(index.classes)}", style="bold")
-    counts = [index.count_classes(split) for split in splits]
+    counts = zip(*(index.count_classes(split) for split in splits), strict=True)
     columns = [split or "images" for split in splits]
     console.show_table(
         ["class", *columns],
-        ((name, *(f"{n:,}" for n in row)) for name, row in zip(index.classes, zip(*counts, strict=True), strict=True)),
+        ((shorten_name(name), *(f"{n:,}" for n in row)) for name, row in zip(index.classes, counts, strict=True)),
         numbers=columns,
         part="class",
     )

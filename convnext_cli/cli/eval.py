@@ -18,7 +18,7 @@ from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.options import DATA, Option, make_request
-from convnext_cli.text import capitalise, format_count, quote
+from convnext_cli.text import capitalise, format_count, quote, shorten_name
 
 if TYPE_CHECKING:
     from convnext_cli.inference.evaluation import Evaluation
@@ -192,7 +192,7 @@ def _show_classes(display: "Display", metrics: "MetricSet", intervals: "Interval
     console.show_table(
         ["class", *columns],
         (
-            (entry.name, *_list_class_cells(entry, class_intervals, display))
+            (shorten_name(entry.name), *_list_class_cells(entry, class_intervals, display))
             for entry, class_intervals in zip(metrics.per_class, intervals.per_class, strict=True)
         ),
         numbers=columns,
@@ -210,7 +210,7 @@ def _list_class_cells(metrics: Any, intervals: "Mapping[str, Interval | None]", 
 
 def _show_confusion(evaluation: "Evaluation") -> None:
     metrics = evaluation.metrics
-    names = [entry.name for entry in metrics.per_class]
+    names = [shorten_name(entry.name) for entry in metrics.per_class]
     if len(names) > MAX_CONFUSION or not metrics.confusion:
         return
     console.show("")

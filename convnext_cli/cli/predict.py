@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,12 +17,12 @@ from convnext_cli.data.index import describe_skipped
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.inference.request import PREDICT_RUN, PredictRequest
 from convnext_cli.options import DATA, Option
-from convnext_cli.text import format_count, format_part, make_visible, quote
+from convnext_cli.text import MAX_NAME, format_count, format_part, make_visible, quote
 
 if TYPE_CHECKING:
     from convnext_cli.data.inputs import Inputs
     from convnext_cli.inference.prediction import Prediction
-    from convnext_cli.tasks.task import Task
+    from convnext_cli.tasks.task import Pad, Task
 
 MAX_PATH = 60  # characters of a path before the table's columns give way
 
@@ -275,15 +276,17 @@ class _Columns:
 
 def _show_table(predictions: "Iterator[Prediction]", paths: Sequence[Path], top_k: int) -> None:
     """Print a line per image or group, with aligned columns."""
-    width = min(MAX_PATH, max(count_cells(make_visible(str(path))) for path in paths))
+    width = _find_width(map(str, paths), MAX_PATH)
+    pad: Pad | None = None
     for prediction in predictions:
         if prediction.error is None:
-            console.show(_describe(prediction, width, top_k))
+            pad = pad or partial(_pad, cells=_find_width(prediction.classes, MAX_NAME))  # of all classes, once
+            console.show(_describe(prediction, width, top_k, pad))
 
 
-def _describe(prediction: "Prediction", width: int, top_k: int) -> str:
+def _describe(prediction: "Prediction", width: int, top_k: int, pad: "Pad") -> str:
     assert prediction.task is not None
-    parts = prediction.task.list_parts(prediction.outcome, top_k, _pad_like)
+    parts = prediction.task.list_parts(prediction.outcome, top_k, pad)
     for target, met in prediction.decisions.items():
         missed = prediction.missed_targets.get(target)
         parts.append(f"{target}: {'yes' if met else 'no'}{f' (missed on test: {missed})' if missed else ''}")
@@ -295,9 +298,9 @@ def _describe(prediction: "Prediction", width: int, top_k: int) -> str:
     return f"{_pad(unit, width)}  " + "  ".join(parts).rstrip()
 
 
-def _pad_like(name: str, names: Sequence[str]) -> str:
-    """Return a name padded to the width of the longest of some names."""
-    return _pad(name, max(count_cells(make_visible(other)) for other in names))
+def _find_width(names: Iterable[str], longest: int) -> int:
+    """Return the width of the longest of some names, `longest` at most."""
+    return min(longest, max((count_cells(make_visible(name)) for name in names), default=0))
 
 
 def _pad(text: str, cells: int) -> str:

@@ -170,7 +170,7 @@ def _show_left_out(result: "CrossValidationResult") -> None:
             [entry.name, *_list_estimate(entry.internal, metric), *_list_estimate(entry.external, metric)]
             for entry in result.left_out
         ]
-        console.show_table([metric.heading, *columns], rows, numbers=columns, part="value")
+        console.show_table([metric.heading, *columns], rows, numbers=columns)
     console.show(
         "internal: validation images of the other values, used to choose the epoch; external: all images of the value, "
         "none of which the model has seen"

@@ -19,7 +19,7 @@ from convnext_cli.encoding import UTF_8, normalise_name
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import RawTargets, Table
-from convnext_cli.text import format_count
+from convnext_cli.text import format_count, shorten_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def _describe_columns(
             "they are not used"
         )
     if unused := [name for name in table.columns if name not in {*used.values(), *label_columns}]:
-        notes.append(f"columns that are not used: {', '.join(name or '(without a name)' for name in unused)}")
+        notes.append(f"columns that are not used: {shorten_names([name or '(without a name)' for name in unused])}")
     return notes
 
 

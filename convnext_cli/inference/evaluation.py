@@ -372,7 +372,7 @@ def _list_warnings(
     if calibration and (worse := describe_worse_calibration(task, uncalibrated, metrics, fitted_on)):
         texts.append(worse)
     if metrics.absent:
-        texts.append(f"no image of {', '.join(metrics.absent)}: averages are over the other classes")
+        texts.append(f"no image of {shorten_names(metrics.absent)}: averages are over the other classes")
     texts += task.list_warnings(training_targets, images.probabilities, images.classes, calibration)
     texts += [text for point in points if (text := describe_unreachable(point.threshold, fitted_on))]
     texts += [describe_missed(point) for point in points if point.is_missed]
@@ -388,7 +388,7 @@ def _read_training_targets(run: RunFolder) -> Targets:
 def _list_uncalibrated(classifier: TorchClassifier | Ensemble) -> list[Notice]:
     """Return a note on the members of an ensemble that are not calibrated."""
     names = classifier.list_uncalibrated() if isinstance(classifier, Ensemble) else []
-    text = f"not calibrated: {', '.join(names)} (too few validation images, or changed weights)"
+    text = f"not calibrated: {shorten_names(names)} (too few validation images, or changed weights)"
     return [Notice(text=text)] if names else []
 
 

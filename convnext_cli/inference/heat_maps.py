@@ -49,7 +49,7 @@ class HeatMaps:
         from convnext_cli.inference.explain import draw_explanation  # torch, which is imported by now
 
         maps = self._choose(outputs.heat[place], outputs.logits[place], outcome)
-        parts = self.classifier.task.list_parts(outcome, CAPTION_CLASSES, lambda name, _: name)
+        parts = self.classifier.task.list_parts(outcome, CAPTION_CLASSES, lambda name: name)
         side = "right" if len(maps) == 1 else "from the left, after the image"
         caption = f"{'   '.join(' '.join(part.split()) for part in parts)}   ({side}: Grad-CAM of {', '.join(maps)})"
         image = source.read()

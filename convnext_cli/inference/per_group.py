@@ -26,7 +26,7 @@ from convnext_cli.runs.files import POOLING
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import to_plain
 from convnext_cli.tasks.task import Targets, Task
-from convnext_cli.text import format_count, format_part
+from convnext_cli.text import format_count, format_part, shorten_names
 
 UNCALIBRATED = "groups are pooled by the mean, without a calibration of their own"
 MAX_SEVERAL = 0.1  # fraction of groups with several classes beside the negative one; more is a warning
@@ -151,7 +151,7 @@ def evaluate_groups(
         notes += warn_of_ambiguous_groups(units, evaluated.targets, position) if task.has_negative else []
     metrics = task.compute_metrics(logits, targets, classes, pooling)
     if metrics.absent:
-        notes.append(Notice(text=f"no group of {', '.join(metrics.absent)}: averages are over the other classes"))
+        notes.append(Notice(text=f"no group of {shorten_names(metrics.absent)}: averages are over the other classes"))
     if max(sizes) == 1:
         notes.append(Notice(text="each group has one image: metrics per group are those per image"))
     pooled = replace(evaluated.score(calibration), logits=logits, targets=targets, groups=None)

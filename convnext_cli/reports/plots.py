@@ -26,7 +26,7 @@ from convnext_cli.metrics.intervals import Interval
 from convnext_cli.metrics.registry import METRICS, Metric
 from convnext_cli.metrics.summary import ClassMetrics
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.text import make_visible
+from convnext_cli.text import make_visible, shorten_name
 
 COLOURS = ("#3b78c9", "#d9822b", "#2f9e78", "#c24d7e", "#7a63c7", "#9a8a1f", "#3aa0b5", "#a8634a")
 MAX_CURVES = len(COLOURS)  # of a plot; of more classes, those with the lowest ROC AUC
@@ -154,7 +154,7 @@ def plot_roc(evaluation: Evaluation) -> Figure:
     for entry, k, colour in _choose_classes(evaluation):
         positive, known = evaluation.task.select_known(evaluation.evaluated.targets, k)
         false, true = _thin(*trace_roc(probabilities[known, k], positive[known]))
-        axes.plot(false, true, color=colour, label=f"{_shorten_name(entry.name)}: {metric.format(entry.roc_auc)}")
+        axes.plot(false, true, color=colour, label=f"{_label(entry.name)}: {metric.format(entry.roc_auc)}")
     _add_legend(axes, "lower right", metric.heading)
     return figure
 
@@ -167,7 +167,12 @@ def plot_pr(evaluation: Evaluation) -> Figure:
     for entry, k, colour in _choose_classes(evaluation):
         positive, known = evaluation.task.select_known(evaluation.evaluated.targets, k)
         recall, precision = _thin(*trace_pr(probabilities[known, k], positive[known]))
-        axes.plot(recall, precision, color=colour, label=f"{_shorten_name(entry.name)}: {metric.format(entry.pr_auc)}")
+        axes.plot(
+            recall,
+            precision,
+            color=colour,
+            label=f"{_label(entry.name)}: {metric.format(entry.pr_auc)}",
+        )
     _add_legend(axes, "lower left", metric.heading)
     return figure
 
@@ -195,7 +200,7 @@ def plot_reliability(evaluation: Evaluation) -> Figure:
 def plot_confusion(evaluation: Evaluation) -> Figure:
     """Plot the confusion matrix, shaded by the fraction of each row."""
     counts = np.array(evaluation.metrics.confusion)
-    names = [_shorten_name(entry.name) for entry in evaluation.metrics.per_class]
+    names = [_label(entry.name) for entry in evaluation.metrics.per_class]
     margin = 1.6 + 0.08 * max(10, *map(len, names))
     size = min(12.0, margin + 0.45 * len(counts))
     figure = _start(size, size)
@@ -258,7 +263,7 @@ def plot_decision(curve: DecisionCurve) -> Figure:
     top = max(curve.prevalence, *curve.model)
     axes.set(xlabel="threshold probability", ylabel="net benefit", xlim=(0, 1), ylim=(-0.25 * top, 1.05 * top))
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-    axes.set_title(f"Decision curve of {_shorten_name(curve.name)}")
+    axes.set_title(f"Decision curve of {_label(curve.name)}")
     _add_legend(axes, "best")
     return figure
 
@@ -288,7 +293,7 @@ def plot_forest(title: str, metric: Metric, rows: Sequence[ForestRow]) -> Figure
             fill = colour if row.is_marked else "none"
             value = metric.scale * row.value
             axes.plot([value], [place], "o", color=colour, markerfacecolor=fill, markersize=5)
-    axes.set_yticks(range(len(rows)), [_shorten_name(row.name) for row in rows])
+    axes.set_yticks(range(len(rows)), [_label(row.name) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(metric.unit)
@@ -339,10 +344,8 @@ def _draw_epochs(axes: Axes, log: Log, lines: Sequence[tuple[str, str]]) -> None
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # 1 for a single epoch
 
 
-def _shorten_name(name: str) -> str:
-    """Return a name as one visible line of at most 32 characters, both ends kept, so that the axes keep their room."""
-    text = make_visible(name)
-    return text if len(text) <= 32 else f"{text[:16]}…{text[-15:]}"
+def _label(name: str) -> str:
+    return shorten_name(name, 32)  # so that the axes keep their room
 
 
 def _square(title: str, x: str, y: str) -> tuple[Figure, Axes]:

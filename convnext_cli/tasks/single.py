@@ -314,7 +314,7 @@ class Single(Task):
     def list_parts(self, outcome: Outcome, top_k: int, pad: Pad) -> list[str]:
         """Return the first `top_k` classes with their probabilities."""
         ranked = zip(outcome.classes[:top_k], outcome.probabilities[:top_k], strict=True)
-        return [f"{pad(name, outcome.classes)} {100 * probability:5.1f}%" for name, probability in ranked]
+        return [f"{pad(name)} {100 * probability:5.1f}%" for name, probability in ranked]
 
 
 def _read_one_hot(table: Table, names: Sequence[str], *, least: int) -> tuple[tuple[str, ...], tuple[str, ...]] | None:

@@ -5,10 +5,10 @@ activations, both by the names that a task gives them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol, Self
+from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 from msgspec import Meta, Struct
@@ -479,8 +479,5 @@ def show_probability(value: float) -> str:
     return ">99%" if 0.995 <= value < 1 else f"{100 * value:.0f}%"
 
 
-class Pad(Protocol):
-    """Pads a name with spaces to the width of the longest of some names."""
-
-    def __call__(self, name: str, names: Sequence[str]) -> str:
-        """Return the padded name."""
+Pad: TypeAlias = Callable[[str], str]
+"""Pads the name of a class with spaces, so that what follows is aligned."""

@@ -12,7 +12,7 @@ from convnext_cli.recipes.fingerprint import Fingerprint
 from convnext_cli.recipes.plan import Plan
 from convnext_cli.runs.files import AUDIT, IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.text import format_count
+from convnext_cli.text import format_count, shorten_names
 from convnext_cli.training.origin import Origin
 from convnext_cli.training.request import TrainRequest
 
@@ -117,7 +117,7 @@ class Preparation:
             remedy = "; --resplit draws new splits with one" if has_own else ""
             notices.append(Notice(text=f"there is no test split{choice}{remedy}"))
         elif absent:
-            notices.append(Notice(text=f"the test split has no image of {', '.join(absent)}"))
+            notices.append(Notice(text=f"the test split has no image of {shorten_names(absent)}"))
         if index.skipped:
             notices.append(Notice(text=f"skipped in the data folder: {describe_skipped(index.skipped)}"))
         return notices
