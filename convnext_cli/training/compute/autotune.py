@@ -171,6 +171,7 @@ def _measure_all(
     [measurement] = broadcast_object_list([_read_measurement(path)])
     if measurement is None and tuned_passes.passes >= AUTOTUNED_PASSES:
         [measurement] = broadcast_object_list([_measure(network, tuned_passes.shape, default, device)])
+        free_memory(device)  # of the measured copies, whose forward refers to them: only the collector frees them
         _keep_measurement(path, measurement, accelerator)
     if measurement is None or not tries_compiling or measurement.compiled is not None:
         return measurement, ()
@@ -179,6 +180,7 @@ def _measure_all(
     [(measurement, notice)] = broadcast_object_list(
         [_measure_compiled(network, tuned_passes, measurement, accelerator)]
     )
+    free_memory(device)
     _keep_measurement(path, measurement, accelerator)
     return measurement, (notice,) if notice else ()
 
@@ -219,7 +221,6 @@ def _measure(network: nn.Module, shape: Shape, default: str, device: torch.devic
             raise
     finally:
         torch.set_num_threads(THREADS)
-    free_memory(device)
     return None
 
 

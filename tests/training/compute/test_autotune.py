@@ -1,12 +1,13 @@
 import gc
 import json
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import astuple, replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -484,7 +485,7 @@ def choose_on_gpu(network: nn.Module, monkeypatch: pytest.MonkeyPatch, **changes
     """Choose for a stub of a GPU, whose tensors lie on the CPU."""
     monkeypatch.setattr(autotune, "draw_inputs", lambda shape, _: draw_inputs(shape, torch.device("cpu")))
     monkeypatch.setattr(autotune, "describe_device", lambda _: "NVIDIA H100")
-    monkeypatch.setattr(autotune, "free_memory", lambda _: None)
+    monkeypatch.setattr(autotune, "free_memory", lambda _: gc.collect())
     accelerator: Any = SimpleNamespace(
         device=torch.device("cuda"),
         num_processes=1,
@@ -521,6 +522,35 @@ def test_gpu_run_is_compiled_if_that_saves_more_than_it_takes(
     asked = choose_on_gpu(network, monkeypatch, measure=False, compile=True)
     assert asked.compute_config == ComputeConfig(compiled=True)
     assert passes
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_measured_copies_of_the_model_leave_the_gpu(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    """Accelerate's mixed precision gives a model a forward that refers to it, as to its copies."""
+    network.forward = MethodType(type(network).forward, network)
+    copies: list[weakref.ref[nn.Module]] = []
+
+    def copy(*args: Any) -> nn.Module:
+        copies.append(weakref.ref(model := compute_config.copy_model(*args)))
+        return model
+
+    def time_pass(*_: object, **__: object) -> float:
+        if fails:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return 1.0
+
+    monkeypatch.setenv("CONVNEXT_CACHE", "empty")
+    monkeypatch.setattr(autotune, "copy_model", copy)
+    monkeypatch.setattr(autotune, "_time_pass", time_pass)
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    gc.disable()
+    try:
+        choose_on_gpu(network, monkeypatch, passes=1_000_000)
+        assert [each() for each in copies] == [None] * (2 if fails else 3)
+    finally:
+        gc.enable()
 
 
 def test_gpu_with_too_little_memory_is_not_autotuned(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
