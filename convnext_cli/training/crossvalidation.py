@@ -1,5 +1,6 @@
 """Cross-validation: a run for each fold, which validates on it. Data are scanned and checked once for all."""
 
+from copy import deepcopy
 from dataclasses import asdict, replace
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,9 @@ def cross_validate_steps(request: TrainRequest, complete: Complete | None = None
         folder = FoldsFolder(path)
         plan = preparation.plan
         missing = _open_folds_folder(preparation, folder, accelerator)
+        scaler = accelerator.scaler
         for fold in missing:
+            accelerator.scaler = deepcopy(scaler)  # each fold begins with the scale of losses of a fold trained alone
             run = folder.run(fold)
             fold_preparation = _prepare_fold(preparation, plan, run, fold)
             with hold_folder(fold_preparation, accelerator):

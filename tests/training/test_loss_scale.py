@@ -13,10 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folds import FoldsFolder
 from convnext_cli.training.checkpoint import read_checkpoint
 from convnext_cli.training.compute import devices
 from convnext_cli.training.compute.devices import make_accelerator
+from convnext_cli.training.crossvalidation import cross_validate_steps
 from convnext_cli.training.events import EpochDone
+from tests.conftest import run_all
 from tests.training.conftest import resume, stop_after, tiny_request, train
 from tools.kill_test import read_final_files
 
@@ -42,6 +45,14 @@ def test_scaled_losses_change_no_weight(few_digits: Path, scaled: Any) -> None:
     train(tiny_request(few_digits, "scaled", clip_grad=0.5))
     one, two = (load_file(f"{name}/model.safetensors") for name in ("plain", "scaled"))
     assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_each_fold_begins_with_the_same_scale(few_digits: Path, scaled: Any) -> None:
+    scaled(2.0**10)
+    run_all(cross_validate_steps(tiny_request(few_digits, "run", folds=2, epochs=2, val_fraction=0.0)))
+    runs = FoldsFolder(Path("run")).list_runs()
+    states = [json.loads(read_checkpoint(run.list_checkpoints()[0])[1]) for run in runs]
+    assert [state["loss_scale"]["scale"] for state in states] == [2.0**11] * 2, "raised once in eight steps"
 
 
 @contextmanager
