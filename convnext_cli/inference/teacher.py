@@ -8,6 +8,7 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from convnext_cli.errors import RunError, UsageError, WeightsError, shorten_error
 from convnext_cli.files import checksum_file
@@ -15,6 +16,7 @@ from convnext_cli.inference.classifier import Classifier, Heat, Outputs
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier
 from convnext_cli.inference.torch_classifier import open_classifier
 from convnext_cli.models.build import read_preprocessing
+from convnext_cli.models.device_memory import BatchHalver, guard_memory
 from convnext_cli.models.forward import choose_device, prepare_input
 from convnext_cli.models.weights import HUB_FILE, read_weights_license
 from convnext_cli.recipes.plan import read_plan
@@ -63,6 +65,7 @@ class TimmClassifier(Classifier):
     Raises:
         UsageError: timm has no such model.
         WeightsError: its weights cannot be loaded.
+        OutOfMemoryError: it, or a single image, does not fit into the device's memory.
     """
 
     def __init__(self, name: str, *, offline: bool = False) -> None:
@@ -81,7 +84,9 @@ class TimmClassifier(Classifier):
                 f"cannot load the teacher {name} ({shorten_error(error)})", "Give a run or a file instead"
             ) from error
         self.device, self.cfg = choose_device(), model.pretrained_cfg
-        self.model = model.eval().to(self.device)
+        with guard_memory(f"the device has too little memory for the teacher {name}", "Use a smaller one", self.device):
+            self.model = model.eval().to(self.device)
+        self.halver = BatchHalver(self.device)
         self.preprocessing = read_preprocessing(model)
         self.classes = _name_classes(self.cfg, int(model.num_classes))
 
@@ -89,11 +94,15 @@ class TimmClassifier(Classifier):
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: Heat) -> Outputs:
         """Return the outputs for preprocessed images, (B, S, S, 3), without a heat map."""
         assert not heat
-        maps = self.model.forward_features(prepare_input(images, self.preprocessing, self.device))
-        vectors = self.model.forward_head(maps, pre_logits=True)
-        arrays = [part.float().cpu().numpy() for part in (self.model.forward_head(maps), vectors)]
+
+        def compute(part: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+            maps = self.model.forward_features(prepare_input(part, self.preprocessing, self.device))
+            vectors = self.model.forward_head(maps, pre_logits=True)
+            return self.model.forward_head(maps).float().cpu(), vectors.float().cpu()
+
+        logits, vectors = (tensor.numpy() for tensor in self.halver.run(compute, images))
         empty = np.empty((len(images), 0, 0), np.float32)
-        return Outputs(logits=arrays[0], features=arrays[1] if features else arrays[1][:, :0], heat=empty)
+        return Outputs(logits=logits, features=vectors if features else vectors[:, :0], heat=empty)
 
 
 def _is_cached(name: str) -> bool:

@@ -237,6 +237,19 @@ def test_model_of_timm_teaches(few_digits: Path, monkeypatch: pytest.MonkeyPatch
     model = open_teacher("test_vit.r160_in1k")  # not a ConvNeXt
     assert len(model.classifier.classes) == 1000
     assert model.licenses == ("apache-2.0",)
+    images = np.random.default_rng(0).integers(0, 256, (5, 160, 160, 3), np.uint8)
+    whole = model.compute(images, range(1000), features=True)
+    network: Any = model.classifier.model  # type: ignore[attr-defined]
+    forward = network.forward_features
+
+    def forward_few(inputs: torch.Tensor) -> torch.Tensor:
+        if len(inputs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        result: torch.Tensor = forward(inputs)
+        return result
+
+    monkeypatch.setattr(network, "forward_features", forward_few)
+    np.testing.assert_allclose(model.compute(images, range(1000), features=True), whole, rtol=0.01, atol=0.01)
     finetune(few_digits, teacher="test_vit.r160_in1k", output="run", **STUDENT)  # type: ignore[arg-type]
     assert read_license(Path("run")) == "apache-2.0"  # it knows no digits: its features alone are learned
 
