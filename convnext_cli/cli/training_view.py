@@ -117,9 +117,8 @@ def show_finished(finished: "FinetuneResult | CrossValidationResult") -> None:
 
 
 def _describe_kept(finished: "FinetuneResult") -> str:
-    if finished.epoch == 0:
-        return "the head-only model: no epoch of fine-tuning was better"
-    return f"epoch {finished.epoch} ({finished.selected_by})"
+    head = "" if finished.epoch else ", the head alone"
+    return f"epoch {finished.epoch}{head} ({finished.selected_by})"
 
 
 def _show_folds(result: "CrossValidationResult") -> None:

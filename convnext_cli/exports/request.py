@@ -48,7 +48,7 @@ class ExportRequest:
     tolerance: Annotated[
         float | None,
         Option(
-            help="Largest difference of a probability; with --int8, the largest fraction of images that change class.",
+            help="Largest difference of a probability (1e-4); with --int8, fraction that changes its class (0.02).",
             is_common=True,
             low=0,
         ),

@@ -24,10 +24,9 @@ def show_training(report: ReportData) -> Section | None:
     result = None if report.members else report.run.read_result()
     if result is None:
         kept = "The run has not finished."
-    elif result.epoch:
-        kept = f"Best epoch: {result.epoch} ({result.selected_by})."
     else:
-        kept = "Kept: the model with only its head trained; no epoch of fine-tuning was better."
+        alone = "" if result.epoch else ", the head alone"
+        kept = f"Best epoch: {result.epoch}{alone} ({result.selected_by})."
     curves = [
         Plot(name="loss", figure=plots.plot_loss(log)), Plot(name="right", figure=plots.plot_accuracy(log))
     ]  # fmt: skip

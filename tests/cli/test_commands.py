@@ -174,6 +174,13 @@ def test_recommend_writes_a_plan_that_finetune_reads(convnext: Convnext, digits:
     assert (freeze_epochs.value, freeze_epochs.source) == (10, "measured")
 
 
+def test_a_head_that_is_trained_alone_is_epoch_0(convnext: Convnext, digits: Path) -> None:
+    flags = ("--weights", "builtin", "--image-size", 32, "--epochs", 0, "--freeze-epochs", 1, "--no-check", "--no-onnx")
+    outcome = convnext("finetune", digits, *flags, "-o", "run")
+    assert outcome.code == 0, outcome.err
+    assert "Kept epoch 0, the head alone (last epoch, because" in outcome.out
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(convnext: Convnext, digits: Path, tmp_path: Path) -> None:
     flags = ("--model", "convnextv2_nano", "--epochs", 3, "--recipe", "published", "--dry-run")
     outcome = convnext("finetune", digits, *flags)

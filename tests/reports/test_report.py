@@ -244,7 +244,7 @@ def test_gain_of_test_time_augmentation_is_in_the_report(run: RunFolder, augment
     ("epoch", "kept"),
     [
         (None, "The run has not finished."),
-        (0, "Kept: the model with only its head trained; no epoch of fine-tuning was better."),
+        (0, "Best epoch: 0, the head alone (best loss)."),
         (1, "Best epoch: 1 (best loss)."),
     ],
 )
