@@ -96,8 +96,8 @@ _TOWER = "visual.trunk."  # open_clip's prefix of timm's model
 _KEPT = re.compile(r"stem\.|stages\.|head\.|norm_pre\.")
 
 
-def convert_names(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], str]:
-    """Return a ConvNeXt's tensors under timm's names, and the library whose names they had.
+def convert_names(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Return a ConvNeXt's tensors under timm's names.
 
     Prefixes of wrappers are removed. Of a network and its moving average (EMA), the average is returned, as timm does.
     Linear layers that are 1x1 convolutions elsewhere keep their shape; `fit_weights` adapts it.
@@ -118,7 +118,8 @@ def convert_names(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, T
         if prefix.endswith(_TOWER):
             outer = prefix.removesuffix(_TOWER)
             network = {name.removeprefix(outer): value for name, value in state.items() if name.startswith(outer)}
-            return checkpoint_filter_fn(network, None), "open_clip"
+            timm_network: dict[str, Tensor] = checkpoint_filter_fn(network, None)
+            return timm_network
         converted = {}
         for name, value in state.items():
             if not name.startswith(prefix):
@@ -129,7 +130,7 @@ def convert_names(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, T
                 new = re.sub(pattern, replacement, new)
             if _KEPT.match(new):
                 converted[new] = tensor.reshape(-1) if _is_vector(new) else tensor
-        return converted, scheme.library
+        return converted
     names = [name for name in state if state[name].ndim]
     raise WeightsError(
         f"{source} holds no ConvNeXt with known parameter names; its names are, for example, "

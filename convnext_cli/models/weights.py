@@ -98,7 +98,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if value.is_meta or value.layout != torch.strided:
             kind = "a shape without values (meta)" if value.is_meta else str(value.layout).removeprefix("torch.")
             raise WeightsError(f"{path} has no dense tensors: {name} is {kind}", "Save the weights as dense tensors")
-    converted, _ = convert_names(state, str(path))
+    converted = convert_names(state, str(path))
     for name, value in converted.items():
         if not value.is_floating_point():
             kind = str(value.dtype).removeprefix("torch.")

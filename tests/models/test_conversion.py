@@ -216,8 +216,7 @@ def test_torchvision_weights_give_the_same_logits_in_timm(wrapper: str, tmp_path
 def test_the_authors_names_are_converted_as_in_timm(name: str) -> None:
     model = make_model(name)
     theirs = as_authors(model.state_dict())
-    converted, library = convert_names(theirs, "here")
-    assert library == "facebookresearch/ConvNeXt"
+    converted = convert_names(theirs, "here")
     target, expected = timm.create_model(name, num_classes=5), checkpoint_filter_fn(dict(theirs), model)
     assert fit_weights(target, converted, "here") == []
     assert all(torch.equal(value, expected[key]) for key, value in target.state_dict().items())
@@ -228,7 +227,7 @@ def test_fcmae_pretraining_checkpoints_fill_the_backbone() -> None:
     theirs = as_fcmae(source.state_dict())
     assert theirs["encoder.stages.0.0.dwconv.kernel"].shape == (49, 40)
     assert theirs["encoder.downsample_layers.1.1.kernel"].shape == (4, 40, 80)
-    new = fit_weights(target, convert_names(theirs, "here")[0], "here")
+    new = fit_weights(target, convert_names(theirs, "here"), "here")
     assert new == ["head.norm.weight", "head.norm.bias", "head.fc.weight", "head.fc.bias"]
     own = source.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in target.state_dict().items() if name not in new)
@@ -239,8 +238,7 @@ def test_open_clip_image_towers_are_converted_as_in_timm(state: StateDict) -> No
     theirs |= {"visual.head.proj.weight": torch.ones(7, 64), "logit_scale": torch.ones(())}
     expected = checkpoint_filter_fn(dict(theirs), None)
     for prefix in ("", "module."):
-        weights, library = convert_names({prefix + name: value for name, value in theirs.items()}, "here")
-        assert library == "open_clip"
+        weights = convert_names({prefix + name: value for name, value in theirs.items()}, "here")
         assert weights.keys() == expected.keys()
         assert all(torch.equal(weights[name], expected[name]) for name in weights)
 
@@ -258,7 +256,7 @@ def test_weights_of_another_size_are_identified() -> None:
     atto, femto = make_model("convnextv2_atto").state_dict(), timm.create_model("convnextv2_femto", num_classes=5)
     for theirs in (atto, as_authors(atto), as_transformers(atto, "convnextv2."), as_fcmae(atto)):
         with pytest.raises(WeightsError, match=r"are of convnextv2_atto \(.*Give --model convnextv2_atto"):
-            fit_weights(femto, convert_names(theirs, "here")[0], "here")
+            fit_weights(femto, convert_names(theirs, "here"), "here")
 
 
 def write_two(path: Path, state: StateDict) -> None:
