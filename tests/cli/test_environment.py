@@ -5,12 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
 from convnext_cli import __main__
-from tests.conftest import Convnext
+from tests.conftest import Convnext, save_image
 
 
 def test_a_variable_that_a_library_cannot_use_is_named(convnext: Convnext, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +46,18 @@ def test_a_variable_of_a_launcher_alone_does_not_silence_a_command(name: str, va
     command = [sys.executable, "-m", "convnext_cli", "list", "--json"]
     done = subprocess.run(command, env=os.environ | {name: value}, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)
+
+
+def test_names_are_the_same_in_any_locale() -> None:
+    for number, name in enumerate(("grün", "猫")):
+        save_image(Path(f"data/{name}/1.png"), seed=number)
+    command = [sys.executable, "-m", "convnext_cli", "check", "data"]
+    outputs = [
+        subprocess.run(command, env=os.environ | locale, capture_output=True, check=True).stdout
+        for locale in ({"PYTHONUTF8": "1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    ]
+    assert "猫" in outputs[0].decode()
+    assert outputs[0] == outputs[1]
 
 
 def test_ctrl_c_during_imports_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
