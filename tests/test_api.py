@@ -2,6 +2,7 @@ import errno
 import inspect
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -11,6 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
+import torch
+from accelerate.state import AcceleratorState
 from safetensors.numpy import load_file, save_file
 
 import convnext_cli
@@ -195,6 +198,41 @@ def test_a_training_yields_events_and_resumes_after_an_exception(digits: Path, t
     assert "Finished" not in names
     with pytest.raises(StopError):
         cross_validate(digits, output=tmp_path / "folds", on_event=stop_at("Planned"), **SMALL)  # type: ignore[arg-type]
+
+
+def read_process_state() -> tuple[object, ...]:
+    return (
+        torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(), torch.get_default_dtype(), torch.is_grad_enabled(),
+        torch.backends.cudnn.benchmark, dict(AcceleratorState._shared_state), signal.getsignal(signal.SIGINT),
+    )  # fmt: skip
+
+
+def test_a_training_works_in_a_changed_process_and_leaves_it_so(digits: Path, run: RunFolder, tmp_path: Path) -> None:
+    """A notebook goes on after a training, an error, an interrupt."""
+    options: dict[str, Any] = SMALL | {"output": tmp_path / "run", "deterministic": True, "audit": False}
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            before = read_process_state()
+            with pytest.raises(StopError):
+                finetune(digits, on_event=stop_at("StepDone"), **options)
+            assert read_process_state() == before
+            predict(np.zeros((8, 8, 3), np.uint8), run.path, engine="torch")
+            assert read_process_state() == before
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def test_two_trainings_at_once_in_a_process_would_disturb_each_other(digits: Path, tmp_path: Path) -> None:
+    def train_too(event: Any) -> None:
+        if type(event).__name__ == "Planned":
+            finetune(digits, output=tmp_path / "second", audit=False, **SMALL)  # type: ignore[arg-type]
+
+    for _ in range(2):  # the first gives its place back
+        with pytest.raises(UsageError, match="another training runs in this process"):
+            finetune(digits, output=tmp_path / "run", audit=False, on_event=train_too, **SMALL)  # type: ignore[arg-type]
 
 
 def test_a_picture_that_cannot_be_written_stops_no_training(

@@ -48,7 +48,9 @@ def quantise(path: Path, metadata: Metadata, images: Sequence[Path]) -> None:
                 return None
             return {INPUT: transform_for_eval(decode_image(path), metadata.preprocessing)[None]}
 
+    disabled, handler = logging.root.manager.disable, logging.NullHandler()
     logging.disable(logging.WARNING)  # it recommends a step that the export has done
+    logging.root.addHandler(handler)  # else it configures the program's logging
     try:
         quantize_static(
             path,
@@ -62,5 +64,6 @@ def quantise(path: Path, metadata: Metadata, images: Sequence[Path]) -> None:
             weight_type=QuantType.QInt8,
         )
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
+        logging.root.removeHandler(handler)
     write_metadata(path, metadata)

@@ -17,6 +17,7 @@ from convnext_cli.files import replace_file
 from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.models.build import read_preprocessing
 from convnext_cli.models.catalog import load_catalog
+from convnext_cli.models.forward import use_torch_defaults
 from convnext_cli.models.weights import write_tensors
 from convnext_cli.runs.files import CONFIG, MODEL
 from convnext_cli.runs.folder import MODEL_REMEDY, RunFolder
@@ -103,15 +104,16 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
     if outputs != classes:
         problem = f"{format_count(len(config.label_names), 'class name')} for {format_count(outputs, 'output')}"
         raise RunError(f"{path} cannot be read: {problem}", MODEL_REMEDY)
-    model: nn.Module = timm.create_model(
-        architecture.name,
-        pretrained=False,
-        pretrained_cfg=to_plain_cfg(config, CONFIG.path(folder)),
-        num_classes=classes,
-        in_chans=arguments.in_chans,
-        head_hidden_size=arguments.head_hidden_size,
-        drop_rate=arguments.drop_rate,
-    )
+    with use_torch_defaults(), torch.random.fork_rng(devices=()):  # timm draws weights, which are then replaced
+        model: nn.Module = timm.create_model(
+            architecture.name,
+            pretrained=False,
+            pretrained_cfg=to_plain_cfg(config, CONFIG.path(folder)),
+            num_classes=classes,
+            in_chans=arguments.in_chans,
+            head_hidden_size=arguments.head_hidden_size,
+            drop_rate=arguments.drop_rate,
+        )
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +18,19 @@ from convnext_cli.models.device_memory import BatchHalver
 
 ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)")  # of compiled code, and of code that the driver compiles
 VIEW_SHIFT = 16  # a view of test-time augmentation is shifted by a sixteenth of the side
+
+
+@contextmanager
+def use_torch_defaults() -> Iterator[None]:
+    """Give the block PyTorch's default type, device and gradients; a program may have changed its own."""
+    dtype, cpu = torch.get_default_dtype(), torch.device("cpu")
+    device = nullcontext() if torch.get_default_device() == cpu else cpu  # which intercepts each call of torch
+    torch.set_default_dtype(torch.float32)
+    try:
+        with device, torch.inference_mode(mode=False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def prepare_input(images: NDArray[np.uint8] | Tensor, preprocessing: Preprocessing, device: torch.device) -> Tensor:

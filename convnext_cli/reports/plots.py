@@ -36,7 +36,9 @@ MAX_POINTS = 300  # of a curve; more are not visible
 _INK, _MUTED, _LINE = "#010203", "#040506", "#070809"
 _ON_WHITE = {_INK: "#1c1f24", _MUTED: "#5b636e", _LINE: "#d9dde3"}
 _THEME = {_INK: "currentColor", _MUTED: "var(--muted)", _LINE: "var(--line)"}
-_STYLE: dict[Any, Any] = {
+# A notebook's style may be dark, large, or set in TeX. Its fonts are kept: they may have the script of the names.
+_DEFAULTS = {name: value for name, value in mpl.rcParamsDefault.items() if not name.startswith(("backend", "font."))}
+_STYLE: dict[Any, Any] = _DEFAULTS | {
     "figure.facecolor": "none", "axes.facecolor": "none",
     "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": _LINE, "axes.labelcolor": _MUTED, "axes.titlecolor": _INK, "axes.titlesize": 10,
@@ -74,12 +76,12 @@ def draw_range_test(run: RunFolder, range_test: dict[str, Any]) -> None:
 
 def write_png(figure: Figure, path: Path) -> None:
     """Write a plot as PNG on white. The figure keeps these colours."""
-    for artist in figure.findobj():
-        for part in ("color", "edgecolor"):
-            colour = getattr(artist, f"get_{part}", str)()
-            if isinstance(colour, str) and colour in _ON_WHITE:
-                getattr(artist, f"set_{part}")(_ON_WHITE[colour])
     with replace_file(path) as temporary, _quietly():
+        for artist in figure.findobj():  # makes the ticks, in the style
+            for part in ("color", "edgecolor"):
+                colour = getattr(artist, f"get_{part}", str)()
+                if isinstance(colour, str) and colour in _ON_WHITE:
+                    getattr(artist, f"set_{part}")(_ON_WHITE[colour])
         figure.set(dpi=PNG_DPI, facecolor="white")
         FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
 

@@ -27,15 +27,17 @@ def finetune_steps(request: TrainRequest, complete: Complete | None = None) -> T
     preparation = yield from prepare_while_importing(request)
     if preparation.folds:
         raise UsageError("this trains one fold", "Use --fold, or call `cross_validate` to train all folds")
+    from convnext_cli.training.compute.devices import keep_process_state
     from convnext_cli.training.compute.ranks import end_training
     from convnext_cli.training.lifecycle import run_training, start_training
     from convnext_cli.training.resources import guard_training, hold_folder, open_devices
 
-    accelerator, preparation = open_devices(preparation)
-    with guard_training(accelerator), hold_folder(preparation, accelerator) as (path, notices):
-        training = yield from start_training(preparation, RunFolder(path), accelerator)
-        result = yield from run_training(training, complete, notices)
-        end_training()
+    with keep_process_state():
+        accelerator, preparation = open_devices(preparation)
+        with guard_training(accelerator), hold_folder(preparation, accelerator) as (path, notices):
+            training = yield from start_training(preparation, RunFolder(path), accelerator)
+            result = yield from run_training(training, complete, notices)
+            end_training()
     return result
 
 

@@ -1,10 +1,12 @@
 import json
+import logging
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 
 from convnext_cli import evaluate, finetune, predict
 from convnext_cli.errors import ConvnextError, RunError, UsageError
+from convnext_cli.exports import quantisation
 from convnext_cli.exports.export import ExportedFile, export_steps
 from convnext_cli.exports.onnx_file import write_metadata
 from convnext_cli.exports.parity import ParityError
@@ -34,6 +37,20 @@ def export(run: RunFolder, **options: object) -> ExportedFile:
     exported = finish(export_steps(run, ExportRequest(**options)))  # type: ignore[arg-type]
     assert isinstance(exported, ExportedFile)
     return exported
+
+
+def test_quantisation_leaves_the_logging_of_the_program_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata: Any = None
+    monkeypatch.setattr(quantisation, "_list_comparisons", lambda _: [])
+    monkeypatch.setattr(quantisation, "write_metadata", lambda *_: None)
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", lambda *_, **__: logging.warning("pre-process"))
+    monkeypatch.setattr(logging.root, "handlers", [])
+    logging.disable(logging.DEBUG)
+    try:
+        quantisation.quantise(Path("model.onnx"), metadata, [])
+        assert (logging.root.handlers, logging.root.manager.disable) == ([], logging.DEBUG)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib as mpl
 import msgspec
 import numpy as np
 import pytest
@@ -360,6 +361,21 @@ def test_thresholds_were_set_on_the_runs_own_validation_images(run: RunFolder, t
 def test_training_without_validation_has_one_curve_and_no_best_epoch() -> None:
     log = [{"epoch": epoch, "train_loss": 1 / epoch, "val_loss": None, "val_top1": None} for epoch in (1, 2)]
     assert [line.get_label() for line in plot_loss(log).axes[0].lines] == ["training"]
+
+
+def test_plots_do_not_follow_the_style_of_the_program(tmp_path: Path) -> None:
+    log = [{"epoch": epoch, "train_loss": 1 / epoch, "val_loss": None, "val_top1": None} for epoch in (1, 2)]
+    write_png(plot_loss(log), tmp_path / "plain.png")
+    style = {
+        "text.usetex": True,
+        "font.size": 30,
+        "figure.dpi": 300,
+        "savefig.bbox": "tight",
+        "axes.facecolor": "black",
+    }
+    with mpl.rc_context(style):  # type: ignore[arg-type]  # a dict of str has any names
+        write_png(plot_loss(log), tmp_path / "styled.png")
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "styled.png").read_bytes()
     [axes] = plot_accuracy(log).axes
     assert (list(axes.lines), axes.get_legend()) == ([], None)
 

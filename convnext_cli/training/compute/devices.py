@@ -3,8 +3,9 @@
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from threading import Lock
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +26,7 @@ from convnext_cli.machine import (
     uses_fsdp,
 )
 from convnext_cli.models.device_memory import free_memory
-from convnext_cli.models.forward import choose_device, has_native_bf16
+from convnext_cli.models.forward import choose_device, has_native_bf16, use_torch_defaults
 from convnext_cli.text import format_count
 from convnext_cli.training.compute.ranks import RANK_TIMEOUT, agree, is_sharded
 from convnext_cli.training.compute.signals import end_by_signals
@@ -34,7 +35,43 @@ THREADS = min(torch.get_num_threads(), count_cpus())  # torch's default ignores 
 _FOREIGN = ("ACCELERATE_", "PARALLELISM_CONFIG_", "PMI_", "MPI_", "OMPI_", "MV2_", "FORK_LAUNCHED")
 _KEPT = ("ACCELERATE_USE_FSDP", "ACCELERATE_CPU_AFFINITY")  # what a plan does not have
 PRECISIONS = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
+_training = Lock()
 TENSOR_CORES = (7, 0)  # compute capability of V100, the first GPU that is faster in fp16 than in float32
+
+
+@contextmanager
+def keep_process_state() -> Iterator[None]:
+    """Hold what a training changes in its process, and give it back at the end of the block: a notebook goes on.
+
+    It is random numbers, threads, determinism, precision, and Accelerate's state.
+
+    Raises:
+        UsageError: another training holds it, in another thread.
+    """
+    if not _training.acquire(blocking=False):
+        raise UsageError(
+            "another training runs in this process", "Wait for its end, or start this one in a process of its own"
+        )
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    threads, benchmark, state = torch.get_num_threads(), cudnn.benchmark, dict(AcceleratorState._shared_state)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    tf32 = None
+    with suppress(RuntimeError):  # the program may have set parts of it by PyTorch's newer names
+        tf32 = (matmul.allow_tf32, cudnn.allow_tf32)
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    try:
+        with torch.random.fork_rng(gpus), use_torch_defaults():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        cudnn.benchmark = benchmark
+        if tf32 is not None:
+            matmul.allow_tf32, cudnn.allow_tf32 = tf32
+        AcceleratorState._shared_state.clear()
+        AcceleratorState._shared_state.update(state)
+        _training.release()
 
 
 def make_accelerator(
