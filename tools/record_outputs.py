@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 BLOCK = re.compile(
@@ -36,6 +37,12 @@ def choose_lines(output: list[str], wanted: str | None) -> list[str]:
     return lines + (["…"] if chosen and chosen[-1] < len(output) else [])
 
 
+def wrap_line(line: str) -> str:
+    """Return a line as a terminal of `WIDTH` columns shows it, broken between words."""
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def record(page: Path, folder: Path) -> None:
     """Run the page's commands in `folder` and write their output into the page.
 
@@ -57,7 +64,7 @@ def record(page: Path, folder: Path) -> None:
             return block[0]
         lines = [line.rstrip() for line in done.stdout.splitlines() if not re.match(r"\S.* \d+/\d+\b.*$", line)]
         comment = f"<!-- lines {block['lines']} -->\n" if block["lines"] else ""
-        text = "\n".join(choose_lines(lines, block["lines"]))
+        text = "\n".join(map(wrap_line, choose_lines(lines, block["lines"])))
         return f"```sh\n{block['commands']}```\n\n{comment}```text\n{text}\n```\n"
 
     page.write_text(BLOCK.sub(run, page.read_text()), encoding="utf-8")
