@@ -14,14 +14,17 @@ OUT/results.json has all runs. A repeated command continues where it stopped. `d
 import argparse
 import json
 import tomllib
+from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.datasets import SETS, draw_manifest
+from benchmarks.recipes.peers import train_with_fastai, train_with_timm, train_with_transformers
 from benchmarks.recipes.plain import train_plainly
 from convnext_cli import evaluate, finetune
 from convnext_cli.data.index import Index
@@ -37,6 +40,10 @@ SIZES = {"cxr3": 64, "pets": 64, "unseen": 32, "fashion": 32, "digits": 32}  # p
 DRAWN = {"wide": 96, "tall": 96}  # px, for `framing.toml`: large enough for a rectangle of the same area
 RARE = 0.05
 WHOLE = {"pets"}  # too few to halve: nothing is chosen on it
+TRAINERS: dict[str, Callable[..., tuple[NDArray[np.float32], NDArray[np.int64]]]] = {
+    "plain": train_plainly, "fastai": train_with_fastai, "timm": train_with_timm,
+    "transformers": train_with_transformers,
+}  # fmt: skip
 VARIANTS = Path(__file__).with_name("variants.toml")
 
 
@@ -64,8 +71,9 @@ def measure(
     settings = {"image_size": (SIZES | DRAWN)[name], "seed": seed} | variant.get("settings", {})
     epochs = settings.setdefault("epochs", max(1, round(shown * variant.get("budget", 1) / train)))
     began, busy = perf_counter(), process_time()
-    if variant.get("plain"):
-        logits, labels = train_plainly(index, model, weights, epochs=epochs, size=SIZES[name], seed=seed)
+    if trainer := variant.get("trainer"):
+        options = variant.get("options", {})
+        logits, labels = TRAINERS[trainer](index, model, weights, epochs=epochs, size=SIZES[name], seed=seed, **options)
         found: MetricSet = SINGLE.compute_metrics(logits, labels, index.classes)
         groups = index.list_groups(index.rows("test"))
         intervals = compute_intervals(ClassCalculator(logits, labels), groups)
