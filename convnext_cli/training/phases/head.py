@@ -7,6 +7,7 @@ that one pass over the images is enough for all epochs.
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def train_head(context: TrainingContext) -> Steps[EpochDone]:
     train, val = index.rows("train"), index.rows("val")
     features = yield from _compute_features(context, [*train, *val])
     position = {row: i for i, row in enumerate(train)}
-    optimizer = torch.optim.AdamW(_list_trainable(head), betas=BETAS, weight_decay=settings.weight_decay)
+    optimizer = make_head_optimizer(head, weight_decay=settings.weight_decay)
     steps = -(-len(train) // HEAD_BATCH)
     schedule = Schedule(peak=HEAD_LR, floor=0.0, warmup_steps=0, total_steps=settings.freeze_epochs * steps)
     torch.manual_seed(settings.seed)  # for dropout in the head
@@ -59,7 +60,8 @@ def train_head(context: TrainingContext) -> Steps[EpochDone]:
         draws = draw_rows(context, train, epoch)
         for step in range(steps):
             rows = [draw % len(index) for draw in draws[step * HEAD_BATCH : (step + 1) * HEAD_BATCH]]
-            optimizer.param_groups[0]["lr"] = schedule.lr_at(epoch * steps + step)
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.lr_at(epoch * steps + step)
             loss_sum += _take_step(context, optimizer, features[[position[row] for row in rows]], rows)
         yield Progress(done=epoch + 1, total=settings.freeze_epochs, activity="training the head")
     optimizer.zero_grad(set_to_none=True)
@@ -75,6 +77,16 @@ def train_head(context: TrainingContext) -> Steps[EpochDone]:
         seconds=time.perf_counter() - started,
         images=len(train),
     )
+
+
+def make_head_optimizer(head: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
+    """Return AdamW for the head; as in `make_optimizer`, biases do not decay."""
+    parameters = _list_trainable(head)
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=HEAD_LR, betas=BETAS)
 
 
 def _list_trainable(head: nn.Module) -> list[nn.Parameter]:

@@ -26,6 +26,7 @@ from convnext_cli.progress import finish
 from convnext_cli.recipes.rules import check_head
 from convnext_cli.recipes.settings import Choice
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.training.phases.head import HEAD_LR, make_head_optimizer
 from tests.conftest import SMALL
 from tests.training.conftest import STEPS, resume, stop_after, tiny_request, train
 from tools.kill_test import copy_images, read_final_files
@@ -112,6 +113,19 @@ def test_head_phase_trains_the_hidden_layer_on_one_channel(digits: Path, tmp_pat
     changed = [name for name, value in began.state_dict().items() if not torch.equal(value, result[name])]
     assert changed == new_here
     assert evaluate(tmp_path / "run").metrics.top1 > 0.7
+
+
+def test_biases_do_not_decay_while_the_backbone_is_frozen() -> None:
+    head = timm.create_model("test_convnext", num_classes=3).head
+    torch.nn.init.ones_(head.fc.bias)
+    before = {name: value.clone() for name, value in head.named_parameters()}
+    optimizer = make_head_optimizer(head, weight_decay=0.5)
+    for parameter in head.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, value in head.named_parameters():
+        decays = name == "fc.weight"
+        torch.testing.assert_close(value.detach(), before[name] * (1 - 0.5 * HEAD_LR if decays else 1))
 
 
 def test_timm_transformers_and_the_hub_load_it(head_run: RunFolder, tmp_path: Path) -> None:
