@@ -253,7 +253,15 @@ def _describe_number(number: int) -> str:
 def _compare(evaluations: "list[Evaluation]") -> "list[Comparison]":
     from convnext_cli.inference.evaluation import compare_evaluations
 
-    return [compare_evaluations(evaluations[0], other) for other in evaluations[1:]]
+    first, *others = evaluations
+    comparisons: list[Comparison] = []
+    if not others:
+        return comparisons
+    with console.progress("comparing") as bar:
+        for other in others:
+            bar.update(len(comparisons), len(others), "bootstrapping the 95% CIs")
+            comparisons.append(compare_evaluations(first, other))
+    return comparisons
 
 
 def _describe_all(evaluations: "list[Evaluation]", comparisons: "list[Comparison]") -> dict[str, object]:

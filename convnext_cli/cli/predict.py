@@ -162,7 +162,10 @@ def _raise_failures(failures: Sequence[ImageError], total: int) -> None:
         raise failures[0]
     if failures:
         examples = "; ".join(error.problem for error in failures[:5])
-        raise ImageError(f"{len(failures)} of {total} images cannot be read: {examples}", "Replace these files")
+        raise ImageError(
+            f"{format_part(len(failures), total, 'image', 'cannot', 'cannot')} be read: {examples}",
+            "Replace these files",
+        )
 
 
 def find_files(words: Iterable[str]) -> "Inputs":

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from convnext_cli.cli import console
 from convnext_cli.models.catalog import load_builtin
 from convnext_cli.recipes.plan import read_choices
 from convnext_cli.runs.folder import RunFolder
@@ -388,7 +389,9 @@ def test_version_is_that_of_the_distribution(convnext: Convnext) -> None:
     assert convnext("--version").out == f"convnext {version}\n"
 
 
-def test_several_runs_are_compared_and_reported(convnext: Convnext, run: RunFolder, tmp_path: Path) -> None:
+def test_several_runs_are_compared_and_reported(
+    convnext: Convnext, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("one", "two"):
         shutil.copytree(run.path, tmp_path / name, ignore=shutil.ignore_patterns("tests.jsonl"))
     outcome = convnext("eval", "one", "two", "--json")
@@ -398,7 +401,9 @@ def test_several_runs_are_compared_and_reported(convnext: Convnext, run: RunFold
     assert (pair["first"], pair["second"], pair["p_value"]) == ("one", "two", 1.0)
     assert pair["differences"]["top1"] == {"value": 0.0, "interval": None}  # models that are alike have no variance
     assert (tmp_path / "two/report.html").exists()
+    monkeypatch.setattr(console, "PLAIN_EVERY", 0)
     outcome = convnext("eval", "one", "two", "--no-report", "--target", "sensitivity=0.9:1")
+    assert "comparing 0/1 bootstrapping the 95% CIs" in outcome.err
     assert outcome.code == 0, outcome.err
     assert "two compared with one" in outcome.out
     assert "Evaluation 2 on the test split. Choosing a model by these results biases them upward." in outcome.out

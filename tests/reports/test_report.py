@@ -189,7 +189,10 @@ def test_confusion_matrix_of_many_classes_is_drawn(
     calibration = show_calibration(report)
     assert calibration.sentences == ["Not calibrated: the probabilities are those of the model."]
     svg = dict.fromkeys(("roc", "pr", "confusion", "reliability"), Markup(""))
-    assert f">{classes[-1]}</th>" in render_page(report, [section, calibration], svg), "a class without images"
+    page = render_page(report, [section, calibration], svg)
+    assert f">{classes[-1]}</th>" in page, "a class without images"
+    assert ">chance</span><span>100%</span>" in page
+    assert "<span>0%</span>" not in page, "chance stands there"
 
 
 def test_long_class_names_leave_room_for_the_confusion_matrix(run: RunFolder, tmp_path: Path) -> None:
