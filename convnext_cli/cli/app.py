@@ -19,7 +19,7 @@ from convnext_cli.cli.help import Command
 from convnext_cli.cli.hints import explain_usage
 from convnext_cli.cli.signals import get_stopping_signal, stop_by_signals
 from convnext_cli.cli.streams import discard, discard_unwritten, keep_streams
-from convnext_cli.errors import ConvnextError, OutOfMemoryError, StoppedError, UsageError
+from convnext_cli.errors import ConvnextError, OutOfMemoryError, StoppedError, UsageError, shorten_error
 from convnext_cli.machine import get_rank
 
 EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memory, 130 interrupted, 143 terminated."
@@ -176,7 +176,8 @@ def _run(args: list[str] | None) -> int:
         elif str(error) == "can't start new thread":
             text = NO_PROCESS
         elif variables := _find_variables(error):
-            text = f"a library cannot use the environment variable {variables} ({error}). Correct or unset it"
+            reason = shorten_error(error)
+            text = f"a library cannot use the environment variable {variables} ({reason}). Correct or unset it"
             code = UsageError.exit_code
         else:
             problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -186,8 +187,11 @@ def _run(args: list[str] | None) -> int:
 
 
 def _find_variables(error: Exception) -> str:
-    """Return the names of the environment variables whose value an error quotes; libraries read some hundred."""
-    return ", ".join(name for name, value in os.environ.items() if value and repr(value) in str(error))
+    """Return the environment variables that an error names, or whose value it quotes; libraries read some hundred."""
+    text = str(error)
+    return ", ".join(
+        name for name, value in os.environ.items() if value and (repr(value) in text or f" {name}=" in text)
+    )
 
 
 def _fail_interrupted() -> int:

@@ -1,6 +1,5 @@
 """Fine-tune one model."""
 
-from contextlib import suppress
 from threading import Thread
 
 from convnext_cli.errors import UsageError
@@ -47,7 +46,8 @@ def prepare_while_importing(request: TrainRequest) -> TrainSteps[Preparation]:
     The thread starts with the first event, after the request is checked: errors in it come at once. A process that
     ends earlier waits for it.
     """
-    importing = Thread(target=_import_libraries, name="import")
+    failures: list[Exception] = []
+    importing = Thread(target=_import_libraries, args=[failures], name="import")
 
     def start(event: Progress) -> Progress:
         if importing.ident is None:
@@ -57,10 +57,14 @@ def prepare_while_importing(request: TrainRequest) -> TrainSteps[Preparation]:
     preparation = yield from map_events(prepare_steps(continue_if_restarted(request)), start)
     if importing.ident is not None:
         importing.join()
+    if failures:
+        raise failures[0]
     return preparation
 
 
-def _import_libraries() -> None:
-    """Import what a training needs; an error comes again where it is imported."""
-    with suppress(Exception):
+def _import_libraries(failures: list[Exception]) -> None:
+    """Import what a training needs. An error is kept: a second import of PyTorch would fail for another reason."""
+    try:
         import convnext_cli.training.lifecycle  # noqa: F401
+    except Exception as error:
+        failures.append(error)

@@ -14,17 +14,19 @@ from convnext_cli import __main__
 from tests.conftest import Convnext, save_image
 
 
-def test_a_variable_that_a_library_cannot_use_is_named(convnext: Convnext, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(*_: object, **__: object) -> None:
-        int(os.environ["TIMM_FUSED_ATTN"])
-
-    monkeypatch.setattr("convnext_cli.cli.list.list_models", read)
-    monkeypatch.setenv("TIMM_FUSED_ATTN", "junk")
-    monkeypatch.setenv("OTHER", "jun")
+@pytest.mark.parametrize(
+    "reason", ["invalid literal for int() with base 10: 'junk'", "Invalid settings: junk.\nTry SOME_LOGS=all"]
+)
+def test_a_variable_that_a_library_cannot_use_is_named(
+    convnext: Convnext, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    monkeypatch.setattr("convnext_cli.cli.list.list_models", Mock(side_effect=ValueError(reason)))
+    monkeypatch.setenv("SOME_LOGS", "junk")
+    monkeypatch.setenv("LOGS", "jun")
     outcome = convnext("list")
     assert outcome.code == 2
-    problem = "a library cannot use the environment variable TIMM_FUSED_ATTN (invalid literal for int() with base 10"
-    assert outcome.err.startswith(f"error: {problem}: 'junk'). Correct or unset")
+    problem = f"a library cannot use the environment variable SOME_LOGS ({reason.splitlines()[0]})"
+    assert outcome.err == f"error: {problem}. Correct or unset it\n"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, "Resource")])

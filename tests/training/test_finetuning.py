@@ -334,3 +334,20 @@ def test_augmentation_presets_change_the_model(digits: Path, run: RunFolder, tmp
     assert {name: own[name] for name in AUGMENTATION_SETTINGS} == {
         name: value for name, (value, _) in load_augmentations()[augment].items()
     }
+
+
+def test_an_error_of_the_thread_that_imports_is_the_one_reported(
+    few_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FailsOnce:
+        failed = False
+
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "convnext_cli.training.lifecycle" and not self.failed:
+                self.failed = True
+                raise ValueError("Invalid log settings")
+
+    monkeypatch.delitem(sys.modules, "convnext_cli.training.lifecycle", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [FailsOnce(), *sys.meta_path])
+    with pytest.raises(ValueError, match="Invalid log settings"):
+        train(tiny_request(few_digits, "run"))
