@@ -4,6 +4,7 @@ import errno
 import gc
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -189,9 +190,8 @@ def _run(args: list[str] | None) -> int:
 def _find_variables(error: Exception) -> str:
     """Return the environment variables that an error names, or whose value it quotes; libraries read some hundred."""
     text = str(error)
-    return ", ".join(
-        name for name, value in os.environ.items() if value and (repr(value) in text or f" {name}=" in text)
-    )
+    words = re.findall(r"[A-Z]+_[A-Z_]+", text)
+    return ", ".join(name for name, value in os.environ.items() if value and (repr(value) in text or name in words))
 
 
 def _fail_interrupted() -> int:

@@ -15,7 +15,12 @@ from tests.conftest import Convnext, save_image
 
 
 @pytest.mark.parametrize(
-    "reason", ["invalid literal for int() with base 10: 'junk'", "Invalid settings: junk.\nTry SOME_LOGS=all"]
+    "reason",
+    [
+        "invalid literal for int() with base 10: 'junk'",
+        "Invalid settings: junk.\nTry SOME_LOGS=all",
+        "The value of SOME_LOGS must be ON",
+    ],
 )
 def test_a_variable_that_a_library_cannot_use_is_named(
     convnext: Convnext, monkeypatch: pytest.MonkeyPatch, reason: str
