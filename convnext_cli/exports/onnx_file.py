@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from convnext_cli.errors import ConvnextError, UsageError
-from convnext_cli.exports.wrapper import wrap_model
+from convnext_cli.exports.wrapper import list_dynamic_shapes, wrap_model
 from convnext_cli.inference.metadata import INPUT, Metadata, list_outputs
 from convnext_cli.inference.onnx_classifier import INSTALL
 from convnext_cli.inference.torch_classifier import TorchClassifier
@@ -52,7 +52,7 @@ def write_graph(classifier: TorchClassifier, metadata: Metadata, path: Path) -> 
             example,
             input_names=[INPUT],
             output_names=outputs,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=list_dynamic_shapes(),
             opset_version=OPSET,
             external_data=False,
             dynamo=True,

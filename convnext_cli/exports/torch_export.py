@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from convnext_cli.exports.wrapper import wrap_model
+from convnext_cli.exports.wrapper import list_dynamic_shapes, wrap_model
 from convnext_cli.inference.classifier import Classifier, Heat, Outputs
 from convnext_cli.inference.metadata import Metadata, list_outputs, read_metadata
 from convnext_cli.inference.onnx_classifier import make_outputs
@@ -24,7 +24,7 @@ def write_program(classifier: TorchClassifier, metadata: Metadata, path: Path) -
     archive = io.BytesIO()  # PyTorch's file writer aborts the process if the disk is full
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter deprecates its own parts
-        program = torch.export.export(module, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = torch.export.export(module, example, dynamic_shapes=list_dynamic_shapes())
         torch.export.save(program, archive, extra_files={METADATA_FILE: json.dumps(metadata.to_strings(), indent=1)})
     path.write_bytes(archive.getbuffer())
 

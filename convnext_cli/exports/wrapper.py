@@ -157,6 +157,11 @@ def make_metadata(classifier: TorchClassifier) -> Metadata:
     )
 
 
+def list_dynamic_shapes() -> tuple[dict[int, torch.export.Dim]]:
+    """Return the dimensions of the input that may change: the batch. PyTorch 2.7 refuses one without a bound."""
+    return ({0: torch.export.Dim("batch", max=2**31 - 1)},)
+
+
 def wrap_model(classifier: TorchClassifier, metadata: Metadata) -> tuple[ExportWrapper, tuple[Tensor]]:
     """Return the module to export, in evaluation mode, and an example input, (2, H, W, 3)."""
     calibration = metadata.calibration
