@@ -217,7 +217,7 @@ AMBIGUOUS = {
     "images alone": ("images/", "the only folder with images"),
     "images and masks alone": ("images/ masks/", "the only folder with images"),
     "images and masks that are not paired": ("images/ masks/x.png masks/y.png", "look like images and their masks"),
-    "masks that are paired in part": ("a/images/ a/masks/0.png a/masks/x.png b/images/", "only 1 of its 2"),
+    "masks that are paired in part": ("a/images/ a/masks/0.png a/masks/x.png b/images/", "only 1 of 2 images has"),
     "YOLO": ("images/ labels/0.txt:0 labels/1.txt:0 labels/2.txt:0", "detection"),
     "YOLO with splits": (
         "images/train/ images/val/ labels/train/0.txt:0 labels/train/1.txt:0 labels/val/0.txt:0",

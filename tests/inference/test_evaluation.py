@@ -297,7 +297,7 @@ def test_training_images_of_another_run_give_a_leakage_warning(mine: RunFolder, 
     mine.write_split(replace(index, splits=tuple(other.get(s, s) for s in index.splits)))
     test_set = evaluate(run.path).evaluated.test_set
     result = finish(evaluate_steps(mine, EvalRequest(), test_set=test_set))
-    [note] = [note for note in result.notes if note.text.startswith("leakage: 45 of these 45 images")]
+    [note] = [note for note in result.notes if note.text.startswith("leakage: 45 of 45 images were trained on")]
     assert note.severity == "warning"
     assert result.to_dict()["notes"] == [note.text for note in result.notes]
 

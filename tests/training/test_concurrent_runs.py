@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import pytest
@@ -19,6 +20,12 @@ from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.request import TrainRequest
 from tests.conftest import run_all
 from tests.training.conftest import resume, stop_after, tiny_request, train
+
+
+@pytest.fixture(autouse=True)
+def _trainings_stand_for_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let trainings begin beside each other in this process, which refuses that."""
+    monkeypatch.setattr("convnext_cli.training.compute.devices._training", RLock())
 
 
 def until(kind: type, events: Iterator[object]) -> Any:
