@@ -188,10 +188,15 @@ def _run(args: list[str] | None) -> int:
 
 
 def _find_variables(error: Exception) -> str:
-    """Return the environment variables that an error names, or whose value it quotes; libraries read some hundred."""
+    """Return the environment variables that an error names, or whose value it quotes; libraries read some hundred.
+
+    A key that is missing may equal a variable's value by chance, so only an error of a value counts.
+    """
     text = str(error)
     words = re.findall(r"[A-Z]+_[A-Z_]+", text)
-    return ", ".join(name for name, value in os.environ.items() if value and (repr(value) in text or name in words))
+    quotes = isinstance(error, ValueError)
+    variables = os.environ.items()
+    return ", ".join(name for name, value in variables if value and (name in words or (quotes and repr(value) in text)))
 
 
 def _fail_interrupted() -> int:

@@ -34,6 +34,16 @@ def test_a_variable_that_a_library_cannot_use_is_named(
     assert outcome.err == f"error: {problem}. Correct or unset it\n"
 
 
+def test_a_missing_key_that_equals_a_variable_by_chance_is_a_bug(
+    convnext: Convnext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convnext_cli.cli.list.list_models", Mock(side_effect=KeyError("1")))
+    monkeypatch.setenv("SHLVL", "1")
+    outcome = convnext("list")
+    assert outcome.code == 1
+    assert "KeyError: '1'. This is a bug" in outcome.err
+
+
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, "Resource")])
 def test_a_limit_of_processes_is_named(convnext: Convnext, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr("convnext_cli.cli.list.list_models", Mock(side_effect=error))
