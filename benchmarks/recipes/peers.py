@@ -5,7 +5,6 @@ pretrained weights, the same number of epochs, and the input size of the data se
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -132,7 +131,6 @@ def train_with_timm(
             sys.exit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
         best = folder / "out/run/model_best.pth.tar"
         model = timm.create_model(model_name, num_classes=len(index.classes), checkpoint_path=best)
-        shutil.rmtree(folder / "out")
     config = {"input_size": (3, size, size), "mean": preprocessing.mean, "std": preprocessing.std}
     testing = timm.data.create_transform(**timm.data.resolve_data_config(config, model=model))
     return predict(model, index, testing)
