@@ -108,6 +108,18 @@ def check_output(path: Path, option: str = "--output", *, overwrite: bool = Fals
         raise UsageError(f"cannot write {path}: its folder is not writable", f"Choose another {option}")
 
 
+def check_writable(folder: Path, option: str = "--output") -> None:
+    """Check that files may be written into a folder that the user named, or that it may be made.
+
+    Raises:
+        UsageError: the permissions do not allow it, or a file is in its place.
+    """
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.access(path, os.F_OK))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        reason = "is not writable" if nearest.is_dir() else "is not a folder"
+        raise UsageError(f"cannot write {folder}: {nearest} {reason}", f"Choose another {option}")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text atomically as UTF-8. Undecodable bytes of file names (surrogate escapes) are kept."""
     with replace_file(path) as temporary:

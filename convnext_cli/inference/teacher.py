@@ -18,12 +18,14 @@ from convnext_cli.inference.torch_classifier import open_classifier
 from convnext_cli.models.build import read_preprocessing
 from convnext_cli.models.device_memory import BatchHalver, guard_memory
 from convnext_cli.models.forward import choose_device, prepare_input
-from convnext_cli.models.weights import HUB_FILE, read_weights_license
+from convnext_cli.models.hub import HUB_FILE
+from convnext_cli.models.weights import read_weights_license
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.tasks.registry import SINGLE
 
+TIMM = "timm/"  # before a name of timm's on the Hub
 REMEDY = "Give a run, a cross-validation, a file of `convnext export --format onnx`, or a name of timm's"
 
 
@@ -70,8 +72,7 @@ class TimmClassifier(Classifier):
 
     def __init__(self, name: str, *, offline: bool = False) -> None:
         self.task = SINGLE
-        if not timm.is_model(name.partition(".")[0]):
-            raise UsageError(f"there is no teacher {name!r}: no such path, and no model of timm", REMEDY)
+        check_teacher_name(name)
         if offline and not _is_cached(name):
             raise WeightsError(
                 f"the weights of the teacher {name} are not in this machine's cache, and --offline is set",
@@ -140,8 +141,18 @@ def open_teacher(name: str, *, offline: bool = False) -> Teacher:
             raise UsageError(f"{name} is not a teacher", REMEDY)
         onnx = OnnxClassifier(path)
         return _make_teacher(name, onnx, f"{checksum_file(path):08x}", (onnx.metadata.license,))
-    model = TimmClassifier(name.removeprefix("timm/"), offline=offline)
+    model = TimmClassifier(name.removeprefix(TIMM), offline=offline)
     return _make_teacher(name, model, model.cfg["architecture"] + f".{model.cfg['tag']}", (model.cfg.get("license"),))
+
+
+def check_teacher_name(name: str) -> None:
+    """Check that there is a path or a model of timm with this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not Path(name).exists() and not timm.is_model(name.removeprefix(TIMM).partition(".")[0]):
+        raise UsageError(f"there is no teacher {name!r}: no such path, and no model of timm", REMEDY)
 
 
 def _open_run(name: str, path: Path) -> Teacher:

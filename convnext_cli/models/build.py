@@ -11,7 +11,8 @@ from torch import nn
 
 from convnext_cli.images.preprocessing import Preprocessing, join_size
 from convnext_cli.models.catalog import Architecture, Tag
-from convnext_cli.models.weights import average_channels, find_weights, fit_weights, read_weights
+from convnext_cli.models.hub import find_weights
+from convnext_cli.models.weights import average_channels, fit_weights, read_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

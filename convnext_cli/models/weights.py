@@ -1,11 +1,11 @@
-"""Find, read, fit and write weights. Missing weights are an error, never a silent random initialisation."""
+"""Read, fit and write weights. Missing weights are an error, never a silent random initialisation."""
 
 import argparse
 import json
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta, timezone
 from importlib import import_module
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
@@ -18,14 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convnext_cli.errors import ConvnextError, WeightsError, shorten_error
+from convnext_cli.errors import ConvnextError, WeightsError
 from convnext_cli.files import replace_file
-from convnext_cli.models.catalog import Architecture, Tag
+from convnext_cli.models.catalog import Architecture
 from convnext_cli.models.conversion import clean_text, convert_names, identify_architectures
+from convnext_cli.models.hub import HUB_FILE
 from convnext_cli.text import format_count
-
-HUB_FILE = "model.safetensors"
-HUB_TIMEOUT = 5.0  # seconds to wait for the Hub's first response
 
 _WRAPPERS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "state_dict", "model_state_dict", "model",
@@ -43,42 +41,6 @@ _OTHER_FORMATS = {
     b"version https://": "a Git LFS pointer, not the file itself",
     b"<": "a web page",
 }
-
-
-def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) -> Path:
-    """Return the file with a tag's weights: in the package, or in the Hub's local cache, downloaded if necessary.
-
-    Raises:
-        WeightsError: the architecture has no weights, or the Hub cannot be reached.
-    """
-    if tag is None:
-        raise WeightsError(
-            f"no pretrained weights exist for {architecture.name}",
-            "Choose another model (`convnext list --pretrained`), give your own with --weights PATH, "
-            "or train from random initialisation with --weights none",
-        )
-    if tag.hub_id is None:
-        return Path(__file__).with_name("builtin") / f"{architecture.name}.safetensors"
-    # The Hub's client retries a dead connection for over half a minute; a request with a short timeout comes first.
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-
-    cached = try_to_load_from_cache(tag.hub_id, HUB_FILE)
-    if isinstance(cached, str):
-        return Path(cached)
-    url = hf_hub_url(tag.hub_id, HUB_FILE)
-    choices = (
-        f"Download {url} on another machine and give it with --weights PATH (or copy that machine's Hub cache), "
-        "or use the small built-in weights with --weights builtin (--weights none: random initialisation)"
-    )
-    if offline:
-        raise WeightsError(f"the weights {tag.hub_id} are not in this machine's cache, and --offline is set", choices)
-    try:
-        get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
-        return Path(hf_hub_download(tag.hub_id, HUB_FILE, etag_timeout=HUB_TIMEOUT))
-    except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
-        raise WeightsError(
-            f"cannot fetch the weights {tag.hub_id} from the Hub ({shorten_error(error)})", choices
-        ) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -109,6 +71,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 "Give an earlier checkpoint",
             )
     return converted
+
+
+def check_weights(path: Path, architecture: Architecture) -> None:
+    """Check, without a model, that a file holds weights which may fit an architecture.
+
+    Raises:
+        WeightsError: it cannot be read, or holds the weights of another architecture.
+    """
+    names = identify_architectures(read_weights(path))
+    if names and architecture.name not in names:
+        raise WeightsError(_describe_misfit(path, architecture.name, names), f"Give --model {names[0]}")
+
+
+def _describe_misfit(source: object, model: str, names: Sequence[str]) -> str:
+    """Return that weights do not fit a model; `names` are the architectures that they are of."""
+    return f"{source} does not fit {model}: its weights are of {' or '.join(names) or 'another architecture'}"
 
 
 def _unwrap_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
@@ -304,11 +282,10 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) ->
         )
     if wrong:
         names = identify_architectures(weights)
-        origin = f"its weights are of {' or '.join(names)}" if names else "its weights are of another architecture"
+        misfit = _describe_misfit(source, cfg.get("architecture") or "the model", names)
         number = format_count(len(wrong), "parameter differs", "parameters differ")
         raise WeightsError(
-            f"{source} does not fit {cfg.get('architecture') or 'the model'}: {origin} ({number} in name or shape, "
-            f"such as {', '.join(wrong[:3])})",
+            f"{misfit} ({number} in name or shape, such as {', '.join(wrong[:3])})",
             f"Give --model {names[0]}" if names else "Give weights of the same architecture",
         )
     model.load_state_dict(fitting, strict=False)

@@ -3,10 +3,11 @@
 from threading import Thread
 
 from convnext_cli.errors import UsageError
+from convnext_cli.machine import get_local_rank
 from convnext_cli.progress import Progress, map_events
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.events import Complete, FinetuneResult, TrainSteps
-from convnext_cli.training.planning import prepare_steps
+from convnext_cli.training.planning import check_sources, fetch_weights, prepare_steps
 from convnext_cli.training.preparation import Preparation
 from convnext_cli.training.request import TrainRequest
 from convnext_cli.training.resumption import continue_if_restarted
@@ -44,17 +45,23 @@ def prepare_while_importing(request: TrainRequest) -> TrainSteps[Preparation]:
     """Prepare a training or continue a restarted one, while a thread imports torch and timm.
 
     The thread starts with the first event, after the request is checked: errors in it come at once. A process that
-    ends earlier waits for it.
+    ends earlier waits for it. Missing weights, and a wrong file of weights or teacher, end the preparation early too:
+    checking the images may take long.
     """
+    request = continue_if_restarted(request)
     failures: list[Exception] = []
-    importing = Thread(target=_import_libraries, args=[failures], name="import")
+    importing = Thread(target=_import_libraries, args=[request, failures], name="import")
 
     def start(event: Progress) -> Progress:
         if importing.ident is None:
+            if get_local_rank() == 0:
+                fetch_weights(request)
             importing.start()
+        if failures:
+            raise failures[0]
         return event
 
-    preparation = yield from map_events(prepare_steps(continue_if_restarted(request)), start)
+    preparation = yield from map_events(prepare_steps(request), start)
     if importing.ident is not None:
         importing.join()
     if failures:
@@ -62,9 +69,14 @@ def prepare_while_importing(request: TrainRequest) -> TrainSteps[Preparation]:
     return preparation
 
 
-def _import_libraries(failures: list[Exception]) -> None:
-    """Import what a training needs. An error is kept: a second import of PyTorch would fail for another reason."""
+def _import_libraries(request: TrainRequest, failures: list[Exception]) -> None:
+    """Import what a training needs, and check with it what the request names.
+
+    An error is kept: a second import of PyTorch would fail for another reason.
+    """
     try:
         import convnext_cli.training.lifecycle  # noqa: F401
+
+        check_sources(request)
     except Exception as error:
         failures.append(error)

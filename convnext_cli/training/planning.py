@@ -12,10 +12,11 @@ from convnext_cli.data.index import NONE, Index, check_trainable, digest_images,
 from convnext_cli.data.outside import check_outside_data
 from convnext_cli.data.split import Folds, choose_fold, explain_small_validation, leave_out, name_fold, split_index
 from convnext_cli.errors import DataError, UsageError, check_word
-from convnext_cli.files import check_outside
+from convnext_cli.files import check_outside, check_writable
 from convnext_cli.locks import check_unlocked
 from convnext_cli.machine import Machine, count_process_cpus, detect_machine
 from convnext_cli.models.catalog import Architecture, Tag, find_model, resolve_weights
+from convnext_cli.models.hub import find_weights
 from convnext_cli.options import is_unicode
 from convnext_cli.progress import Notice, Steps, finish
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint, compute_fingerprint, explain_domain
@@ -69,8 +70,7 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
     if request.data is None:
         raise UsageError("no data", "Name the folder of images, or use --resume RUN; see `convnext finetune --help`")
     data = request.data
-    model, weights = resolve_weights(request.model, request.weights)
-    request = replace(request, model=model, weights=weights)
+    request = _resolve_weights(request)
     values = default_settings() | {name: choice.value for name, choice in request.choices.items()}
     _check_request(request, data, values)
 
@@ -100,6 +100,40 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
         plan_notices=plan_notices,
         small_validation=explain_small_validation(index),
     )
+
+
+def fetch_weights(request: TrainRequest) -> None:
+    """Download the pretrained weights of the model that a request names, unless this machine has them.
+
+    Raises:
+        WeightsError: they do not exist, or the Hub cannot be reached.
+    """
+    request = _resolve_weights(request)
+    if request.resume is None and request.model is not None and request.weights == "auto":
+        find_weights(*find_model(request.model), offline=request.offline)
+
+
+def check_sources(request: TrainRequest) -> None:
+    """Check the files that a new model would learn from: its weights, and the name of its teacher. Imports torch.
+
+    Raises:
+        WeightsError: the weights cannot be read, or are of another model than the request names.
+        UsageError: there is no such teacher.
+    """
+    from convnext_cli.inference.teacher import check_teacher_name
+    from convnext_cli.models.weights import check_weights
+
+    request = _resolve_weights(request)
+    if request.resume is None and request.model is not None and request.weights not in ("auto", "none"):
+        check_weights(Path(request.weights), find_model(request.model)[0])
+    if request.teacher is not None:
+        check_teacher_name(request.teacher)
+
+
+def _resolve_weights(request: TrainRequest) -> TrainRequest:
+    """Return a request whose model and weights are those that its names mean."""
+    model, weights = resolve_weights(request.model, request.weights)
+    return replace(request, model=model, weights=weights)
 
 
 def plan_again(preparation: Preparation, machine: Machine) -> Preparation:
@@ -160,6 +194,7 @@ def _check_request(request: TrainRequest, data: Path, values: Mapping[str, Any])
         folder = FoldsFolder(request.output) if has_folds(values) else RunFolder(request.output)
         check_unlocked(request.output)
         folder.check_free(overwrite=request.overwrite)
+    check_writable(request.output or RUNS)
     if request.teacher is None and values["unlabelled"]:
         raise UsageError("--unlabelled needs a teacher, whose predictions are the labels", "Add --teacher")
     if not is_unicode(request.weights):

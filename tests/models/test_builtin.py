@@ -12,8 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from convnext_cli.errors import UsageError, WeightsError
 from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing
 from convnext_cli.models.catalog import find_model, load_builtin
+from convnext_cli.models.hub import find_weights
 from convnext_cli.models.licenses import NON_COMMERCIAL_LICENSES
-from convnext_cli.models.weights import find_weights, read_weights
+from convnext_cli.models.weights import read_weights
 from convnext_cli.recipes.recommendation import recommend
 from convnext_cli.training.planning import prepare
 from convnext_cli.training.request import TrainRequest

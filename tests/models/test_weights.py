@@ -17,7 +17,8 @@ from convnext_cli.errors import RunError, WeightsError
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.models.build import ModelOptions, build_model
 from convnext_cli.models.catalog import find_model
-from convnext_cli.models.weights import find_weights, fit_weights, read_weights
+from convnext_cli.models.hub import find_weights
+from convnext_cli.models.weights import fit_weights, read_weights
 from convnext_cli.runs.folder import RunFolder
 
 
@@ -104,7 +105,7 @@ FIND = """
 import sys
 from convnext_cli.errors import WeightsError
 from convnext_cli.models.catalog import find_model
-from convnext_cli.models.weights import find_weights
+from convnext_cli.models.hub import find_weights
 try:
     print(find_weights(*find_model("test_convnext"), offline=False))
 except WeightsError as error:

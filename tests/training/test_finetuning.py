@@ -200,6 +200,31 @@ def test_bad_input_is_refused_before_anything_is_written(digits: Path, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+def test_missing_weights_end_a_training_before_the_images_are_checked(digits: Path, tmp_path: Path) -> None:
+    for model, error in (("convnextv2_small", "no pretrained weights exist"), ("convnext_xlarge", "--offline is set")):
+        with pytest.raises(WeightsError, match=error):
+            next(finetune_steps(small_request(digits, tmp_path / "run", model=model, weights="auto")))
+
+
+def test_wrong_files_end_a_training_before_the_plan(digits: Path, run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "bad.pth").write_bytes(b"not weights")
+    for changes, error in (
+        (
+            {"model": "test_convnext", "weights": str(run.path)},
+            "does not fit test_convnext: its weights are of",
+        ),
+        ({"weights": str(tmp_path / "bad.pth")}, "cannot be read as weights"),
+        ({"teacher": "nonsense"}, "there is no teacher 'nonsense'"),
+    ):
+        events: list[Any] = []
+        with pytest.raises(ConvnextError, match=error):
+            events.extend(finetune_steps(small_request(digits, tmp_path / "run", **changes)))
+        assert all(isinstance(event, Progress) for event in events)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"cannot write .*file/run: .*file is not a folder"):
+        next(finetune_steps(small_request(digits, tmp_path / "file/run")))
+
+
 def test_existing_run_is_not_overwritten_without_the_option(digits: Path, run: RunFolder, tmp_path: Path) -> None:
     before = (run.path / "model.safetensors").read_bytes()
     with pytest.raises(UsageError, match=r"exists already.*--overwrite"):

@@ -215,7 +215,8 @@ def pack(run: Path) -> None:
     import torch
 
     from convnext_cli.models.catalog import find_model
-    from convnext_cli.models.weights import find_weights, read_weights, write_tensors
+    from convnext_cli.models.hub import find_weights
+    from convnext_cli.models.weights import read_weights, write_tensors
 
     own = load_builtin()
     halved = {name: value.to(torch.float16) for name, value in read_weights(run).items()}
