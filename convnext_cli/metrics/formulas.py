@@ -189,7 +189,11 @@ def log_softmax(logits: Floats) -> NDArray[np.float64]:
 
 
 def bin_by_rank(confidence: Floats) -> Ints:
-    """Return the number of each image's bin, (N,): `ECE_BINS` equal-mass bins (Nixon et al., arXiv:1904.01685)."""
-    bins = np.empty(len(confidence), np.int64)
-    bins[np.argsort(confidence, kind="stable")] = np.arange(len(confidence)) * ECE_BINS // len(confidence)
+    """Return the number of each image's bin, (N,): `ECE_BINS` equal-mass bins (Nixon et al., arXiv:1904.01685).
+
+    Equal confidences share the bin of their middle rank, so that the order of the images does not matter.
+    """
+    _, places, counts = np.unique(confidence, return_inverse=True, return_counts=True)
+    middles = np.cumsum(counts) - counts + (counts - 1) // 2
+    bins: Ints = (middles * ECE_BINS // len(confidence))[places.reshape(-1)]
     return bins

@@ -132,7 +132,7 @@ class _Label:
         self._rows = np.flatnonzero(known)
         scores, truth, predicted = probabilities[self._rows], positive[self._rows], predicted[self._rows]
         self._ranking = Ranking(scores, truth) if 0 < truth.sum() < len(truth) else None
-        bins = bin_by_rank(scores) if len(scores) else np.empty(0, np.int64)
+        bins = bin_by_rank(scores)
         gaps = np.zeros((len(scores), ECE_BINS))
         gaps[np.arange(len(scores)), bins] = scores - truth
         # Columns: positives, true positives, predictions, squared errors, and the gaps of the ECE's bins.

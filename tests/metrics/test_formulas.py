@@ -11,6 +11,7 @@ from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.summary import MAX_MATRIX, Metrics, list_mistakes
 from convnext_cli.metrics.temperature import fit_temperature
+from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import SINGLE
 
 CLASSES = ("a", "b", "c", "d")
@@ -73,6 +74,17 @@ def test_ece_is_the_mean_gap_of_quantile_bins() -> None:
     accuracy, mean = calibration_curve(logits.argmax(1) == labels, confidence, n_bins=15, strategy="quantile")
     metrics = SINGLE.compute_metrics(logits, labels, CLASSES)
     assert metrics.ece == pytest.approx(np.abs(accuracy - mean).mean(), abs=2e-3)  # its bins may differ by one image
+
+
+def test_ece_of_equal_confidences_does_not_depend_on_the_order_of_the_images() -> None:
+    # Platt scaling with a factor of 0, of a label that cannot be learned, gives all images the same probability.
+    constant, sorted_targets = np.full((400, 1), -1.0), np.repeat([0.0, 1.0], [280, 120])[:, None]
+    assert Multilabel().compute_metrics(constant, sorted_targets, "a").macro_ece == pytest.approx(0.3 - 1 / (1 + np.e))
+    logits, labels = draw(600)
+    logits = logits.round()
+    order = np.random.default_rng(0).permutation(600)
+    first, second = (SINGLE.compute_metrics(logits[o], labels[o], CLASSES).ece for o in (np.argsort(labels), order))
+    assert first == pytest.approx(second, abs=1e-12)
 
 
 def test_metrics_equal_published_worked_examples() -> None:
