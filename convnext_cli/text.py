@@ -108,6 +108,27 @@ def format_part(number: int, total: int, noun: str, verb: str, plural_verb: str)
     return f"{number:,} of {format_count(total, noun)} {verb if number == 1 else plural_verb}"
 
 
+def format_inside(value: float, digits: int, low: float, high: float) -> str:
+    """Return a number from `low` to `high` with `digits` decimals; only what is exact is shown as one of these.
+
+    What rounding alone would show as an end is `<0.1` or `>99.9`.
+    """
+    text, step = f"{value:.{digits}f}", 10.0**-digits
+    if value > low and text == f"{low:.{digits}f}":
+        return f"<{low + step:.{digits}f}"
+    return f">{high - step:.{digits}f}" if value < high and text == f"{high:.{digits}f}" else text
+
+
+def format_percent(fraction: float, digits: int = 0) -> str:
+    """Return a fraction in percent, without the sign: `61`; `<1` or `>99` where only rounding would give 0 or 100."""
+    return format_inside(100 * fraction, digits, 0, 100)
+
+
+def format_p(p_value: float) -> str:
+    """Return a p value with its sign: `= 0.031`; `< 1e-300` where it is too small for a number, since none is 0."""
+    return f"= {p_value:.2g}" if p_value else "< 1e-300"
+
+
 def shorten_names(names: Sequence[str]) -> str:
     """Return the first five names, separated by commas, long ones shortened."""
     return ", ".join(map(shorten_name, names[:5])) + (" …" if len(names) > 5 else "")

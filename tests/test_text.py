@@ -12,7 +12,9 @@ from convnext_cli.cli import console
 from convnext_cli.text import (
     MAX_NAME,
     format_count,
+    format_p,
     format_part,
+    format_percent,
     guard_cell,
     make_visible,
     quote,
@@ -152,6 +154,12 @@ def test_a_count_agrees_with_its_noun(number: int, words: tuple[str, ...], text:
 def test_a_verb_agrees_with_the_part_and_the_noun_with_the_total() -> None:
     assert format_part(1, 1234, "image", "is", "are") == "1 of 1,234 images is"
     assert format_part(0, 1, "image", "is", "are") == "0 of 1 image are"
+
+
+def test_only_exact_percentages_and_p_values_are_shown_as_the_end_of_their_range() -> None:
+    assert [format_percent(value) for value in (0, 0.001, 0.5, 0.996, 1)] == ["0", "<1", "50", ">99", "100"]
+    assert [format_percent(value, 1) for value in (1e-9, 0.0004, 0.9996, 1.0)] == ["<0.1", "<0.1", ">99.9", "100.0"]
+    assert [format_p(value) for value in (0.0, 0.0312, 1.0)] == ["< 1e-300", "= 0.031", "= 1"]
 
 
 def test_names_of_any_length_and_number_make_a_short_sentence() -> None:

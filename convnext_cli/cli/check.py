@@ -12,7 +12,7 @@ from convnext_cli.cli.options import OptionValues, quote_settings, with_options
 from convnext_cli.data.index import SPLITS, describe_skipped
 from convnext_cli.options import DATA, Option
 from convnext_cli.recipes.settings import READING_SETTINGS
-from convnext_cli.text import format_count, quote, shorten_name
+from convnext_cli.text import format_count, format_percent, quote, shorten_name
 from convnext_cli.training.request import DATA_HELP
 
 if TYPE_CHECKING:
@@ -131,9 +131,9 @@ def _show_facts(audit: "Audit") -> None:
     for path, group in grouping.examples:
         console.show(f"          {path} -> {group}")
     if audit.shortcuts:
-        scores = ", ".join(f"{shortcut.name} {shortcut.score:.0%}" for shortcut in audit.shortcuts)
+        scores = ", ".join(f"{shortcut.name} {format_percent(shortcut.score)}%" for shortcut in audit.shortcuts)
         chance = audit.shortcuts[0].chance
-        console.show(f"balanced accuracy from metadata alone (chance {chance:.0%}): {scores}")
+        console.show(f"balanced accuracy from metadata alone (chance {format_percent(chance)}%): {scores}")
 
 
 def _show_verdict(audit: "Audit") -> None:

@@ -242,8 +242,3 @@ def shorten_path(path: Path) -> str:
     """Return a path relative to the current folder if it lies in it, else in full."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def percent(fraction: float | None) -> str | None:
-    """Return a fraction as percent with one decimal."""
-    return None if fraction is None else f"{100 * fraction:.1f}"

@@ -15,7 +15,7 @@ from convnext_cli.inference.request import EvalRequest, PredictRequest
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import BUILTIN, load_builtin
 from convnext_cli.options import Option
-from convnext_cli.text import capitalise, quote
+from convnext_cli.text import capitalise, format_percent, quote
 
 if TYPE_CHECKING:
     from convnext_cli.runs.folder import RunFolder
@@ -155,5 +155,7 @@ def _show_prediction(run: "RunFolder") -> None:
     index = run.read_split()
     image = index.root / index.paths[index.rows("test")[0]]
     [prediction] = predict_images(run.path, image, PredictRequest())
-    console.show(f"{console.shorten_path(image)}: {prediction.classes[0]}, {100 * prediction.probabilities[0]:.1f}%")
+    console.show(
+        f"{console.shorten_path(image)}: {prediction.classes[0]}, {format_percent(prediction.probabilities[0], 1)}%"
+    )
     console.show(f"Report: {console.shorten_path(run.report)} (open it in a browser)")

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from convnext_cli.cli import console
-from convnext_cli.text import format_count
+from convnext_cli.text import format_count, format_percent
 
 if TYPE_CHECKING:
     from convnext_cli.inference.drift import Drift
@@ -20,8 +20,8 @@ def show_drift(drift: "Drift") -> None:
     console.show_table(COLUMNS, (measure.list_cells() for measure in drift.measures), numbers=COLUMNS[1:-1])
     if drift.flagged is not None:
         console.show(
-            f"{100 * drift.flagged:.0f}% of the images are above the OOD threshold; of validation images "
-            f"{100 * drift.expected:.0f}% are"
+            f"{format_percent(drift.flagged)}% of the images are above the OOD threshold; of validation images "
+            f"{format_percent(drift.expected)}% are"
         )
     console.show(
         f"Compared: {format_count(drift.images, 'image')} with {drift.validation_images:,}; drift: {drift.criterion}"

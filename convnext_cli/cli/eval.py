@@ -18,7 +18,7 @@ from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.options import DATA, Option, make_request
-from convnext_cli.text import capitalise, format_count, quote, shorten_name
+from convnext_cli.text import capitalise, format_count, format_p, quote, shorten_name
 
 if TYPE_CHECKING:
     from convnext_cli.inference.evaluation import Evaluation
@@ -241,7 +241,7 @@ def _show_comparison(first: "Evaluation", second: "Evaluation", comparison: "Com
     first_only = format_count(comparison.only_first_right or 0, "image")
     console.show(
         f"correct by the first run only: {first_only}, by the second only: {comparison.only_second_right}; "
-        f"{kind}: p = {comparison.p_value:.2g}"
+        f"{kind}: p {format_p(comparison.p_value)}"
     )
 
 

@@ -13,7 +13,7 @@ from convnext_cli.cli.plan_view import list_decided
 from convnext_cli.options import Option
 from convnext_cli.recipes.request import RecommendRequest
 from convnext_cli.recipes.settings import DEFAULT_RECIPE, TABLE_SETTINGS
-from convnext_cli.text import format_count, quote
+from convnext_cli.text import format_count, format_percent, quote
 
 if TYPE_CHECKING:
     from convnext_cli.recipes.recommendation import Candidate, Recommendation
@@ -201,7 +201,9 @@ def _show_best(recommendation: "Recommendation", data: str) -> None:
 
         assert fingerprint is not None
         crops = measure_centre_crops(fingerprint.shapes)
-        others = ", ".join(f"{unseen.area:.0%} with a centre crop of {pct:g}" for pct, unseen in crops.items())
+        others = ", ".join(
+            f"{format_percent(unseen.area)}% with a centre crop of {pct:g}" for pct, unseen in crops.items()
+        )
         console.show(f"never seen by evaluation: {recommendation.unseen} with this plan ({others})")
 
 

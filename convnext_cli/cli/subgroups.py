@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from convnext_cli.cli import console
 from convnext_cli.metrics.registry import METRICS, format_ci
+from convnext_cli.text import format_percent
 
 if TYPE_CHECKING:
     from convnext_cli.inference.subgroups import Subgroup, SubgroupEvaluation, SubgroupMetric
@@ -61,7 +62,7 @@ def _list_counts(subgroup: "Subgroup", *, has_groups: bool) -> Iterator[Any]:
         yield f"{subgroup.groups:,}"
     if subgroup.prevalence is not None:
         value = subgroup.prevalence.value
-        yield None if value is None else console.percent(value)
+        yield None if value is None else format_percent(value, 1)
         yield format_ci(subgroup.prevalence.interval) or None
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from convnext_cli.cli import console
 from convnext_cli.metrics.registry import METRICS
-from convnext_cli.text import capitalise
+from convnext_cli.text import capitalise, format_percent
 
 if TYPE_CHECKING:
     from convnext_cli.inference.evaluation import Evaluation
@@ -37,7 +37,7 @@ def show_points(points: "Sequence[OperatingPoint]") -> None:
 
 
 def _list_cells(point: "OperatingPoint") -> list[object]:
-    cells: list[object] = [point.threshold.target, console.percent(point.threshold.threshold)]
+    cells: list[object] = [point.threshold.target, format_percent(point.threshold.threshold, 1)]
     for key, field in RATES:
         cells += METRICS[key].list_cells(getattr(point, field), getattr(point, f"{field}_interval"))
     return [*cells, *(METRICS[key].format(getattr(point, key)) for key in VALUES)]

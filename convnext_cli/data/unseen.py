@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.text import format_percent
 
 Shape: TypeAlias = tuple[str, int, int]
 """An image's class, and its width and height in pixels."""
@@ -31,10 +32,10 @@ class Unseen:
 
     def __str__(self) -> str:
         if not self.is_uneven:
-            return f"{self.area:.0%} of the images' area"
+            return f"{format_percent(self.area)}% of the images' area"
         ordered = sorted(self.by_class.items(), key=lambda item: item[1])
-        parts = [f"{area:.0%} of {name}" for name, area in (ordered[0], ordered[-1])]
-        return f"{self.area:.0%} of the images' area, {' and '.join(parts)}"
+        parts = [f"{format_percent(area)}% of {name}" for name, area in (ordered[0], ordered[-1])]
+        return f"{format_percent(self.area)}% of the images' area, {' and '.join(parts)}"
 
 
 def measure_centre_crops(shapes: Sequence[Shape]) -> dict[float, Unseen]:

@@ -18,7 +18,7 @@ from convnext_cli.recipes.plan import PlanFile, read_plan, read_reasons
 from convnext_cli.recipes.settings import UNKNOWN
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import PretrainedCfg
-from convnext_cli.text import format_count, make_visible
+from convnext_cli.text import format_count, format_inside, make_visible
 
 HUB_LICENSES = frozenset({"apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-4.0"})  # the Hub has a key for these
 DATA_LICENSE = "The licence of the training images may restrict the use further; ask their owner."
@@ -200,8 +200,9 @@ def _describe_use(run: RunFolder) -> str:
             name = str(threshold.target)
             warning = f" The test split did not meet it: {missed[name]}." if name in missed else ""
             lines.append(
-                f"Operating point {_as_code(name)}: calibrated probability of at least {threshold.threshold:.4f}, set "
-                f"on {format_count(threshold.images, 'validation image')}.{warning}"
+                f"Operating point {_as_code(name)}: calibrated probability of at least "
+                f"{format_inside(threshold.threshold, 4, 0, 1)}, set on "
+                f"{format_count(threshold.images, 'validation image')}.{warning}"
             )
     return "\n".join(lines)
 

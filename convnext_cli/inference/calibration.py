@@ -22,7 +22,7 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import convert_record, read_json, to_plain
 from convnext_cli.tasks.registry import TASKS, get_display
 from convnext_cli.tasks.task import Scaling, Targets
-from convnext_cli.text import format_count, quote
+from convnext_cli.text import format_count, format_percent, quote
 
 ABSTAIN_RATE = 0.05  # fraction of validation images above the OOD threshold
 MIN_DETECTED = 0.5  # fraction of scrambled images above the threshold; below, the OOD score is called unreliable
@@ -91,7 +91,7 @@ def describe_unreliable_ood(calibration: Calibration) -> str | None:
     if detected is None or detected >= MIN_DETECTED:
         return None
     return (
-        f"--abstain is not reliable for this model: its OOD score flags only {100 * detected:.0f}% of scrambled "
+        f"--abstain is not reliable for this model: its OOD score flags only {format_percent(detected)}% of scrambled "
         "validation images"
     )
 

@@ -32,7 +32,7 @@ from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.task import Targets, Task
-from convnext_cli.text import format_count
+from convnext_cli.text import format_count, format_p
 
 OOD = "ood"
 STATISTICS = {0: ("brightness", "brightness"), 1: ("contrast", "log contrast"), 2: ("colour", "log colourfulness"),
@@ -73,7 +73,7 @@ class DriftMeasure:
             f"{difference.validation:.3g}",
             f"{difference.here:.3g}",
             f"{difference.distance:.2f}",
-            MISSING if self.p_holm is None else f"{self.p_holm:.2g}",
+            MISSING if self.p_holm is None else format_p(self.p_holm).removeprefix("= "),
             MISSING if self.p_holm is None else "yes" if self.is_drift else "no",
         )
 

@@ -26,7 +26,7 @@ from convnext_cli.runs.files import AUDIT
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import open_folder
 from convnext_cli.runs.records import AuditRecord, convert_record
-from convnext_cli.text import capitalise, format_count, format_part
+from convnext_cli.text import capitalise, format_count, format_part, format_percent
 
 MIN_SAME = 0.5  # fraction of equal images above which data with the names of the run's own count as its own
 
@@ -311,12 +311,16 @@ def _compare_content(
     fraction = match_names(known, (yield from measure_thumbnails(moved)))
     if fraction < MIN_SAME:
         text = (
-            f"the file names are those of the run's own data, but only {fraction:.0%} of the images are the same: all "
-            f"{len(index):,} images count as new"
+            f"the file names are those of the run's own data, but only {format_percent(fraction)}% of the images are "
+            f"the same: all {len(index):,} images count as new"
         )
         return index, [Notice(text=text)]
     if fraction < 1:
-        return moved, [Notice(text=f"{1 - fraction:.1%} of the images differ from those that the run was trained on")]
+        return moved, [
+            Notice(
+                text=f"{format_percent(1 - fraction, 1)}% of the images differ from those that the run was trained on"
+            )
+        ]
     return moved, []
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from convnext_cli.text import capitalise
+from convnext_cli.text import capitalise, format_inside, format_percent
 
 if TYPE_CHECKING:
     from convnext_cli.metrics.comparison import Difference
@@ -76,7 +76,9 @@ class Metric:
     def _write(self, value: float, sign: str = "") -> str:
         is_plain = value == 0 or 0.01 <= abs(value) < 1e6
         style = "f" if is_plain or not self.has_target_unit else "g"
-        return f"{self.scale * value:{sign}.{self.digits}{style}}"
+        if sign or style == "g":
+            return f"{self.scale * value:{sign}.{self.digits}{style}}"
+        return format_inside(self.scale * value, self.digits, self.scale * self.low, self.scale * self.high)
 
     def format_with_unit(self, value: float | None) -> str:
         """Return a value for a sentence: `61.3%`."""
@@ -106,7 +108,7 @@ class Metric:
 
 def _write_percent(value: float) -> str:
     """Return a fraction in percent, without the sign: `61.3`."""
-    return f"{100 * value:.1f}"
+    return format_percent(value, 1)
 
 
 def format_ci(interval: "Interval | None", write: Callable[[float], str] = _write_percent) -> str:

@@ -64,13 +64,15 @@ class RegressionCalculator(Calculator):
 
     def compute(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
         """Compute all metrics for C weightings at a time, as `Calculator.compute`."""
-        means = weights.astype(np.float64) @ self._sums / weights.sum(axis=1, dtype=np.float64)[:, None]
+        total = weights.sum(axis=1, dtype=np.float64)
+        means = weights.astype(np.float64) @ self._sums / total[:, None]
         absolute, squared, error, true, true2, predicted, predicted2, product, inside = means.T
         scale = self._scale
         with np.errstate(invalid="ignore", divide="ignore"):
             variance, spread = true2 - true**2, predicted2 - predicted**2
             has_variance = variance > ROUNDING
-            half = LIMITS * np.sqrt(np.maximum(squared - error**2, 0))
+            sample = total / np.maximum(total - 1, 1)  # a sample's variance divides by n - 1
+            half = LIMITS * np.sqrt(np.maximum(squared - error**2, 0) * sample)
             overall = {
                 "mae": scale * absolute,
                 "rmse": scale * np.sqrt(squared),

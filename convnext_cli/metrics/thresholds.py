@@ -28,7 +28,7 @@ from convnext_cli.metrics.decision import (
 from convnext_cli.metrics.intervals import Interval, estimate_fraction
 from convnext_cli.metrics.registry import METRICS, MISSING
 from convnext_cli.metrics.summary import Fraction
-from convnext_cli.text import format_count
+from convnext_cli.text import format_count, format_percent
 
 TargetMetric = Literal["sensitivity", "specificity", "ppv", "npv"]
 TARGET_METRICS: tuple[TargetMetric, ...] = get_args(TargetMetric)
@@ -432,7 +432,9 @@ def show_missed(target: Target, record: float | dict[str, float | None] | None) 
     """Return the bounds that a record of `OperatingPoint.to_record` does not reach; an empty string where it does."""
     values = record if isinstance(record, dict) else {target.metric: record}
     pairs = ((bound, values.get(bound.metric)) for bound in target.bounds)
-    return ", ".join(f"{b.metric} {100 * value:.1f}%" for b, value in pairs if value is not None and b.is_above(value))
+    return ", ".join(
+        f"{b.metric} {format_percent(value, 1)}%" for b, value in pairs if value is not None and b.is_above(value)
+    )
 
 
 def describe_met(point: OperatingPoint) -> str:
@@ -450,7 +452,7 @@ def describe_unreachable(threshold: Threshold, fitted_on: str = "validation imag
         return None
     target, asked = threshold.target, threshold.target.confidence
     parts = [
-        f"{bound.metric} {100 * part.value:.1f}%"
+        f"{bound.metric} {format_percent(part.value, 1)}%"
         + (f" with confidence {show_confidence(part.confidence)}" if asked else "")
         for bound, part in zip(target.bounds, threshold.all_reached, strict=True)
     ]
@@ -461,9 +463,7 @@ def describe_unreachable(threshold: Threshold, fitted_on: str = "validation imag
 
 def show_confidence(confidence: float | None) -> str:
     """Return a confidence in whole percent; only what is exact is shown as 0% or 100%."""
-    if confidence is None:
-        return MISSING
-    return "<1%" if confidence < 0.01 else ">99%" if confidence > 0.99 else f"{100 * confidence:.0f}%"
+    return MISSING if confidence is None else f"{format_percent(confidence)}%"
 
 
 def _flatten(name: str, estimate: Estimate | None) -> dict[str, Any]:

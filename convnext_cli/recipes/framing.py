@@ -18,6 +18,7 @@ from convnext_cli.images.preprocessing import (
 from convnext_cli.models.catalog import UNTAGGED, Tag
 from convnext_cli.options import AUTO
 from convnext_cli.recipes.settings import WEIGHTS, Choice
+from convnext_cli.text import format_percent
 
 MAX_DISTORTION = 3 / 2  # of proportions: photos of 3:2 in a square; benchmarks/recipes/README.md has the measurement
 MIN_WITHIN = 0.9  # fraction of images that are squashed by at most that; with fewer, images are padded
@@ -107,7 +108,7 @@ def _choose_fit(size: ImageSize, shapes: Sequence[Shape]) -> Choice:
     """Return `squash` if it changes the proportions of nearly all images little, else `pad`."""
     height, width = split_size(size)
     within = _count_within((height, width), shapes)
-    text = f"{within:.0%} of the images are within 3:2 of the proportions of {height} x {width} px"
+    text = f"{format_percent(within)}% of the images are within 3:2 of the proportions of {height} x {width} px"
     if within >= MIN_WITHIN:
         return Choice(value="squash", source="rule", reason=f"{SEES_ALL}; {text}")
     return Choice(value="pad", source="rule", reason=f"{SEES_ALL}, at its own proportions: only {text}")

@@ -3,6 +3,7 @@
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.progress import Notice
 from convnext_cli.reports.section import Cell, Column, ReportData, Section, Table, make_cell, make_column
+from convnext_cli.text import format_percent
 
 
 def show_groups(report: ReportData) -> Section | None:
@@ -84,7 +85,7 @@ def _list_targets(report: ReportData) -> list[Table]:
             rows=[
                 (
                     str(point.threshold.target),
-                    Cell(text=f"{100 * point.threshold.threshold:.1f}"),
+                    Cell(text=format_percent(point.threshold.threshold, 1)),
                     make_cell(recall, point.sensitivity, point.sensitivity_interval),
                     make_cell(specificity, point.specificity, point.specificity_interval),
                 )

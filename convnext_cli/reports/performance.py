@@ -20,7 +20,7 @@ from convnext_cli.reports.section import (
     make_column,
     make_metric_table,
 )
-from convnext_cli.text import format_count, format_part
+from convnext_cli.text import format_count, format_part, format_percent
 
 MAX_CONFUSION = 10  # classes of a table; more are drawn
 MAX_PAIRS = 10  # of confused classes that are listed
@@ -154,7 +154,7 @@ def _show_confusion(evaluation: Evaluation) -> list[Table | Plots]:
 def _make_count(count: int, total: int) -> Cell:
     """Return the cell of a number of images, with its percentage of the row."""
     rate = count / total if total else 0.0
-    return Cell(text=f"{count:,}", note=f"{100 * rate:.0f}%", shade=0.06 + 0.5 * rate)
+    return Cell(text=f"{count:,}", note=f"{format_percent(rate)}%", shade=0.06 + 0.5 * rate)
 
 
 def show_calibration(report: ReportData) -> Section:

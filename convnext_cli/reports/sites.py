@@ -7,7 +7,7 @@ from convnext_cli.metrics.intervals import Interval
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.reports.section import Cell, Column, ReportData, Section, Table, make_cell
 from convnext_cli.runs.folds import FoldsFolder
-from convnext_cli.text import format_count
+from convnext_cli.text import format_count, format_percent
 
 SHOWN = 3  # metrics of each left-out value
 
@@ -73,8 +73,8 @@ def show_drift(report: ReportData) -> Section | None:
         )
         if drift.flagged is not None:
             sentences.append(
-                f"{100 * drift.flagged:.0f}% of them are above the OOD threshold; of validation images "
-                f"{100 * drift.expected:.0f}% are."
+                f"{format_percent(drift.flagged)}% of them are above the OOD threshold; of validation images "
+                f"{format_percent(drift.expected)}% are."
             )
         blocks.append(_tabulate_drift(drift))
     if recalibration is not None:

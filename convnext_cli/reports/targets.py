@@ -11,6 +11,7 @@ from convnext_cli.metrics.thresholds import PREDICTIVE, Bound, OperatingPoint, T
 from convnext_cli.progress import Notice
 from convnext_cli.reports import plots
 from convnext_cli.reports.section import Cell, Column, Plot, Plots, ReportData, Section, Table, make_cell, make_column
+from convnext_cli.text import format_percent
 
 CURVE_POINTS = tuple(step / 100 for step in range(1, 100))  # thresholds of a drawn decision curve
 RATIOS = ("positive_ratio", "negative_ratio")
@@ -78,7 +79,7 @@ def _tabulate_bounds(points: Sequence[OperatingPoint], fitted_on: str, note: str
         (
             str(point.threshold.target),
             result.bound.title,
-            Cell(text=f"{100 * reached.value:.1f}", note=f"of {reached.images:,}"),
+            Cell(text=format_percent(reached.value, 1), note=f"of {reached.images:,}"),
             make_cell(METRICS["recall"], result.value, result.interval),
             show_confidence(result.confidence),
             MISSING if result.value is None else "missed" if result.is_missed else "met",
@@ -116,7 +117,7 @@ def _tabulate_points(points: Sequence[OperatingPoint]) -> Table:
         rows=[
             (
                 str(point.threshold.target),
-                f"{100 * point.threshold.threshold:.1f}",
+                format_percent(point.threshold.threshold, 1),
                 MISSING if point.prevalence is None else f"{100 * point.prevalence:.3g}",
                 *(
                     make_cell(metric, getattr(point, field), getattr(point, f"{field}_interval"))

@@ -40,9 +40,8 @@ from convnext_cli.tasks.task import (
     Scaling,
     Targets,
     Task,
-    show_probability,
 )
-from convnext_cli.text import format_count, format_part, quote, shorten_names
+from convnext_cli.text import format_count, format_part, format_percent, quote, shorten_names
 
 MIN_TO_CALIBRATE = 10  # positive and negative validation images of a label; with fewer its probability stays as it is
 IDENTITY = 1.0, 0.0  # factor and offset of a label that is not calibrated
@@ -353,7 +352,7 @@ class Multilabel(Task):
         shown = wrong or sorted(known, key=lambda name: abs(probabilities[name] - thresholds[name]))[:1]
         lines = [
             f"{'predicted' if name in predicted else 'did not predict'} {name} "
-            f"({show_probability(probabilities[name])}), labelled {'present' if targets[name] == 1 else 'absent'}"
+            f"({format_percent(probabilities[name])}%), labelled {'present' if targets[name] == 1 else 'absent'}"
             for name in sorted(shown, key=lambda name: -abs(probabilities[name] - (targets[name] == 1)))
         ]
         others = {"correct": len(known) - len(shown), "unknown": len(classes) - len(known)}
@@ -408,15 +407,15 @@ class Multilabel(Task):
             is_alike = ranked[0].roc_auc == ranked[-1].roc_auc
             sentences.append(f"It recognises {best} best{'' if is_alike else f', {worst} worst'}.")
         for key, count, text in (
-            ("recall", "images", "Most often missed: {} in {:,} of {} with it ({:.0f}%)."),
-            ("specificity", "negative", "Most often predicted without the label: {} in {:,} of {} ({:.0f}%)."),
+            ("recall", "images", "Most often missed: {} in {:,} of {} with it ({}%)."),
+            ("specificity", "negative", "Most often predicted without the label: {} in {:,} of {} ({}%)."),
         ):
             rates = [(1 - getattr(e, key), e) for e in metrics.per_class if getattr(e, key) is not None]
             rate, entry = max(rates, key=lambda pair: pair[0], default=(0.0, None))
             if entry and rate > 0:
                 total = getattr(entry, count)
                 images = format_count(total, "image")
-                sentences.append(text.format(entry.name, round(rate * total), images, 100 * rate))
+                sentences.append(text.format(entry.name, round(rate * total), images, format_percent(rate)))
         return sentences
 
     def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:
@@ -459,9 +458,11 @@ class Multilabel(Task):
         """Return the predicted labels with their probabilities; without any, the most probable one."""
         ranked = list(zip(outcome.classes, outcome.probabilities, strict=True))
         predicted = [
-            f"{name} {100 * probability:.1f}%" for name, probability in ranked if name in (outcome.labels or ())
+            f"{name} {format_percent(probability, 1)}%"
+            for name, probability in ranked
+            if name in (outcome.labels or ())
         ]
-        return predicted or [f"no label (highest: {ranked[0][0]} {100 * ranked[0][1]:.1f}%)"]
+        return predicted or [f"no label (highest: {ranked[0][0]} {format_percent(ranked[0][1], 1)}%)"]
 
 
 def _is_known(targets: Targets) -> NDArray[np.bool_]:

@@ -30,8 +30,8 @@ from convnext_cli.tasks.reading import (
     parse_flag,
     refuse_blank,
 )
-from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task, show_probability
-from convnext_cli.text import format_count, quote, shorten_names
+from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
+from convnext_cli.text import format_count, format_percent, quote, shorten_names
 
 _GRADE_WORDS = frozenset(("grade", "level", "severity", "stage", "diagnosis", "score", "rating", "kl", "birads"))
 MAX_GRADES = 20
@@ -220,8 +220,8 @@ class Single(Task):
         self, outcome: Outcome, target: Any, classes: Sequence[str], scaling: Scaling | None
     ) -> list[str]:
         """Return the predicted class beside the true one."""
-        probability = show_probability(outcome.probabilities[0])
-        return [f"predicted {outcome.classes[0]} ({probability}), labelled {classes[target]}"]
+        probability = format_percent(outcome.probabilities[0])
+        return [f"predicted {outcome.classes[0]} ({probability}%), labelled {classes[target]}"]
 
     # Groups
 
@@ -314,7 +314,7 @@ class Single(Task):
     def list_parts(self, outcome: Outcome, top_k: int, pad: Pad) -> list[str]:
         """Return the first `top_k` classes with their probabilities."""
         ranked = zip(outcome.classes[:top_k], outcome.probabilities[:top_k], strict=True)
-        return [f"{pad(name)} {100 * probability:5.1f}%" for name, probability in ranked]
+        return [f"{pad(name)} {format_percent(probability, 1):>5}%" for name, probability in ranked]
 
 
 def _read_one_hot(table: Table, names: Sequence[str], *, least: int) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
@@ -362,7 +362,7 @@ def describe_mistakes(metrics: MetricSet, targets: Targets, decisions: Targets) 
     actual = metrics.per_class[true]
     return (
         f"Most frequent mistake: it predicted {metrics.per_class[predicted].name} for {number:,} of the "
-        f"{format_count(actual.images, 'image')} of {actual.name} ({100 * number / actual.images:.0f}%)."
+        f"{format_count(actual.images, 'image')} of {actual.name} ({format_percent(number / actual.images)}%)."
     )
 
 

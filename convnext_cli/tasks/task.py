@@ -472,12 +472,5 @@ class Task(ABC):
         """Return the parts of an outcome's line in the terminal."""
 
 
-def show_probability(value: float) -> str:
-    """Return a probability in whole percent; only exact ones are shown as 0% or 100%."""
-    if 0 < value < 0.005:
-        return "<1%"
-    return ">99%" if 0.995 <= value < 1 else f"{100 * value:.0f}%"
-
-
 Pad: TypeAlias = Callable[[str], str]
 """Pads the name of a class with spaces, so that what follows is aligned."""

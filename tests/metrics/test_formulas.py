@@ -13,6 +13,7 @@ from convnext_cli.metrics.summary import MAX_MATRIX, Metrics, list_mistakes
 from convnext_cli.metrics.temperature import fit_temperature
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import SINGLE
+from convnext_cli.tasks.regression import Regression
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -101,6 +102,12 @@ def test_metrics_equal_published_worked_examples() -> None:
     # forecasts of rain: 0.7 and it rains (Wikipedia, Brier score): 0.09
     metrics = SINGLE.compute_metrics(np.log([[0.3, 0.7]]), np.array([1]), ("dry", "rain"))
     assert metrics.brier == pytest.approx(0.09)
+    # Peak expiratory flow by two meters: mean difference -2.1, standard deviation 38.8 l/min (Bland and Altman 1986)
+    wright = np.array([494, 395, 516, 434, 476, 557, 413, 442, 650, 433, 417, 656, 267, 478, 178, 423, 427.0])
+    mini = np.array([512, 430, 520, 428, 500, 600, 364, 380, 658, 445, 432, 626, 260, 477, 259, 350, 451.0])
+    numbers = Regression().compute_metrics(wright[:, None], mini, ("flow",))
+    assert numbers.bias == pytest.approx(-2.1, abs=0.05)
+    assert (numbers.limit_high - numbers.limit_low) / 2 / 1.96 == pytest.approx(38.8, abs=0.05)
 
 
 def test_absent_class_is_left_out_of_averages() -> None:

@@ -1,5 +1,6 @@
 """The metric registry agrees with what is computed and stored, and prints each metric in one way."""
 
+import math
 from dataclasses import fields
 
 import pytest
@@ -40,6 +41,15 @@ def test_metric_is_printed_with_its_unit_and_digits(key: str, heading: str, text
     assert metric.format_estimate(0.61253, interval) == f"{text}, 95% CI {ci}"
 
 
+def test_only_what_is_exact_is_shown_as_the_end_of_a_range() -> None:
+    nearly = Interval(0.00004, 0.99996)
+    assert METRICS["top1"].format_estimate(0.9997, nearly) == ">99.9%, 95% CI [<0.1, >99.9]"
+    assert METRICS["top1"].format_estimate(1.0, Interval(0.0, 1.0)) == "100.0%, 95% CI [0.0, 100.0]"
+    assert [METRICS["mcc"].format(value) for value in (-0.9998, 0.0001, 0.9998)] == ["<-0.999", "0.000", ">0.999"]
+    assert [METRICS["log_loss"].format(value) for value in (0.0, 0.00001, math.inf)] == ["0.0000", "<0.0001", "inf"]
+    assert METRICS["r2"].format(0.9999) == ">0.999"
+
+
 def test_undefined_metric_is_a_dash_without_interval() -> None:
     assert METRICS["mcc"].format_estimate(None, None) == "-"
     assert METRICS["mcc"].format_difference(None) == "-"
@@ -58,4 +68,4 @@ def test_metrics_in_the_unit_of_the_targets_show_their_digits_at_any_scale() -> 
     assert [mae.format(value) for value in (0.0, 0.5, 12.25, 3.4826e30)] == ["0.0000", "0.5000", "12.2500", "3.483e+30"]
     difference = Difference(value=-1e-6, interval=Interval(-2e-6, 1e-6))
     assert mae.format_difference(difference) == "-1e-06, 95% CI [-2e-06, +1e-06]"
-    assert METRICS["log_loss"].format(1e-6) == "0.0000"
+    assert METRICS["log_loss"].format(1e-6) == "<0.0001"

@@ -10,7 +10,7 @@ from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.ordinal import Ordinal
 from convnext_cli.tasks.regression import Regression
 from convnext_cli.tasks.single import Single
-from convnext_cli.tasks.task import Outcome, Task, show_probability
+from convnext_cli.tasks.task import Outcome, Task
 
 CLASSES = ("a", "b", "c")
 
@@ -107,8 +107,3 @@ def test_number_names_the_third_with_the_largest_errors() -> None:
     assert Regression().list_differences(outcome, 14.0, ("age",), None) == [
         "predicted 12.5 (90% interval [10, 15]), labelled 14: 1.5 too low"
     ]
-
-
-def test_probabilities_are_rounded_without_certainty() -> None:
-    shown = [show_probability(value) for value in (0, 0.001, 0.5, 0.994, 0.996, 1)]
-    assert shown == ["0%", "<1%", "50%", "99%", ">99%", "100%"]

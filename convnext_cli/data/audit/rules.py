@@ -12,7 +12,7 @@ from convnext_cli.data.audit.support import Support, describe_test
 from convnext_cli.data.groups import Grouping, find_groups_across_splits
 from convnext_cli.data.index import SPLITS, Index, find_alike
 from convnext_cli.data.unseen import Unseen
-from convnext_cli.text import capitalise, format_count
+from convnext_cli.text import capitalise, format_count, format_percent
 
 MIN_IMAGES = 20  # a class; fewer cannot be both learned and tested
 EXAMPLES = 5
@@ -207,13 +207,13 @@ def _find_shortcuts(evidence: Evidence) -> Iterator[Finding]:
     for shortcut in evidence.shortcuts:
         if shortcut.is_predictive:
             kind, name = _SHORTCUTS[shortcut.name]
-            score = f"balanced accuracy {shortcut.score:.0%} ± {shortcut.spread:.0%}; chance {shortcut.chance:.0%}"
+            score, chance = map(format_percent, (shortcut.score, shortcut.chance))
             yield Finding(
                 kind=kind,
                 severity="note",
                 title=f"classes predictable from the {name} alone",
                 count=0,
-                examples=(score,),
+                examples=(f"balanced accuracy {score}% ± {shortcut.spread:.0%}; chance {chance}%",),
                 effect="the model may learn this instead of what the images show, and fail on images from elsewhere"
                 + ("; padding and squashing show the model the proportions" if shortcut.name == "size" else ""),
                 action="kept; prepare all classes in the same way, and test on images from another source",
@@ -227,9 +227,9 @@ def _find_unseen_area(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             kind=Kind.UNSEEN_AREA,
             severity="note",
-            title=f"a square centre crop never sees {unseen.area:.0%} of the images' area, on average",
+            title=f"a square centre crop never sees {format_percent(unseen.area)}% of the images' area, on average",
             count=0,
-            examples=tuple(f"{name}: {area:.0%}" for name, area in ordered[:EXAMPLES] if name),
+            examples=tuple(f"{name}: {format_percent(area)}%" for name, area in ordered[:EXAMPLES] if name),
             effect="what lies at the edge has no effect on the prediction of a model that crops"
             + ("; the area differs by class" if unseen.is_uneven else ""),
             action="--fit pad, --fit squash and --fit auto show the model whole images",
