@@ -378,10 +378,10 @@ class Multilabel(Task):
         return "a label is positive if any image has it, and unknown if none has it and one is unknown"
 
     def measure_losses(self, logits: Floats, targets: Targets) -> NDArray[np.float64]:
-        """Return the binary cross-entropy, summed over the known labels of each image, (N,)."""
-        losses = binary_cross_entropy(logits, targets == 1)
-        summed: NDArray[np.float64] = np.where(_is_known(targets), losses, 0).sum(axis=1)
-        return summed
+        """Return the binary cross-entropy of the known labels of each image, (N,), scaled to have the log loss as mean."""
+        known = _is_known(targets)
+        summed: NDArray[np.float64] = np.where(known, binary_cross_entropy(logits, targets == 1), 0).sum(axis=1)
+        return summed * len(targets) / max(1, known.sum())
 
     # Metrics
 
