@@ -21,7 +21,7 @@ def show_drift(drift: "Drift") -> None:
     if drift.flagged is not None:
         console.show(
             f"{format_percent(drift.flagged)}% of the images are above the OOD threshold; of validation images "
-            f"{format_percent(drift.expected)}% are"
+            f"at most {format_percent(drift.expected)}% are"
         )
     console.show(
         f"Compared: {format_count(drift.images, 'image')} with {drift.validation_images:,}; drift: {drift.criterion}"

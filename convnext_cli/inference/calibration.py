@@ -24,7 +24,7 @@ from convnext_cli.tasks.registry import TASKS, get_display
 from convnext_cli.tasks.task import Scaling, Targets
 from convnext_cli.text import format_count, format_percent, quote
 
-ABSTAIN_RATE = 0.05  # fraction of validation images above the OOD threshold
+ABSTAIN_RATE = 0.05  # largest fraction of validation images above the OOD threshold
 MIN_DETECTED = 0.5  # fraction of scrambled images above the threshold; below, the OOD score is called unreliable
 _NOVELTY_ARRAYS = {"bank": 2, "mean": 1, "precision": 2}  # name and number of dimensions
 
@@ -53,7 +53,7 @@ class Calibration(Scaling, frozen=True, kw_only=True, rename={"unfitted_reason":
     novelty_threshold: Annotated[float, Meta(ge=-1)] | None = None
     """OOD score above which an image is flagged."""
     novelty_rate: Fraction = ABSTAIN_RATE
-    """Fraction of validation images above the OOD threshold."""
+    """Largest fraction of validation images above the OOD threshold."""
     novelty_detected: Fraction | None = None
     """Fraction of scrambled validation images above the OOD threshold; None where none were scored."""
     training_images: Annotated[int, Meta(ge=0)] = 0

@@ -90,7 +90,7 @@ class Drift:
     flagged: float | None
     """Fraction of all evaluated images whose OOD score is above the run's threshold."""
     expected: float
-    """Fraction of validation images above it."""
+    """Largest fraction of validation images above it."""
     criterion: str = CRITERION
 
     @property

@@ -71,7 +71,7 @@ def choose_test_set(run: RunFolder, request: EvalRequest) -> Steps[tuple[TestSet
     data, split, group_column = request.data, request.split, request.group_column
     if group_column != AUTO and (data is None or data.suffix.lower() not in TABLE_SUFFIXES):
         raise UsageError("--group-column needs a CSV file as DATA", "Give the CSV file, or --group-from")
-    index, notes = yield from _find_index(run, run.read_split(), data, group_column)
+    index, notes = yield from _find_index(run, run.read_split(), request)
     if request.group_from != AUTO:
         index, _ = yield from group_steps(index, request.group_from)
     splits = set(index.splits) - {""}
@@ -130,7 +130,8 @@ def find_leakage(
     """
     trained_on, index = run.read_split(), test_set.index
     if index.has_split_of(trained_on):
-        return _list_split_notes(test_set) + _list_audit_notes(audit), None
+        has_own_groups = index.groups == trained_on.groups
+        return _list_split_notes(test_set) + _list_audit_notes(audit, has_own_groups=has_own_groups), None
     known = yield from read_image_hashes(run, trained_on)
     if known is None:
         text = (
@@ -168,12 +169,12 @@ def _list_split_notes(test_set: TestSet) -> list[Notice]:
     return [Notice(text=f"validation images: {_SELECTION_BIAS}")] if counts["val"] else []
 
 
-def _list_audit_notes(audit: AuditRecord | None) -> list[Notice]:
-    """Return notes on guessed groups and on findings that affect the metrics."""
+def _list_audit_notes(audit: AuditRecord | None, *, has_own_groups: bool) -> list[Notice]:
+    """Return notes on guessed groups, where these are evaluated, and on findings that affect the metrics."""
     if audit is None:
         return []
     notes = []
-    if audit.groups.certainty == "unsure":
+    if has_own_groups and audit.groups.certainty == "unsure":
         text = f"the 95% CIs rely on guessed groups: {audit.groups.evidence}; --group-from none ignores them"
         notes.append(Notice(text=text))
     for finding in audit.findings:
@@ -224,13 +225,12 @@ def _choose_left_out(index: Index, split: str | None) -> tuple[TestSet, list[Not
     return TestSet(index=index, split="test", rows=rows), [Notice(text=text)]
 
 
-def _find_index(
-    run: RunFolder, trained_on: Index, data: Path | None, group_column: str
-) -> Steps[tuple[Index, list[Notice]]]:
+def _find_index(run: RunFolder, trained_on: Index, request: EvalRequest) -> Steps[tuple[Index, list[Notice]]]:
     """Return the index of the data to evaluate on, with notes.
 
     Where the data are the run's own, it has the run's split and groups, and the targets of the data.
     """
+    data, group_column = request.data, request.group_column
     if data is None or data.resolve() == trained_on.root.resolve():
         if not trained_on.root.is_dir():
             raise DataError(
@@ -254,7 +254,7 @@ def _find_index(
             moved = replace(moved, groups=given.groups)
         chosen, content_notes = yield from _compare_content(run, trained_on, moved, index)
         return chosen, (notes if chosen is moved else []) + content_notes
-    if not grouping.is_guess:
+    if not grouping.is_guess or request.group_from != AUTO:
         return index, []
     text = (
         f"the 95% CIs rely on {grouping.groups:,} guessed groups: {grouping.rule}. A CSV file with a column for the "

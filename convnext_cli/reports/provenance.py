@@ -115,7 +115,7 @@ def show_limits(report: ReportData) -> Section:
     if calibration and calibration.novelty_threshold is not None:
         flagged = (
             f": those with an OOD score ({calibration.novelty_score}) above {calibration.novelty_threshold:.3f}, which "
-            f"{100 * calibration.novelty_rate:.0f}% of the validation images exceed"
+            f"at most {100 * calibration.novelty_rate:.0f}% of the validation images exceed"
         )
     limit = ": not for commercial use; this holds for the fine-tuned model too" if is_non_commercial(license) else ""
     source = "not recorded (random weights, or your own)"

@@ -74,7 +74,7 @@ def show_drift(report: ReportData) -> Section | None:
         if drift.flagged is not None:
             sentences.append(
                 f"{format_percent(drift.flagged)}% of them are above the OOD threshold; of validation images "
-                f"{format_percent(drift.expected)}% are."
+                f"at most {format_percent(drift.expected)}% are."
             )
         blocks.append(_tabulate_drift(drift))
     if recalibration is not None:

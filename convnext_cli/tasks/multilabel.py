@@ -378,10 +378,11 @@ class Multilabel(Task):
         return "a label is positive if any image has it, and unknown if none has it and one is unknown"
 
     def measure_losses(self, logits: Floats, targets: Targets) -> NDArray[np.float64]:
-        """Return the binary cross-entropy of the known labels of each image, (N,), scaled to have the log loss as mean."""
+        """Return the binary cross-entropy of each image, (N,), over known labels; the mean is the log loss."""
         known = _is_known(targets)
-        summed: NDArray[np.float64] = np.where(known, binary_cross_entropy(logits, targets == 1), 0).sum(axis=1)
-        return summed * len(targets) / max(1, known.sum())
+        losses = np.where(known, binary_cross_entropy(logits, targets == 1), 0).sum(axis=1)
+        scaled: NDArray[np.float64] = losses * len(targets) / max(1, known.sum())
+        return scaled
 
     # Metrics
 

@@ -115,10 +115,21 @@ def test_guessed_groups_and_leakage_of_the_audit_are_noted(run: RunFolder) -> No
         "effect": "the scores are too high", "severity": "warning",
     }  # fmt: skip
     guess = {"certainty": "unsure", "evidence": "2 names of 4"}
+    run.write_split(replace(run.read_split(), groups=("p1", "p1", "p2", "p3")))
     run.write(AUDIT, {"findings": [finding, finding | {"falsifies": False}], "groups": guess})
     guessed, leakage = finish(find_leakage(run, choose(run)[0], run.read(AUDIT, AuditRecord)))[0]
     assert guessed.text == "the 95% CIs rely on guessed groups: 2 names of 4; --group-from none ignores them"
     assert (leakage.text, leakage.severity) == ("2 duplicates. The scores are too high", "warning")
+    ungrouped, _ = choose(run, group_from="none")
+    assert finish(find_leakage(run, ungrouped, run.read(AUDIT, AuditRecord)))[0] == [leakage]
+
+
+def test_guessed_groups_of_other_images_are_noted_unless_the_request_has_others(run: RunFolder, tmp_path: Path) -> None:
+    for number in range(40):
+        save_image(tmp_path / f"other/{'ab'[number % 2]}/person{number // 4}_{number}.png", seed=number)
+    assert any("CIs rely on 10 guessed groups" in note.text for note in choose(run, data=tmp_path / "other")[1])
+    test_set, notes = choose(run, data=tmp_path / "other", group_from="none")
+    assert (test_set.groups, notes) == (None, [])
 
 
 def test_table_is_read_with_the_settings_of_the_run_and_other_groups(run: RunFolder, tmp_path: Path) -> None:
