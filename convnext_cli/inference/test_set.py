@@ -327,9 +327,9 @@ def _compare_content(
 def _scan_like_run(run: RunFolder, trained_on: Index, data: Path, group_column: str) -> Index:
     """Scan data for the task of a run with its columns; if that fails, without them, then with all of its options."""
     classes, task = trained_on.classes, trained_on.task_record
-    plain = TableOptions(group_column=group_column)
+    plain = TableOptions(group_column=group_column, known_labels=classes)
     if task:
-        plain = replace(plain, task=task["name"], known_labels=classes)
+        plain = replace(plain, task=task["name"])
     settings = _read_settings(run)
     own = {name: settings[name] for name in TABLE_SETTINGS if name in settings and name != "task"}
     if group_column != AUTO:

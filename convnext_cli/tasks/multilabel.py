@@ -131,6 +131,9 @@ class Multilabel(Task):
             raise OtherTaskError(f"{table.path} has columns of labels beside a label", "Name them with --label-columns")
         values = [_read_flags(table, name) for name in names]
         notes = [f"{format_count(len(names), 'column')} of labels: read as several labels per image"]
+        if {value for column in values for value in column} == {1.0, -1.0}:
+            values = [[max(value, 0.0) for value in column] for column in values]
+            notes.append("every label is 1 or -1, so -1 is read as 0")
         has_only_ones = [0.0 not in column and any(value != value for value in column) for column in values]
         if options.blank == "negative":
             has_only_ones = [True] * len(names)
@@ -516,7 +519,8 @@ def _choose_separator(cells: Sequence[str], options: TargetOptions) -> str:
 def _find_separator(labels: Sequence[str]) -> str:
     """Return the sign that separates several labels in a cell; empty if each cell has one label.
 
-    The parts must be labels elsewhere: most of them by themselves, or for `|` in any other combination.
+    The parts must be labels elsewhere: most of them by themselves, for `|` in any other combination, and for blanks in
+    many.
     """
     counts = Counter(labels)
     if all(label.startswith("[") and label.endswith("]") for label in counts):
@@ -529,6 +533,8 @@ def _find_separator(labels: Sequence[str]) -> str:
         if any("" in parts for parts in cells):
             continue
         parts = {part for cell in cells for part in cell}
+        if separator == " " and 2 * len(parts) <= len(counts) and len(set(map(len, cells))) > 1:
+            return separator  # not names of two words each
         alone = len(parts & (set(counts) - set(combined)))
         uses = Counter(part for cell in cells for part in cell)
         if separator == "|" and (alone or any(count > 1 for count in uses.values())):

@@ -36,7 +36,7 @@ _MEASURES = frozenset(
     )
 )  # fmt: skip
 """Columns that hold measurements or count the rows."""
-_NUMBER = re.compile(r"(?:(?<![^\s_])-|\u2212)?\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<![^\s_])-|\u2212)?\d+(?:[.,]\d+)?")
 """A hyphen after a letter, as in grade-1, is no minus sign."""
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _QUANTITY = re.compile(
@@ -46,13 +46,44 @@ _QUANTITY = re.compile(
 """A number with a bound, a unit, or signs between thousands: <0.5, 3.2 mm, 1 000, 1.000,5."""
 MAX_ODD = 0.1
 """Fraction of cells that are no numbers in a column of numbers, at most."""
-_YES = frozenset(("true", "yes", "y", "positive", "present"))
-_NO = frozenset(("false", "no", "n", "negative", "absent"))
-_MISSING = frozenset(("", "na", "n/a", "nan", "null"))
-"""Cells that hold no value, as pandas, R and databases write them."""
-_UNKNOWN = _MISSING | {"none", "?", "unknown"}
+_YES = frozenset(
+    (
+        "true", "yes", "y", "positive", "pos", "present", "wahr", "ja", "positiv", "vrai", "oui", "positif",
+        "verdadero", "sí", "si", "positivo", "vero", "sì", "verdadeiro", "sim", "waar", "positief", "prawda", "tak",
+        "истина", "да", "是", "はい",
+    )
+)  # fmt: skip
+_NO = frozenset(
+    (
+        "false", "no", "n", "negative", "neg", "absent", "falsch", "nein", "negativ", "faux", "non", "négatif",
+        "falso", "negativo", "não", "onwaar", "nee", "negatief", "fałsz", "nie", "ложь", "нет", "否", "いいえ",
+    )
+)  # fmt: skip
+_MISSING = frozenset(("", "na", "n/a", "nan", "<na>", "nat", "null", "."))
+"""Cells that hold no value, as pandas, R, SAS, Stata and databases write them."""
+_ERROR_VALUE = re.compile(r"#(?:N/?[ABDV]|[¡¿]?[\w/]+[!?])|err:\d{3}", re.IGNORECASE)
+"""An error of a spreadsheet in any language: #N/A, #NV, #DIV/0!, #¡VALOR!, Err:502."""
+_UNKNOWN = frozenset(("none", "?", "unknown"))
 """Cells of a flag or a number that hold no value, as people write them too; a class may have such a name."""
-_FLAGS = frozenset(("sex", "gender", "male", "female", "smoker", "is_test", "is_train", "left", "right"))
+ATTRIBUTES = frozenset(
+    (
+        "sex",
+        "gender",
+        "male",
+        "female",
+        "smoker",
+        "is_test",
+        "is_train",
+        "left",
+        "right",
+        "site",
+        "hospital",
+        "device",
+        "scanner",
+        "manufacturer",
+    )
+)
+"""Columns that describe the subject or the image, and are targets only where no other column can be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +173,7 @@ def parse_number(text: str) -> float | None:
 def parse_flag(text: str) -> float | None:
     """Return 1, 0 or -1, or nan for an unknown label; None if the text is none of these."""
     word = text.casefold()
-    if word in _UNKNOWN:
+    if is_unknown(text):
         return math.nan
     if word in _YES | _NO:
         return float(word in _YES)
@@ -185,17 +216,17 @@ def refuse_blank(table: Table, name: str) -> None:
 
 def is_missing(cell: str) -> bool:
     """Return True if a cell of a class or a category holds no value."""
-    return cell.casefold() in _MISSING
+    return cell.casefold() in _MISSING or _ERROR_VALUE.fullmatch(cell) is not None
 
 
 def is_unknown(cell: str) -> bool:
     """Return True if a cell of a flag or a number holds no value."""
-    return cell.casefold() in _UNKNOWN
+    return is_missing(cell) or cell.casefold() in _UNKNOWN
 
 
 def is_flag(table: Table, name: str) -> bool:
     """Return True if a column can hold one label: yes, no, uncertain or unknown, with at least one yes."""
-    if fold_column(name) in _FLAGS | _MEASURES:
+    if fold_column(name) in ATTRIBUTES | _MEASURES:
         return False
     flags = {parse_flag(cell) for cell in table.columns[name]}
     return None not in flags and 1.0 in flags
@@ -270,4 +301,4 @@ def find_number(name: str) -> float:
     """Return the first number in a name, which has one."""
     match = _NUMBER.search(name)
     assert match is not None
-    return float(match[0].replace("\u2212", "-"))
+    return float(match[0].replace("\u2212", "-").replace(",", "."))

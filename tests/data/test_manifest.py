@@ -163,6 +163,12 @@ READ = {
         ["x", "y"],
         ["columns that are not used: note"],
     ),
+    "R's row names": ("path\tlabel\n1\timages/a.png\tx\n2\timages/b.png\ty\n", ["x", "y"], []),
+    "empty columns and rows of a spreadsheet": (
+        "path,label,,\r\nimages/a.png,x,,\r\nimages/b.png,y,,\r\n,,,\r\n",
+        ["x", "y"],
+        [],
+    ),
     "back slashes": (rows("x", "y").replace("images/", "images\\"), ["x", "y"], []),
     "a drive": (rows("x", "y").replace("images/", "C:\\Users\\me\\images\\"), ["x", "y"], ["C:/Users/me/"]),
     "another machine's paths": (rows("x", "y").replace("images/", "/mnt/d/images/"), ["x", "y"], ["mnt/d/"]),
@@ -258,7 +264,17 @@ REFUSED = {
     ),
     "a title with empty cells": (
         "Images,,\n" + rows("x", "y"),
-        r"two columns of the same name in its first line \(Images,,\)",
+        r"its first line \(Images\) is read as the header, but line 2 \(path, label\) looks like it",
+    ),
+    "two columns of one name": (
+        rows("x,1", "y,2", head="path,label,label"),
+        r"two columns of the same name in its first line \(path,label,label\)",
+    ),
+    "blanks between the columns": ('"path" "label"\n"images/a.png" "x"\n', "has one column only"),
+    "an error of a spreadsheet": (rows("x", "#N/A", "y", "#NAME?"), "no label in 2 rows: line 3, line 5"),
+    "a date for each image": (
+        "path,label\n" + "".join(f"images/{'abcd'[k % 4]}.png,2024-01-{k + 1:02}\n" for k in range(28)),
+        "'label' of .* has 28 different values in 28 rows, too many for classes",
     ),
     "an open quotation mark": (
         rows("x", "y") + '"' + rows("x", "y", head="images/a.png,y"),
@@ -338,6 +354,18 @@ OTHER_TASKS: dict[str, tuple[str, str, list[str], list[tuple[float, ...]]]] = {
         rows("1,TRUE", "0,FALSE", "NaN,n/a", "-1,?", head="path,Edema,Mass"), "multilabel", ["Edema", "Mass"],
         [(1, 1), (0, 0), (NAN, NAN), (-1, NAN)],
     ),
+    "columns of a spreadsheet in German": (
+        rows("WAHR,ja", "FALSCH,nein", "#NV,nein", "FALSCH,ja", head="path,Edema,Mass"), "multilabel",
+        ["Edema", "Mass"], [(1, 1), (0, 0), (NAN, 0), (0, 1)],
+    ),
+    "columns of 1 and -1": (
+        rows("1,-1", "-1,1", "1,1", "-1,-1", head="path,Smiling,Young"), "multilabel", ["Smiling", "Young"],
+        [(1, 0), (0, 1), (1, 1), (0, 0)],
+    ),
+    "a number beside the sex": (
+        rows("94,True", "120.5,False", "60,True", "12,False", head="path,boneage,male"), "regression", ["boneage"],
+        [(94,), (120.5,), (60,), (12,)],
+    ),
     "numbers with thousands": (
         rows('"1,250"', "980", '"12,000"', "1010.5", head="path,area"), "regression", ["area"],
         [(1250,), (980,), (12000,), (1010.5,)],
@@ -382,6 +410,15 @@ def test_table_that_is_not_of_the_task_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=problem):
         scan_data(write(images / "list.csv", text), table_options=TableOptions(**options))
+
+
+def test_many_combinations_of_few_words_are_several_labels(images: Path) -> None:
+    cells = ["sun road", "sun sea", "sun fog", "road sea", "road fog", "sea fog", "sun road sea", "road sea fog"]
+    index = scan_data(write(images / "list.csv", rows(*cells, number=8, head="path,tags")))
+    assert (index.task.name, index.classes) == ("multilabel", ("fog", "road", "sea", "sun"))
+    cells = [f"{colour} {shape}" for colour in ("red", "blue", "grey") for shape in ("disc", "ring", "bar", "dot")]
+    text = "path,tags\n" + "".join(f"images/{'abcd'[k]}.png,{cell}\n" for k, cell in enumerate(cells[:4]))
+    assert scan_data(write(images / "list.csv", text)).task.name == "single"
 
 
 def test_rows_without_a_group_are_counted(images: Path) -> None:
@@ -504,6 +541,15 @@ def test_a_meaning_of_commas_is_reported(images: Path) -> None:
 def test_a_number_that_is_missing_is_refused(images: Path) -> None:
     with pytest.raises(DataError, match="no number in 1 row"):
         scan_data(write(images / "list.csv", rows("1.5", "NA", "2.5", "3.1", head="path,area")))
+
+
+def test_grades_with_a_decimal_comma_are_sorted(images: Path) -> None:
+    text = "path;grade\nimages/a.png;2,0\nimages/b.png;1,5\nimages/c.png;1,0\n"
+    assert scan_data(write(images / "list.csv", text), table_options=TableOptions(task="ordinal")).classes == (
+        "1,0",
+        "1,5",
+        "2,0",
+    )
 
 
 def test_class_folders_can_be_grades_or_numbers(tmp_path: Path) -> None:

@@ -111,6 +111,11 @@ def _find_path_column(table: Table, name_of: dict[str, str], finder: FileFinder)
     path = next(matching, candidates[0] if candidates else None)
     if path is None:
         path = next((name for name in others if _most(table.columns[name], has_image_suffix)), None)
+    if path is None and len(table.columns) == 1:
+        raise DataError(
+            f"{table.path} has one column only ({shorten(min(table.columns))})",
+            "Separate path and label with a comma, a semicolon, a tab or |",
+        )
     if path is None:
         names = ", ".join(list(table.columns)[:10]) or "none"
         raise DataError(

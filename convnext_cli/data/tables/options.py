@@ -22,7 +22,7 @@ class TableOptions(TargetOptions):
     group_column: str = AUTO
     split_column: str = AUTO
     known_labels: Sequence[str] = ()
-    """The labels of a run: other columns are not labels."""
+    """The labels or classes of a run: columns of other names are not labels."""
 
 
 AUTO_OPTIONS = TableOptions()

@@ -46,19 +46,22 @@ def read_table(path: Path) -> Table:
         names = [f"column {number}" for number in range(1, len(rows[0]) + 1)]  # a file without a header
     else:
         names, rows, lines = rows[0], rows[1:], lines[1:]
-    if len(set(names)) < len(names):
+    header = shorten(delimiter.join(names))
+    if rows and all(len(cells) == len(names) + 1 and cells[0].isdecimal() and cells[-1] for cells in rows):
+        rows = [cells[1:] for cells in rows]  # R's numbers of the rows, for which its header has no cell
+    width = len(names)
+    columns = [(name, [cells[at] if at < len(cells) else "" for cells in rows]) for at, name in enumerate(names)]
+    columns = [(name, cells) for name, cells in columns if name or any(cells)]  # a spreadsheet may add empty columns
+    if len(dict(columns)) < len(columns):
         raise DataError(
-            f"{path} has two columns of the same name in its first line ({shorten(delimiter.join(names))})",
+            f"{path} has two columns of the same name in its first line ({header})",
             "Rename or remove one of them; remove a title above the header",
         )
-    width = len(names)
     too_long = [row for row, cells in enumerate(rows) if any(cells[width:])]
-    columns = {name: [cells[at] if at < len(cells) else "" for cells in rows] for at, name in enumerate(names)}
-    table = Table(path=path, columns=columns, lines=lines, encoding=encoding)
+    table = Table(path=path, columns=dict(columns), lines=lines, encoding=encoding)
     remedy = f"Put cells that have a {delimiter!r} in quotation marks"
     if 2 * len(too_long) > len(rows):
         remedy = "Remove the lines above the header, such as a title or a comment"
-    header = shorten(delimiter.join(names))
     table.refuse(f"more cells than the first line ({header}), its header,", too_long, remedy=remedy)
     return table
 

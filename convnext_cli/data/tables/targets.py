@@ -5,9 +5,19 @@ from convnext_cli.data.tables.table import find_named
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
-from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, fold_column, is_flag, is_measure
+from convnext_cli.tasks.reading import (
+    ATTRIBUTES,
+    OtherTaskError,
+    RawTargets,
+    Table,
+    fold_column,
+    is_flag,
+    is_measure,
+)
 from convnext_cli.tasks.registry import TASKS, choose_kind, read_cells, read_columns
 
+MAX_RARE_CLASSES = 20
+"""Classes of which there may be more than one for every two rows: dates, comments and identifiers have more."""
 _LABEL_WORDS = frozenset(("label", "labels", "class", "category", "diagnosis", "grade"))
 
 
@@ -21,14 +31,28 @@ def read_targets(table: Table, columns: dict[str, str], options: TableOptions) -
 
     Raises:
         OtherTaskError: the cells are not of the task that was asked for.
-        DataError: there is no column for the targets, or a cell is empty.
+        DataError: there is no column for the targets, a cell is empty, or most rows have a class of their own.
     """
+    targets = _find_targets(table, columns, options)
+    number = len(set(targets.labels))
+    if options.task == AUTO and not options.known_labels and number > max(MAX_RARE_CLASSES, len(table) / 2):
+        raise DataError(
+            f"column {targets.columns[0]!r} of {table.path} has {number:,} different values in {len(table):,} rows, "
+            "too many for classes",
+            "Name the column of classes with --label-column; or --task single reads each value as a class",
+        )
+    return targets
+
+
+def _find_targets(table: Table, columns: dict[str, str], options: TableOptions) -> RawTargets:
+    """Return the targets as `read_targets` does, with any number of classes."""
     if not len(table):
         raise DataError(f"{table.path} has no rows", "Give a row for each image")
     if options.label_columns != AUTO:
         names = [name.strip() for name in options.label_columns.split(",")]
         return read_columns(table, [find_named(table, name, "--label-columns") for name in names], options)
-    if known := [name for name in table.columns if normalise_name(name) in options.known_labels]:
+    known = [name for name in table.columns if normalise_name(name) in options.known_labels]
+    if known and options.task != AUTO:
         if TASKS[options.task].is_continuous:
             return read_cells(table, known[0], options)
         return read_columns(table, known, options)
@@ -54,18 +78,17 @@ def read_targets(table: Table, columns: dict[str, str], options: TableOptions) -
 
 
 def _read_likely_labels(table: Table, remaining: list[str], options: TableOptions) -> RawTargets:
-    """Return the targets of the only column that can hold class names, or a number."""
+    """Return the targets of the only column that can hold class names, or a number; attributes such as sex go last."""
+    others = [name for name in remaining if fold_column(name) not in ATTRIBUTES] or remaining
     likely = [
         name
         for name in remaining
         if 1 < len(set(table.columns[name])) <= max(2, len(table) // 2) and not is_measure(table, name)
     ]
-    if len(likely) == 1 and all(table.columns[likely[0]]):
+    if len(likely) == 1 and likely[0] in others and all(table.columns[likely[0]]):
         return read_cells(table, likely[0], options)
-    if len(remaining) == 1 and (
-        is_measure(table, remaining[0]) or choose_kind(table, remaining[0], options).is_continuous
-    ):
-        return read_cells(table, remaining[0], options)
+    if len(others) == 1 and (is_measure(table, others[0]) or choose_kind(table, others[0], options).is_continuous):
+        return read_cells(table, others[0], options)
     names = f" (it has {', '.join(remaining[:10])} beside the paths)" if remaining else ""
     raise DataError(
         f"{table.path} has no column for the labels{names}",
