@@ -51,10 +51,8 @@ def measure(images: int, classes: int) -> dict[str, Seconds]:
         intervals=compute_intervals(ClassCalculator(logits, labels), resamples=200), operating_points=(),
         augmentation=None, test_number=1, notes=(), overlap=None, decision_curves=(), per_group=None, audit=None,
         subgroups=None, drift=None, recalibration=None,
-        evaluated=EvaluatedImages(
-            test_set=TestSet(index=index, split="test", rows=list(range(images))),
-            classes=names, task=SINGLE, logits=logits, targets=labels,
-        ),
+        test_set=TestSet(index=index, split="test", rows=list(range(images))),
+        images=EvaluatedImages(task=SINGLE, classes=names, logits=logits, targets=labels, groups=None),
     )  # fmt: skip
 
     def draw() -> None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.data.attributes import Attribute
 from convnext_cli.inference import subgroups
-from convnext_cli.inference.scored_images import ScoredImages
+from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.subgroups import SubgroupEvaluation, measure_subgroups
 from convnext_cli.metrics.intervals import score_interval
 from convnext_cli.progress import finish
@@ -74,7 +74,7 @@ SCENARIOS = (
 )
 
 
-def draw(scenario: Scenario, seed: int) -> tuple[ScoredImages, list[Attribute]]:
+def draw(scenario: Scenario, seed: int) -> tuple[EvaluatedImages, list[Attribute]]:
     """Draw an evaluation with the sex and the site of each image."""
     random = np.random.default_rng(seed)
     sexes: Ints = (random.random(scenario.images) < scenario.women).astype(np.int64)  # of more patients than there are
@@ -104,12 +104,11 @@ def draw(scenario: Scenario, seed: int) -> tuple[ScoredImages, list[Attribute]]:
         logits = strength * (targets - 0.5) + noise
     else:
         logits[np.arange(scenario.images), targets] += strength[:, 0]
-    images = ScoredImages(
+    images = EvaluatedImages(
         task=scenario.task,
         classes=tuple(map(str, range(scenario.classes))),
         logits=logits,
         targets=targets,
-        calibration=None,
         groups=[str(patient) for patient in patients] if scenario.per_patient > 1 else None,
     )
     names = (("sex", tuple("MF"[value] for value in sex)), ("site", tuple("ABCD"[value] for value in site)))

@@ -124,7 +124,7 @@ def compare_grades(out: Path, seeds: int, epochs: int) -> None:
     for seed, table in enumerate(tables):
         options = {"label_column": "value", "epochs": epochs}
         evaluation = train(table, out / "run", seed, task="ordinal", **options)
-        targets, scores = evaluation.evaluated.targets, evaluation.probabilities
+        targets, scores = evaluation.images.targets, evaluation.probabilities
         decisions = {
             "cross-entropy, median": evaluation.task.decide(scores, None),
             "cross-entropy, most probable": scores.argmax(axis=1),
@@ -164,7 +164,7 @@ def measure_numbers(out: Path, seeds: int, epochs: int) -> None:
             table = write_numbers(out / f"{name}-{seed}", draw, IMAGES, seed)
             evaluation = train(table, out / "run", seed, epochs=epochs, task="regression", label_column="value")
             result = {key: getattr(evaluation.metrics, key) for key in ("mae", "r2", "coverage")}
-            results.append(result | {"spread of the numbers": float(evaluation.evaluated.targets.std())})
+            results.append(result | {"spread of the numbers": float(evaluation.images.targets.std())})
         print(f"{name:10}", describe(results), flush=True)
 
 

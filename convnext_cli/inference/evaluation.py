@@ -32,7 +32,6 @@ from convnext_cli.inference.recalibration import (
     refit_calibration,
 )
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
-from convnext_cli.inference.scored_images import ScoredImages
 from convnext_cli.inference.subgroups import SubgroupEvaluation, measure_subgroups, read_subgroups
 from convnext_cli.inference.test_set import TestSet, audit_steps, choose_test_set, find_leakage
 from convnext_cli.inference.torch_classifier import TorchClassifier, open_classifier
@@ -63,6 +62,9 @@ class AugmentationGain:
     """Augmented minus plain."""
 
 
+_LEFT_OUT = ("audit", "test_set", "images", "per_group")  # of the JSON output, or there in another form
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """Metrics of a run on a test set."""
@@ -79,9 +81,9 @@ class Evaluation:
     calibration: Calibration | None
     operating_points: tuple[OperatingPoint, ...]
     augmentation: AugmentationGain | None
-    test_number: int | None
+    test_number: int | None = None
     """Number of this evaluation among those of the run on a test split, from 1; None for other splits."""
-    notes: tuple[Notice, ...]
+    notes: tuple[Notice, ...] = ()
     """Everything that limits the validity of the metrics."""
     overlap: Overlap | None
     """Images that the run has used; None for its own split, or where that is not known."""
@@ -97,17 +99,14 @@ class Evaluation:
     """Differences from the run's validation images; None for its own data, or where that is not known."""
     recalibration: Recalibration | None
     """Effect of a calibration on a part of the images on the others; None if not requested."""
-    evaluated: EvaluatedImages
+    test_set: TestSet
+    images: EvaluatedImages
+    """The images with their outputs and the calibration."""
 
     @property
     def task(self) -> Task:
         """Return the task of the run."""
-        return self.evaluated.task
-
-    @property
-    def images(self) -> ScoredImages:
-        """Return the images with their calibrated logits."""
-        return self.evaluated.score(self.calibration)
+        return self.images.task
 
     @property
     def fitted_on(self) -> str:
@@ -121,7 +120,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the audit and the single images, for JSON; notes as strings."""
-        kept = [field.name for field in fields(self) if field.name not in ("audit", "evaluated", "per_group")]
+        kept = [field.name for field in fields(self) if field.name not in _LEFT_OUT]
         return {name: to_plain(getattr(self, name)) for name in kept} | {
             "per_group": self.per_group and self.per_group.to_dict(),
             "notes": [note.text for note in self.notes],
@@ -195,7 +194,7 @@ def evaluate_all_steps(request: EvalRequest) -> Steps[list[Evaluation]]:
             check_comparable(runs[0], run)
     evaluations: list[Evaluation] = []
     for run in runs:
-        test_set = evaluations[0].evaluated.test_set if evaluations else None
+        test_set = evaluations[0].test_set if evaluations else None
         evaluations.append((yield from evaluate_steps(run, request, test_set=test_set)))
     return evaluations
 
@@ -237,12 +236,9 @@ def compare(
 
 
 def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | None = None) -> Steps[Evaluation]:
-    """Evaluate a run, as `evaluate` does.
+    """Evaluate a run, as `evaluate` does; `request.runs` is not read.
 
-    Args:
-        run: the run folder; `request.runs` is not read.
-        request: the data, the split and the options.
-        test_set: the images, where several runs are compared on them; None for those of the request.
+    `test_set` has the images where several runs are compared on the same; None takes those of the request.
     """
     operating_targets = [parse_target(text) for text in request.targets]
     test_set, notes = yield from _choose_images(run, request, test_set)
@@ -251,50 +247,54 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
     fit_set, test_set = yield from divide_test_set(test_set, request.recalibrate)
     attributes = yield from read_subgroups(request, test_set)
     classifier = open_classifier(run, cache=request.cache)
-    notes += audit_notes + leakage + _list_uncalibrated(classifier)
     targets = classifier.read_targets(test_set.index, test_set.rows)
     own_calibration, calibration_notes = yield from _prepare_calibration(run, classifier, operating_targets)
     calibration, refit_notes = yield from refit_calibration(classifier, fit_set, own_calibration, run)
-    notes += calibration_notes + refit_notes
+    notes += audit_notes + leakage + calibration_notes + refit_notes
     if request.save_calibration is not None and calibration is not None:
         write_calibration(request.save_calibration, calibration, overwrite=request.overwrite)
-    is_other = is_other_data(run, test_set)
-    evaluated, outputs, seconds = yield from _classify(classifier, test_set, targets, "evaluating", features=is_other)
+    features = is_other_data(run, test_set)  # for the drift
+    outputs, seconds = yield from _classify(classifier, test_set, "evaluating", features=features)
+    images = EvaluatedImages(
+        task=classifier.task,
+        classes=classifier.classes,
+        logits=outputs.logits,
+        targets=targets,
+        calibration=calibration,
+        groups=test_set.groups,
+    )
     drift, drift_notes = yield from measure_drift(run, classifier, own_calibration, test_set, outputs)
-    notes += drift_notes
     augmentation = None
     if request.tta:
-        evaluated, augmentation = yield from _augment(run, evaluated, calibration, seconds, cache=request.cache)
+        images, augmentation = yield from _augment(run, test_set, images, seconds, cache=request.cache)
     yield Progress(done=0, total=1, activity="bootstrapping the 95% CIs")
-    images = evaluated.score(calibration)
-    metrics = images.compute_metrics()
-    uncalibrated = replace(images, logits=evaluated.logits).compute_metrics()
     points = measure_points(images, calibration.thresholds if calibration else ())
-    recalibration = measure_recalibration(evaluated.score(own_calibration), images, fit_set)
-    notes += _list_warnings(images, metrics, uncalibrated, points, _read_training_targets(run), recalibration)
     is_per_group = request.per == "group"
     evaluation = Evaluation(
         run=run.path,
         data=test_set.index.location,
         split=test_set.split,
-        metrics=metrics,
+        metrics=images.compute_metrics(),
         intervals=compute_intervals(images.make_calculator(), images.groups),
-        uncalibrated=uncalibrated,
+        uncalibrated=images.task.compute_metrics(images.logits, targets, images.classes, calibration),
         calibration=calibration,
         operating_points=points,
         augmentation=augmentation,
-        test_number=None,
-        notes=tuple(notes),
         overlap=overlap,
         decision_curves=trace_curves(images, points),
-        per_group=evaluate_groups(run, classifier, evaluated, calibration, request) if is_per_group else None,
+        per_group=evaluate_groups(run, classifier, test_set, images, calibration, request) if is_per_group else None,
         audit=audit,
         subgroups=(yield from measure_subgroups(images, attributes)) if attributes else None,
         drift=drift,
-        recalibration=recalibration,
-        evaluated=evaluated,
+        recalibration=measure_recalibration(images, own_calibration, fit_set),
+        test_set=test_set,
+        images=images,
     )
-    return replace(evaluation, test_number=_record(run, evaluation)) if test_set.split == "test" else evaluation
+    return replace(
+        evaluation,
+        notes=(*notes, *drift_notes, *_list_warnings(evaluation, run)),
+        test_number=_record(run, evaluation) if test_set.split == "test" else None,
+    )
 
 
 def _check_calibration_file(request: EvalRequest, test_set: TestSet) -> None:
@@ -313,23 +313,16 @@ def _check_calibration_file(request: EvalRequest, test_set: TestSet) -> None:
 
 
 def _augment(
-    run: RunFolder, evaluated: EvaluatedImages, calibration: Calibration | None, seconds: float, *, cache: bool
+    run: RunFolder, test_set: TestSet, images: EvaluatedImages, seconds: float, *, cache: bool
 ) -> Steps[tuple[EvaluatedImages, AugmentationGain]]:
     """Return images with the logits of test-time augmentation, with its cost and gain.
 
-    Args:
-        run: the run folder.
-        evaluated: the images without augmentation.
-        calibration: of both.
-        seconds: that the evaluation without augmentation took.
-        cache: keep the preprocessed images in the cache.
+    `seconds` is the time that the evaluation without augmentation took.
     """
     classifier = open_classifier(run, tta=True, cache=cache)
-    augmented, _, augmented_seconds = yield from _classify(
-        classifier, evaluated.test_set, evaluated.targets, "evaluating shifted views"
-    )
-    before, after = (images.score(calibration).make_calculator() for images in (evaluated, augmented))
-    gain = comparison.compare(before, after, evaluated.test_set.groups)
+    outputs, augmented_seconds = yield from _classify(classifier, test_set, "evaluating shifted views")
+    augmented = replace(images, logits=outputs.logits)
+    gain = comparison.compare(images.make_calculator(), augmented.make_calculator(), images.groups)
     return augmented, AugmentationGain(time_ratio=augmented_seconds / seconds, gain=gain)
 
 
@@ -349,31 +342,16 @@ def _choose_images(
     return test_set, [Notice(text=unfinished), *notes] if unfinished is not None else notes
 
 
-def _list_warnings(
-    images: ScoredImages,
-    metrics: MetricSet,
-    uncalibrated: MetricSet,
-    points: Sequence[OperatingPoint],
-    training_targets: Targets,
-    recalibration: Recalibration | None,
-) -> list[Notice]:
-    """Return warnings on the metrics of an evaluation.
-
-    Args:
-        images: with their calibrated outputs.
-        metrics: of the calibrated outputs.
-        uncalibrated: of the uncalibrated outputs.
-        points: the operating points on the images.
-        training_targets: targets of the training images.
-        recalibration: says which images the calibration was fitted on.
-    """
-    task, calibration, fitted_on = images.task, images.calibration, name_fit_images(recalibration)
+def _list_warnings(evaluation: Evaluation, run: RunFolder) -> list[Notice]:
+    """Return warnings on the metrics of an evaluation."""
+    images, metrics, points = evaluation.images, evaluation.metrics, evaluation.operating_points
+    task, calibration, fitted_on = images.task, evaluation.calibration, evaluation.fitted_on
     texts = []
-    if calibration and (worse := describe_worse_calibration(task, uncalibrated, metrics, fitted_on)):
+    if calibration and (worse := describe_worse_calibration(task, evaluation.uncalibrated, metrics, fitted_on)):
         texts.append(worse)
     if metrics.absent:
         texts.append(f"no image of {shorten_names(metrics.absent)}: averages are over the other classes")
-    texts += task.list_warnings(training_targets, images.probabilities, images.classes, calibration)
+    texts += task.list_warnings(_read_training_targets(run), images.probabilities, images.classes, calibration)
     texts += [text for point in points if (text := describe_unreachable(point.threshold, fitted_on))]
     texts += [describe_missed(point) for point in points if point.is_missed]
     return [Notice(text=text, severity="warning") for text in texts]
@@ -383,13 +361,6 @@ def _read_training_targets(run: RunFolder) -> Targets:
     """Return the targets of the images that a run, or any fold of a cross-validation, was trained on."""
     index = run.read_split()
     return index.targets(row for row, split in enumerate(index.splits) if split == "train" or is_fold(split))
-
-
-def _list_uncalibrated(classifier: TorchClassifier | Ensemble) -> list[Notice]:
-    """Return a note on the members of an ensemble that are not calibrated."""
-    names = classifier.list_uncalibrated() if isinstance(classifier, Ensemble) else []
-    text = f"not calibrated: {shorten_names(names)} (too few validation images, or changed weights)"
-    return [Notice(text=text)] if names else []
 
 
 def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
@@ -416,7 +387,9 @@ def _prepare_calibration(
             f"{run.path} is a cross-validation, which has no validation images of its own to set a threshold on",
             f"Leave out --target, or evaluate one fold: {run.path / name_fold(1)}",
         )
-    return None, []
+    names = classifier.list_uncalibrated()
+    text = f"not calibrated: {shorten_names(names)} (too few validation images, or changed weights)"
+    return None, [Notice(text=text)] if names else []
 
 
 def _calibrate(classifier: TorchClassifier) -> Steps[tuple[Calibration | None, list[Notice]]]:
@@ -445,19 +418,12 @@ def _calibrate(classifier: TorchClassifier) -> Steps[tuple[Calibration | None, l
 
 
 def _classify(
-    classifier: Classifier, test_set: TestSet, targets: Targets, activity: str, *, features: bool = False
-) -> Steps[tuple[EvaluatedImages, Outputs, float]]:
-    """Return the images with their logits, all outputs, and the seconds that these took."""
+    classifier: Classifier, test_set: TestSet, activity: str, *, features: bool = False
+) -> Steps[tuple[Outputs, float]]:
+    """Return the outputs of the images, and the seconds that these took."""
     started = time.perf_counter()
     outputs = yield from classifier.classify_rows(test_set.index, test_set.rows, features=features, activity=activity)
-    evaluated = EvaluatedImages(
-        test_set=test_set,
-        classes=classifier.classes,
-        task=classifier.task,
-        logits=outputs.logits,
-        targets=targets,
-    )
-    return evaluated, outputs, time.perf_counter() - started
+    return outputs, time.perf_counter() - started
 
 
 def _record(run: RunFolder, evaluation: Evaluation) -> int:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from convnext_cli.errors import UsageError
 from convnext_cli.inference.calibration import Calibration, read_validation
 from convnext_cli.inference.classifier import Classifier, find_class
-from convnext_cli.inference.scored_images import ScoredImages
+from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.metrics.decision import CURVE_THRESHOLDS, DecisionCurve, trace_decision_curve
 from convnext_cli.metrics.thresholds import (
     OperatingPoint,
@@ -23,7 +23,7 @@ from convnext_cli.runs.folder import RunFolder
 TEST_TARGETS = {"image": "targets", "group": "group_targets"}  # keys of `tests.jsonl`
 
 
-def measure_points(images: ScoredImages, thresholds: Sequence[Threshold]) -> tuple[OperatingPoint, ...]:
+def measure_points(images: EvaluatedImages, thresholds: Sequence[Threshold]) -> tuple[OperatingPoint, ...]:
     """Return the metrics of each threshold on images, or on groups."""
     probabilities = images.probabilities
     return tuple(
@@ -35,7 +35,7 @@ def measure_points(images: ScoredImages, thresholds: Sequence[Threshold]) -> tup
 
 
 def trace_curves(
-    images: ScoredImages, points: Sequence[OperatingPoint], thresholds: Sequence[float] = CURVE_THRESHOLDS
+    images: EvaluatedImages, points: Sequence[OperatingPoint], thresholds: Sequence[float] = CURVE_THRESHOLDS
 ) -> tuple[DecisionCurve, ...]:
     """Return the decision curve of each class that has a target, at the first prevalence that is stated for it."""
     stated: dict[str, float | None] = {}

@@ -1,6 +1,6 @@
 """Evaluation per group: metrics of one prediction for each patient or object, pooled from its images."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.operating_points import measure_points
-from convnext_cli.inference.pooling import NO_GROUPS_OF_OWN, Pooling, choose_negative, fit_pooling, pool_logits
+from convnext_cli.inference.pooling import NO_GROUPS_OF_OWN, Pooling, choose_negative, fit_pooling
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.inference.torch_classifier import TorchClassifier
@@ -114,7 +114,8 @@ def check_negative(request: EvalRequest, trained_on: Index) -> None:
 def evaluate_groups(
     run: RunFolder,
     classifier: Classifier,
-    evaluated: EvaluatedImages,
+    test_set: TestSet,
+    images: EvaluatedImages,
     calibration: Calibration | None,
     request: EvalRequest,
 ) -> GroupEvaluation:
@@ -122,39 +123,37 @@ def evaluate_groups(
 
     Where the run has validation groups, the rule is chosen and calibrated on these, and kept in the run.
 
-    Args:
-        run: the run folder.
-        classifier: the run's model.
-        evaluated: the images, whose groups are known.
-        calibration: of single images; None where there is none.
-        request: the options.
-
     Raises:
         RunError: the validation logits in the run are damaged.
         UsageError: the negative class is unknown, or the task has none.
     """
-    task, classes, test_set = evaluated.task, evaluated.classes, evaluated.test_set
+    task, classes = images.task, images.classes
     negative = choose_negative(task, classes, request.negative_class)
     pooling, notes = _prepare_pooling(run, classifier, test_set, calibration, request, negative)
-    groups = test_set.groups or ()  # `check_groups` refuses images without
+    groups = images.groups or ()  # `check_groups` refuses images without
     units = number_units(len(groups), groups)
     position = None if negative is None else classes.index(negative)
-    targets = task.pool_targets(evaluated.targets, units, position)
-    logits = pool_logits(task, evaluated.logits, units, calibration, pooling)
+    pooled = EvaluatedImages(
+        task=task,
+        classes=classes,
+        logits=task.pool(images.calibrated, units, pooling.rule),
+        targets=task.pool_targets(images.targets, units, position),
+        calibration=pooling,
+        groups=None,
+    )
     members = np.split(np.argsort(units, kind="stable"), np.cumsum(np.bincount(units))[:-1])
     sizes = [len(rows) for rows in members]
-    mixed = sum(task.find_conflict(evaluated.targets[rows]) for rows in members)
+    mixed = sum(task.find_conflict(images.targets[rows]) for rows in members)
     mixed_target = task.describe_pooled_target(negative)
     if mixed:
         number = format_part(mixed, len(members), "group", "has", "have")
         notes.append(Notice(text=f"{number} images with different targets: {mixed_target}"))
-        notes += warn_of_ambiguous_groups(units, evaluated.targets, position) if task.has_negative else []
-    metrics = task.compute_metrics(logits, targets, classes, pooling)
+        notes += warn_of_ambiguous_groups(units, images.targets, position) if task.has_negative else []
+    metrics = pooled.compute_metrics()
     if metrics.absent:
         notes.append(Notice(text=f"no group of {shorten_names(metrics.absent)}: averages are over the other classes"))
     if max(sizes) == 1:
         notes.append(Notice(text="each group has one image: metrics per group are those per image"))
-    pooled = replace(evaluated.score(calibration), logits=logits, targets=targets, groups=None)
     points = measure_points(pooled, pooling.thresholds)
     missed = [f"per group: {describe_missed(point)}" for point in points if point.is_missed]
     return GroupEvaluation(
@@ -164,11 +163,11 @@ def evaluate_groups(
         mixed_target=mixed_target,
         pooling=pooling,
         metrics=metrics,
-        intervals=compute_intervals(task.make_calculator(logits, targets, pooling)),
+        intervals=compute_intervals(pooled.make_calculator()),
         operating_points=points,
         names=tuple(groups[rows[0]] for rows in members),
-        logits=logits,
-        targets=targets,
+        logits=pooled.calibrated,
+        targets=pooled.targets,
         notes=(*notes, *(Notice(text=text, severity="warning") for text in missed)),
     )
 

@@ -208,11 +208,6 @@ def choose_negative(task: Task, classes: tuple[str, ...], name: str | None) -> s
     return classes[find_class(name, classes, "--negative-class")]
 
 
-def pool_logits(task: Task, logits: Floats, units: Ints, calibration: Calibration | None, pooling: Pooling) -> Floats:
-    """Return the calibrated logits of groups, (G, K), from the uncalibrated logits of their images, (N, K)."""
-    return task.calibrate(task.pool(task.calibrate(logits, calibration), units, pooling.rule), pooling)
-
-
 def open_poolable(run: Path, *, has_explanation: bool) -> RunFolder:
     """Return the folder of a run whose predictions can be pooled.
 

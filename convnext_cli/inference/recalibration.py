@@ -13,7 +13,7 @@ from convnext_cli.errors import DataError
 from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.calibration_fit import measure_gain
 from convnext_cli.inference.classifier import Classifier
-from convnext_cli.inference.scored_images import ScoredImages
+from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.machine import count_cpus
 from convnext_cli.metrics import comparison
@@ -154,19 +154,23 @@ def name_fit_images(recalibration: Recalibration | None) -> str:
     return "validation images" if recalibration is None else "recalibration images"
 
 
-def measure_recalibration(before: ScoredImages, after: ScoredImages, fit_set: TestSet | None) -> Recalibration | None:
+def measure_recalibration(
+    images: EvaluatedImages, own: Calibration | None, fit_set: TestSet | None
+) -> Recalibration | None:
     """Return what a recalibration changes on images that it was not fitted on; None without a recalibration.
 
     Args:
-        before: the evaluated images, with the run's own calibration.
-        after: the same, with the new one.
-        fit_set: the images that it was fitted on.
+        images: the evaluated images, with the new calibration.
+        own: the run's own calibration.
+        fit_set: the images that the new one was fitted on.
     """
-    if fit_set is None or after.calibration is None:
+    if fit_set is None:
         return None
+    assert images.calibration is not None  # of `refit_calibration`
+    before = replace(images, calibration=own).make_calculator()
     return Recalibration(
         images=len(fit_set.rows),
         groups=count_units(len(fit_set.rows), fit_set.groups),
-        description=after.task.describe_calibration(after.calibration),
-        gain=comparison.compare(before.make_calculator(), after.make_calculator(), after.groups),
+        description=images.task.describe_calibration(images.calibration),
+        gain=comparison.compare(before, images.make_calculator(), images.groups),
     )

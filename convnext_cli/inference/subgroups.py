@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from convnext_cli.data.attributes import Attribute, parse_attributes, read_attributes
 from convnext_cli.data.index import select_rows
 from convnext_cli.errors import UsageError
+from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.request import EvalRequest
-from convnext_cli.inference.scored_images import ScoredImages
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.intervals import Interval, compute_intervals, count_units, estimate_fraction, number_units
@@ -187,7 +187,7 @@ def read_subgroups(request: EvalRequest, test_set: TestSet) -> Steps[list[Attrib
     return (yield from read_attributes(selection, cuts, table=request.subgroup_table, option="--subgroups"))
 
 
-def measure_subgroups(images: ScoredImages, attributes: Sequence[Attribute]) -> Steps[SubgroupEvaluation]:
+def measure_subgroups(images: EvaluatedImages, attributes: Sequence[Attribute]) -> Steps[SubgroupEvaluation]:
     """Compute the metrics of each subgroup, and test their gaps to the rest.
 
     Args:
@@ -230,7 +230,7 @@ def measure_subgroups(images: ScoredImages, attributes: Sequence[Attribute]) -> 
     )
 
 
-def _list_metrics(images: ScoredImages) -> tuple[list[_Metric], int | None]:
+def _list_metrics(images: EvaluatedImages) -> tuple[list[_Metric], int | None]:
     """Return the metrics of each subgroup, and the positive class where there are two.
 
     The positive class is that of the first target, else the last. Thresholds of targets replace the task's decision.
@@ -255,7 +255,7 @@ def _list_metrics(images: ScoredImages) -> tuple[list[_Metric], int | None]:
 
 
 def _measure_subgroup(
-    images: ScoredImages,
+    images: EvaluatedImages,
     inside: NDArray[np.bool_],
     metrics: Sequence[_Metric],
     positive: int | None,
@@ -289,7 +289,7 @@ def _measure_subgroup(
     )
 
 
-def _estimate(images: ScoredImages, metrics: Sequence[_Metric]) -> list[MetricEstimate]:
+def _estimate(images: EvaluatedImages, metrics: Sequence[_Metric]) -> list[MetricEstimate]:
     """Return each metric with its 95% CI, clustered by groups."""
     intervals = compute_intervals(images.make_calculator(), images.groups)
     values = _make_compute(images, metrics)(np.ones((1, len(images.targets))))[0]
@@ -305,7 +305,7 @@ def _estimate(images: ScoredImages, metrics: Sequence[_Metric]) -> list[MetricEs
     return estimates
 
 
-def _list_hits(images: ScoredImages, metric: _Metric) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _list_hits(images: EvaluatedImages, metric: _Metric) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return which images a threshold decides correctly, and which of them count, both (N,)."""
     assert metric.threshold is not None
     assert metric.k is not None
@@ -314,7 +314,7 @@ def _list_hits(images: ScoredImages, metric: _Metric) -> tuple[NDArray[np.bool_]
     return (predicted, positive & known) if metric.key == "recall" else (~predicted, ~positive & known)
 
 
-def _make_compute(images: ScoredImages, metrics: Sequence[_Metric]) -> Compute:
+def _make_compute(images: EvaluatedImages, metrics: Sequence[_Metric]) -> Compute:
     """Return the function from weights (C, N) to the metrics of each weighting, (C, M)."""
     calculator = images.make_calculator()
     hits = [None if metric.threshold is None else _list_hits(images, metric) for metric in metrics]
@@ -333,7 +333,7 @@ def _make_compute(images: ScoredImages, metrics: Sequence[_Metric]) -> Compute:
     return compute
 
 
-def _test(images: ScoredImages, inside: NDArray[np.bool_], metrics: Sequence[_Metric]) -> list[float | None]:
+def _test(images: EvaluatedImages, inside: NDArray[np.bool_], metrics: Sequence[_Metric]) -> list[float | None]:
     """Return the p value of each gap. A group with images on both sides counts as two."""
     groups = number_units(len(images.targets), images.groups)
     units = np.unique(2 * groups + inside, return_inverse=True)[1].reshape(-1)
@@ -357,12 +357,12 @@ def _subtract(one: MetricEstimate, two: MetricEstimate) -> MetricEstimate:
     return MetricEstimate(value=gap, interval=Interval(gap - down, gap + up))
 
 
-def _estimate_prevalence(images: ScoredImages, k: int) -> MetricEstimate:
+def _estimate_prevalence(images: EvaluatedImages, k: int) -> MetricEstimate:
     value, interval = estimate_fraction(*images.task.select_known(images.targets, k), images.groups)
     return MetricEstimate(value=value, interval=interval)
 
 
-def _describe_classes(images: ScoredImages) -> tuple[SubgroupClass, ...]:
+def _describe_classes(images: EvaluatedImages) -> tuple[SubgroupClass, ...]:
     """Return each class or label against the rest."""
     calculator = images.make_calculator()
     keys = [key for key in ("recall", "specificity", "roc_auc") if key in calculator.per_class]
@@ -382,7 +382,7 @@ def _describe_classes(images: ScoredImages) -> tuple[SubgroupClass, ...]:
     )
 
 
-def _explain_small(images: ScoredImages) -> str | None:
+def _explain_small(images: EvaluatedImages) -> str | None:
     """Return why a subgroup is small: few groups, or few images of a class; None if it is not."""
     groups = count_units(len(images.targets), images.groups)
     if groups < SMALL_GROUPS:

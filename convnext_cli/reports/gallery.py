@@ -35,15 +35,15 @@ class GalleryImage:
 
 def pick_images(evaluation: Evaluation) -> tuple[list[int], list[int]]:
     """Return the most confident errors and the least confident predictions, as positions among the evaluated images."""
-    targets, scaling = evaluation.evaluated.targets, evaluation.calibration
+    targets, scaling = evaluation.images.targets, evaluation.calibration
     worst, unsure = evaluation.task.rank_errors(evaluation.probabilities, targets, scaling)
     return worst[:IMAGES], unsure[:IMAGES]
 
 
 def draw_images(evaluation: Evaluation, positions: Sequence[int]) -> dict[int, GalleryImage]:
     """Return gallery images by position; images whose files are gone are left out."""
-    evaluated = evaluation.evaluated
-    index, rows = evaluated.test_set.index, evaluated.test_set.rows
+    evaluated = evaluation.images
+    index, rows = evaluation.test_set.index, evaluation.test_set.rows
     classifier = open_classifier(RunFolder(evaluation.run))
     read = load_for_eval(index, classifier.preprocessing, cache=False)
     images: dict[int, Pixels] = {}

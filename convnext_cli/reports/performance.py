@@ -57,7 +57,7 @@ def show_mistakes(report: ReportData) -> Section | None:
 def _describe_mistakes(report: ReportData) -> list[str]:
     """Return the number of mistakes, and the worst one."""
     evaluation = report.evaluation
-    task, targets = evaluation.task, evaluation.evaluated.targets
+    task, targets = evaluation.task, evaluation.images.targets
     decisions = task.decide(evaluation.probabilities, evaluation.calibration)
     sentences = []
     if evaluation.metrics.per_class:
@@ -139,7 +139,7 @@ def _show_confusion(evaluation: Evaluation) -> list[Table | Plots]:
         rows = [(name, *row) for name, row in zip(names, cells, strict=True)]
         return [Table(title="Confusion matrix", columns=columns, rows=rows, note=note)]
     decisions = task.decide(evaluation.probabilities, evaluation.calibration)
-    pairs = list_mistakes(evaluation.evaluated.targets, decisions)[:MAX_PAIRS]
+    pairs = list_mistakes(evaluation.images.targets, decisions)[:MAX_PAIRS]
     table = Table(
         title="Most frequent confusions",
         columns=[Column(heading=h, is_number=h == "images") for h in ("predicted", "labelled", "images")],
@@ -172,7 +172,7 @@ def show_calibration(report: ReportData) -> Section:
     elif report.members:
         average = (
             "Each image is classified by the one model that was not trained on it (out of fold)."
-            if evaluation.evaluated.test_set.is_out_of_fold
+            if evaluation.test_set.is_out_of_fold
             else "The probabilities are the mean over the models."
         )
         models = (

@@ -154,7 +154,7 @@ def plot_roc(evaluation: Evaluation) -> Figure:
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
     metric, probabilities = METRICS["roc_auc"], evaluation.probabilities
     for entry, k, colour in _choose_classes(evaluation):
-        positive, known = evaluation.task.select_known(evaluation.evaluated.targets, k)
+        positive, known = evaluation.task.select_known(evaluation.images.targets, k)
         false, true = _thin(*trace_roc(probabilities[known, k], positive[known]))
         axes.plot(false, true, color=colour, label=f"{_label(entry.name)}: {metric.format(entry.roc_auc)}")
     _add_legend(axes, "lower right", metric.heading)
@@ -167,7 +167,7 @@ def plot_pr(evaluation: Evaluation) -> Figure:
     figure, axes = _square("Precision-recall, one-vs-rest", "sensitivity (recall)", "precision")
     metric, probabilities = METRICS["pr_auc"], evaluation.probabilities
     for entry, k, colour in _choose_classes(evaluation):
-        positive, known = evaluation.task.select_known(evaluation.evaluated.targets, k)
+        positive, known = evaluation.task.select_known(evaluation.images.targets, k)
         recall, precision = _thin(*trace_pr(probabilities[known, k], positive[known]))
         axes.plot(
             recall,
@@ -184,14 +184,14 @@ def plot_reliability(evaluation: Evaluation) -> Figure:
     """Plot accuracy by confidence, before and after calibration."""
     figure, axes = _square("Reliability", "confidence (probability of the predicted class)", "accuracy")
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
-    ece, logits = METRICS[dict(evaluation.task.display.calibration)["ece"]], evaluation.evaluated.logits
+    ece, logits = METRICS[dict(evaluation.task.display.calibration)["ece"]], evaluation.images.logits
     before, after = (getattr(m, ece.key) for m in (evaluation.uncalibrated, evaluation.metrics))
     series = [(logits, f"uncalibrated, ECE {ece.format_with_unit(before)}", COLOURS[1], "o")]
     if evaluation.calibration and evaluation.calibration.is_fitted:
         title = f"calibrated, ECE {ece.format_with_unit(after)}"
-        series.append((evaluation.images.logits, title, COLOURS[0], "s"))
+        series.append((evaluation.images.calibrated, title, COLOURS[0], "s"))
     for logits, title, colour, marker in series:
-        bins = measure_reliability(*evaluation.task.list_confidences(logits, evaluation.evaluated.targets))
+        bins = measure_reliability(*evaluation.task.list_confidences(logits, evaluation.images.targets))
         points = np.array([(b.confidence, b.accuracy) for b in bins])
         axes.plot(*points.T, color=colour, marker=marker, markersize=3.5, label=title)
     _add_legend(axes, "upper left")
@@ -227,7 +227,7 @@ def plot_agreement(evaluation: Evaluation) -> Figure:
     """Plot predicted over true numbers."""
     figure = _start(4.2, 3.9)
     axes = figure.subplots()
-    true, predicted = evaluation.evaluated.targets, evaluation.probabilities[:, 0]
+    true, predicted = evaluation.images.targets, evaluation.probabilities[:, 0]
     ends = min(true.min(), predicted.min()), max(true.max(), predicted.max())
     axes.plot(ends, ends, color=_MUTED, linewidth=0.8, linestyle=":")
     axes.plot(true, predicted, ".", color=COLOURS[0], markersize=3)
@@ -241,7 +241,7 @@ def plot_bland_altman(evaluation: Evaluation) -> Figure:
     """Plot differences over means, with the bias and the limits of agreement (Bland and Altman 1986)."""
     figure = _start(4.2, 3.9)
     axes = figure.subplots()
-    true, predicted = evaluation.evaluated.targets, evaluation.probabilities[:, 0]
+    true, predicted = evaluation.images.targets, evaluation.probabilities[:, 0]
     axes.plot((true + predicted) / 2, predicted - true, ".", color=COLOURS[0], markersize=3)
     for key, style in (("bias", "-"), ("limit_low", ":"), ("limit_high", ":")):
         value, title = getattr(evaluation.metrics, key), METRICS[key].title

@@ -39,7 +39,7 @@ def show_training(report: ReportData) -> Section | None:
 
 def show_data(report: ReportData) -> Section:
     """Return the data set by split and class, and the findings of its audit."""
-    index, audit = report.evaluation.evaluated.test_set.index, report.evaluation.audit
+    index, audit = report.evaluation.test_set.index, report.evaluation.audit
     sentences: list[str | Notice] = [f"Data {index.location}, {format_count(len(index), 'image')}."]
     if index.skipped:
         sentences.append(f"Skipped: {describe_skipped(index.skipped)}.")
@@ -121,7 +121,7 @@ def show_limits(report: ReportData) -> Section:
     source = "not recorded (random weights, or your own)"
     if license:
         source = f"{license} (base weights, teacher and images){limit}"
-    classes = evaluation.task.describe_classes(evaluation.evaluated.classes)
+    classes = evaluation.task.describe_classes(evaluation.images.classes)
     purpose = (
         f"This model was trained to predict {classes} for images like those of its training, shown at {height} x "
         f"{width} px. Its performance was measured only on the images named above. Other cameras, scanners, hospitals "

@@ -124,7 +124,7 @@ def render_page(report: ReportData, sections: Sequence[Section], svg: Mapping[st
         headline=headline,
         value=getattr(evaluation.metrics, headline.key),
         interval=evaluation.intervals.overall[headline.key],
-        chance=evaluation.task.measure_chance(evaluation.metrics, evaluation.evaluated.targets).value,
+        chance=evaluation.task.measure_chance(evaluation.metrics, evaluation.images.targets).value,
         questions=answer_questions(report),
         notes=[note for note in evaluation.notes if note.severity == "note"],
         sections=sections,

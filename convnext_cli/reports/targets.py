@@ -20,7 +20,7 @@ RATIOS = ("positive_ratio", "negative_ratio")
 def show_targets(report: ReportData) -> Section | None:
     """Return which targets are met, with likelihood ratios, predictive values and decision curves."""
     evaluation = report.evaluation
-    points, images = evaluation.operating_points, evaluation.evaluated.test_set
+    points, images = evaluation.operating_points, evaluation.test_set
     if not evaluation.metrics.per_class:
         return None
     sentences: list[str | Notice] = []
@@ -145,8 +145,7 @@ def _tabulate_ratios(evaluation: Evaluation) -> list[Table]:
 
 def _draw_curves(evaluation: Evaluation) -> list[Plots]:
     """Return the decision curve of each class that has a target."""
-    images = evaluation.evaluated.score(evaluation.calibration)
-    curves = trace_curves(images, evaluation.operating_points, CURVE_POINTS)
+    curves = trace_curves(evaluation.images, evaluation.operating_points, CURVE_POINTS)
     if not curves:
         return []
     return [

@@ -25,7 +25,7 @@ def answer_questions(report: ReportData) -> tuple[Section, ...]:
 
 def _describe_quality(evaluation: Evaluation) -> list[str]:
     """Return what is predicted well and what is confused, with the level of chance."""
-    task, metrics, targets = evaluation.task, evaluation.metrics, evaluation.evaluated.targets
+    task, metrics, targets = evaluation.task, evaluation.metrics, evaluation.images.targets
     chance = task.measure_chance(metrics, targets)
     return [*task.describe_results(metrics, evaluation.probabilities, targets), f"By chance: {chance.text}."]
 
@@ -68,7 +68,7 @@ def describe_chance(evaluation: Evaluation) -> str | Notice:
     """Return whether the headline metric is better than chance, by its 95% CI."""
     headline = METRICS[evaluation.task.display.headline]
     interval = evaluation.intervals.overall[headline.key]
-    chance = evaluation.task.measure_chance(evaluation.metrics, evaluation.evaluated.targets)
+    chance = evaluation.task.measure_chance(evaluation.metrics, evaluation.images.targets)
     level = headline.format_with_unit(chance.value)
     if interval is None:
         return f"There are too few images to say whether it is better than chance ({level})."
@@ -87,7 +87,7 @@ def describe_leakage(evaluation: Evaluation, run: RunFolder) -> list[str]:
         is_clean = not (overlap.trained or overlap.trained_near)
         clean = "The model was trained on none of these images, nor on a near-duplicate of one."
         return [clean] if is_clean else []
-    if is_other_data(run, evaluation.evaluated.test_set) or audit is None:
+    if is_other_data(run, evaluation.test_set) or audit is None:
         return ["It is not known whether training images are among these."]
     if any(finding.falsifies for finding in audit.findings):
         return []

@@ -178,7 +178,7 @@ def test_recalibration_is_fitted_and_evaluated_on_different_images(
     assert result.recalibration is not None
     assert result.recalibration.images + result.metrics.images == 126
     assert abs(result.recalibration.images - 40) <= 3
-    index, rows = result.evaluated.test_set.index, result.evaluated.test_set.rows
+    index, rows = result.test_set.index, result.test_set.rows
     contents = {path: (index.root / path).read_bytes() for path in index.paths}
     evaluated = {contents[index.paths[row]] for row in rows}
     fitted = {contents[path] for row, path in enumerate(index.paths) if row not in set(rows)}
@@ -209,7 +209,7 @@ def test_predict_uses_a_saved_calibration(
     """The images that it was not fitted on get the probabilities of the evaluation; the run's own stay as they were."""
     data, kept = change(others, tmp_path / "site", brighten), tmp_path / "site.json"
     result = evaluate(run.path, data, recalibrate=40, save_calibration=kept)
-    index, rows = result.evaluated.test_set.index, result.evaluated.test_set.rows
+    index, rows = result.test_set.index, result.test_set.rows
     images = [index.root / index.paths[row] for row in rows[:5]]
     model = run.path if engine == "torch" else export(run.path, output=tmp_path / "model.onnx").path
     own, new = predict(images, model), predict(images, model, calibration=kept)

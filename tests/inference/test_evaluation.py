@@ -235,7 +235,7 @@ def test_tta_reports_its_cost_and_gain(mine: RunFolder) -> None:
     gain = result.augmentation.gain.differences["log_loss"]
     assert gain is not None
     assert gain.value == pytest.approx(result.metrics.log_loss - plain.metrics.log_loss, abs=1e-9)
-    assert not np.allclose(result.evaluated.logits, plain.evaluated.logits)
+    assert not np.allclose(result.images.logits, plain.images.logits)
     assert {event.activity for event in events} >= {"evaluating", "evaluating shifted views"}
 
 
@@ -244,7 +244,7 @@ def test_comparison_of_runs_finds_the_better_one(mine: RunFolder, run: RunFolder
     weights["head.fc.weight"] = np.zeros_like(weights["head.fc.weight"])
     save_file(weights, mine.path / "model.safetensors", {"format": "pt"})
     good = evaluate(run.path, split="val")
-    bad = finish(evaluate_steps(mine, EvalRequest(), test_set=good.evaluated.test_set))
+    bad = finish(evaluate_steps(mine, EvalRequest(), test_set=good.test_set))
     compared = compare_evaluations(good, bad)
     accuracy = compared.differences["top1"]
     assert accuracy is not None
@@ -295,7 +295,7 @@ def test_training_images_of_another_run_give_a_leakage_warning(mine: RunFolder, 
     index = mine.read_split()
     other = {"train": "test", "test": "train"}
     mine.write_split(replace(index, splits=tuple(other.get(s, s) for s in index.splits)))
-    test_set = evaluate(run.path).evaluated.test_set
+    test_set = evaluate(run.path).test_set
     result = finish(evaluate_steps(mine, EvalRequest(), test_set=test_set))
     [note] = [note for note in result.notes if note.text.startswith("leakage: 45 of 45 images were trained on")]
     assert note.severity == "warning"

@@ -11,7 +11,7 @@ from convnext_cli.cli.subgroups import show_subgroups
 from convnext_cli.data.attributes import Attribute
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.inference.calibration import Calibration
-from convnext_cli.inference.scored_images import ScoredImages
+from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.subgroups import (
     SubgroupEvaluation,
     describe_gaps,
@@ -28,7 +28,7 @@ from convnext_cli.tasks.single import Single
 from tests.conftest import Convnext
 
 
-def draw_images(gap: float, *, images: int = 400, classes: int = 2) -> tuple[ScoredImages, Attribute]:
+def draw_images(gap: float, *, images: int = 400, classes: int = 2) -> tuple[EvaluatedImages, Attribute]:
     """Return images of a classifier that is worse by `gap` for one sex, two of each patient, and their sex."""
     random = np.random.default_rng(3)
     patients = np.arange(images) // 2
@@ -36,19 +36,18 @@ def draw_images(gap: float, *, images: int = 400, classes: int = 2) -> tuple[Sco
     is_woman = (random.random(patients.max() + 1) < 0.4)[patients]
     logits = random.normal(size=(images, classes))
     logits[np.arange(images), labels] += 2.0 - gap * is_woman
-    scored = ScoredImages(
+    scored = EvaluatedImages(
         task=Single(),
         classes=tuple("abcdefg"[:classes]),
         logits=logits,
         targets=labels,
-        calibration=None,
         groups=[f"p{patient}" for patient in patients],
     )
     values = tuple("F" if woman else "M" for woman in is_woman)
     return scored, Attribute(name="sex", source="column 'sex' of a.csv", values=values, levels=("F", "M"))
 
 
-def measure(scored: ScoredImages, *attributes: Attribute) -> SubgroupEvaluation:
+def measure(scored: EvaluatedImages, *attributes: Attribute) -> SubgroupEvaluation:
     return finish(measure_subgroups(scored, attributes))
 
 

@@ -74,9 +74,9 @@ def hostile(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Evaluat
     mine.tests.unlink(missing_ok=True)
     result = evaluate(mine.path, targets=[f"sensitivity=0.9:{HOSTILE}"])
     # an unsure answer, so that the file with the odd name is shown
-    sure: Floats = result.evaluated.logits.copy()
+    sure: Floats = result.images.logits.copy()
     sure[0] = 0
-    result = replace(result, evaluated=replace(result.evaluated, logits=sure))
+    result = replace(result, images=replace(result.images, logits=sure))
     write_report(result)
     return result
 
@@ -169,7 +169,7 @@ def test_confusion_matrix_of_many_classes_is_drawn(
         intervals=compute_intervals(ClassCalculator(logits, labels), resamples=200),
         calibration=None,
         operating_points=(),
-        evaluated=replace(result.evaluated, logits=logits, targets=labels, classes=classes),
+        images=replace(result.images, logits=logits, targets=labels, classes=classes, calibration=None),
     )
     report = ReportData(evaluation=wide, run=RunFolder(tmp_path / "run"), config=run.read_config())
     section = show_metrics(report)
@@ -197,8 +197,8 @@ def test_confusion_matrix_of_many_classes_is_drawn(
 
 def test_long_class_names_leave_room_for_the_confusion_matrix(run: RunFolder, tmp_path: Path) -> None:
     result = evaluate(run.path)
-    classes = tuple(f"{k} {'long ' * 40}" for k in range(len(result.evaluated.classes)))
-    metrics = SINGLE.compute_metrics(result.evaluated.logits, result.evaluated.targets, classes)
+    classes = tuple(f"{k} {'long ' * 40}" for k in range(len(result.images.classes)))
+    metrics = SINGLE.compute_metrics(result.images.logits, result.images.targets, classes)
     figure = plot_confusion(replace(result, metrics=metrics))
     write_png(figure, tmp_path / "confusion.png")
     [axes] = figure.axes
@@ -225,7 +225,7 @@ def test_curve_of_many_images_keeps_its_shape_with_few_points(augmented: Evaluat
         augmented,
         metrics=SINGLE.compute_metrics(logits, labels, "abc"),
         calibration=None,
-        evaluated=replace(augmented.evaluated, logits=logits, targets=labels),
+        images=replace(augmented.images, logits=logits, targets=labels, calibration=None),
     )
     for line in plot_roc(wide).axes[0].lines[1:]:
         x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
@@ -298,7 +298,7 @@ def test_gallery_leaves_out_images_that_are_gone(run: RunFolder, tmp_path: Path)
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(index.root / index.paths[row], path)
     evaluation = evaluate(run.path, tmp_path / "data")
-    positions = list(range(len(evaluation.evaluated.targets)))
+    positions = list(range(len(evaluation.images.targets)))
     everything = draw_images(evaluation, positions)
     assert list(everything) == positions
     (tmp_path / "data" / everything[1].path).unlink()

@@ -227,12 +227,15 @@ def test_comparison_does_not_depend_on_the_order_of_the_labels(task_run: Runs) -
     assert first.calibration is not None
     kept = structs.replace(first.calibration, label_thresholds=(0.0, 0.5, 0.5, 1.0))
     turned = {key: getattr(kept, key)[::-1] for key in ("label_scale", "label_offset", "label_thresholds")}
-    images = first.evaluated
+    images = replace(first.images, calibration=kept)
     other = replace(
-        images, classes=images.classes[::-1], logits=images.logits[:, ::-1], targets=images.targets[:, ::-1]
+        images,
+        classes=images.classes[::-1],
+        logits=images.logits[:, ::-1],
+        targets=images.targets[:, ::-1],
+        calibration=structs.replace(kept, **turned),
     )
-    first = replace(first, calibration=kept)
-    second = replace(first, evaluated=other, calibration=structs.replace(kept, **turned))
+    first, second = replace(first, images=images), replace(first, images=other)
     differences = compare_evaluations(first, second).differences
     assert {key: d.value for key, d in differences.items() if d} == pytest.approx(dict.fromkeys(differences, 0.0))
 

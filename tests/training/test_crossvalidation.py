@@ -229,11 +229,11 @@ def test_folds_of_different_preprocessing_are_no_ensemble(data: Path, folds_run:
 def test_ensemble_is_evaluated_on_the_common_test_split(folds_run: FoldsFolder) -> None:
     result = evaluate(folds_run.path)
     index = folds_run.read_split()
-    assert (result.split, result.evaluated.test_set.rows) == ("test", index.rows("test"))
+    assert (result.split, result.test_set.rows) == ("test", index.rows("test"))
     images = [index.root / index.paths[row] for row in index.rows("test")]
-    for logits, prediction in zip(result.evaluated.logits, predict(images, folds_run.path), strict=True):
+    for logits, prediction in zip(result.images.logits, predict(images, folds_run.path), strict=True):
         probabilities = dict(zip(prediction.classes, prediction.probabilities, strict=True))
-        assert np.exp(logits) == pytest.approx([probabilities[name] for name in result.evaluated.classes], abs=1e-5)
+        assert np.exp(logits) == pytest.approx([probabilities[name] for name in result.images.classes], abs=1e-5)
     assert result.test_number == 1
     assert write_report(result).parent == folds_run.path
     for split in ("train", "all"):
@@ -245,7 +245,7 @@ def test_ensemble_is_evaluated_on_the_common_test_split(folds_run: FoldsFolder) 
 
 def test_out_of_fold_predictions_come_from_models_not_trained_on_the_image(folds_run: FoldsFolder) -> None:
     result = finish(evaluate_steps(folds_run, EvalRequest(split="val")))
-    test_set = result.evaluated.test_set
+    test_set = result.test_set
     assert test_set.rows == [row for row, split in enumerate(test_set.index.splits) if is_fold(split)]
     assert any("out of fold" in note.text for note in result.notes)
     for run in folds_run.list_runs():
@@ -253,9 +253,9 @@ def test_out_of_fold_predictions_come_from_models_not_trained_on_the_image(folds
         alone = evaluate(run.path, split="val")
         own = [test_set.rows.index(row) for row in index.rows("val")]
         assert alone.calibration is not None
-        scaled = alone.evaluated.logits / alone.calibration.temperature
-        assert result.evaluated.logits[own].argmax(axis=1).tolist() == scaled.argmax(axis=1).tolist()
-        difference = result.evaluated.logits[own] - scaled  # up to a constant for each image, which softmax removes
+        scaled = alone.images.logits / alone.calibration.temperature
+        assert result.images.logits[own].argmax(axis=1).tolist() == scaled.argmax(axis=1).tolist()
+        difference = result.images.logits[own] - scaled  # up to a constant for each image, which softmax removes
         assert np.ptp(difference, axis=1).max() < 1e-4
         assert not set(own) & {test_set.rows.index(row) for row in index.rows("train")}
     write_report(result)
