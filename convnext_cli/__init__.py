@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 # ONNX Runtime 1.29 and later otherwise contacts a telemetry host and writes a device id into the home folder. Its
 # library reads this when it is loaded, by us or by torch's exporter, so it is set before any module of ours.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# The Hub's client otherwise fetches a list of AI agents, to say which one runs it, and names PyTorch's version.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

@@ -1,6 +1,6 @@
 """Long operations: generators that yield events and return their result, composed with `yield from`."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -57,6 +57,17 @@ def map_events(
     steps: Generator[Yielded, None, Result], change: Callable[[Yielded], Changed]
 ) -> Generator[Changed, None, Result]:
     """Run a long operation as part of another one: yield `change(event)` for each event, and return its result."""
+
+    def expand(event: Yielded) -> Iterator[Changed]:
+        yield change(event)
+
+    return expand_events(steps, expand)
+
+
+def expand_events(
+    steps: Generator[Yielded, None, Result], expand: Callable[[Yielded], Iterable[Changed]]
+) -> Generator[Changed, None, Result]:
+    """Run a long operation as part of another one: yield all of `expand(event)` for each event, return its result."""
     try:
         while True:
             try:
@@ -64,6 +75,6 @@ def map_events(
             except StopIteration as end:
                 result: Result = end.value
                 return result
-            yield change(event)
+            yield from expand(event)
     finally:
         steps.close()

@@ -98,6 +98,7 @@ def _options(
 
     note = explain_cache_location()
     redirect_library_caches()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # ours shows downloads
     os.environ.pop("MPLBACKEND", None)  # plots are drawn into files; matplotlib refuses a backend it does not know
     if note and context.invoked_subcommand in ("check", "demo", "eval", "finetune"):
         console.note(note)

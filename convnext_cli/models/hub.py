@@ -1,15 +1,25 @@
 """Find pretrained weights in the package or on the Hugging Face Hub. Without torch, so that errors come at once."""
 
+from concurrent.futures import Future, wait
 from pathlib import Path
+from threading import Thread
 
 from convnext_cli.errors import WeightsError, shorten_error
 from convnext_cli.models.catalog import Architecture, Tag
+from convnext_cli.progress import Progress, Steps, finish
 
 HUB_FILE = "model.safetensors"
 HUB_TIMEOUT = 5.0  # seconds to wait for the Hub's first response
+MB = 1_000_000
+BLOCK = 512  # bytes of a block in `stat`
 
 
 def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) -> Path:
+    """Do `find_weights_steps` without events, and return the file."""
+    return finish(find_weights_steps(architecture, tag, offline=offline))
+
+
+def find_weights_steps(architecture: Architecture, tag: Tag | None, *, offline: bool) -> Steps[Path]:
     """Return the file with a tag's weights: in the package, or in the Hub's local cache, downloaded if necessary.
 
     Raises:
@@ -24,7 +34,7 @@ def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) 
     if tag.hub_id is None:
         return Path(__file__).with_name("builtin") / f"{architecture.name}.safetensors"
     # The Hub's client retries a dead connection for over half a minute; a request with a short timeout comes first.
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     cached = try_to_load_from_cache(tag.hub_id, HUB_FILE)
     if isinstance(cached, str):
@@ -37,9 +47,43 @@ def find_weights(architecture: Architecture, tag: Tag | None, *, offline: bool) 
     if offline:
         raise WeightsError(f"the weights {tag.hub_id} are not in this machine's cache, and --offline is set", choices)
     try:
-        get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
-        return Path(hf_hub_download(tag.hub_id, HUB_FILE, etag_timeout=HUB_TIMEOUT))
+        size = get_hf_file_metadata(url, timeout=HUB_TIMEOUT).size
+        return (yield from _download(tag.hub_id, size or 0))
     except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
         raise WeightsError(
             f"cannot fetch the weights {tag.hub_id} from the Hub ({shorten_error(error)})", choices
         ) from error
+
+
+def _download(hub_id: str, size: int) -> Steps[Path]:
+    """Download the weights of a repository into the Hub's cache; yield the megabytes that are there.
+
+    A thread downloads, which a process that stops does not wait for.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    result: Future[str] = Future()
+
+    def download() -> None:
+        try:
+            result.set_result(hf_hub_download(hub_id, HUB_FILE, etag_timeout=HUB_TIMEOUT))
+        except BaseException as error:
+            result.set_exception(error)
+
+    Thread(target=download, name="download", daemon=True).start()
+    blobs = Path(HF_HUB_CACHE, repo_folder_name(repo_id=hub_id, repo_type="model"), "blobs")
+    while wait([result], timeout=0.5).not_done:
+        done = min(size, _measure_incomplete(blobs))
+        yield Progress(done=done // MB, total=size // MB, activity="MB of the weights")
+    return Path(result.result())
+
+
+def _measure_incomplete(blobs: Path) -> int:
+    """Return the bytes of the file that the Hub's client is writing; 0 if there is none, or it cannot be seen."""
+    try:
+        files = [path.stat() for path in blobs.glob("*.incomplete")]
+    except OSError:  # one was renamed meanwhile
+        return 0
+    return max(files, key=lambda file: file.st_mtime).st_blocks * BLOCK if files else 0

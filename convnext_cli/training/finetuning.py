@@ -1,10 +1,11 @@
 """Fine-tune one model."""
 
+from collections.abc import Iterator
 from threading import Thread
 
 from convnext_cli.errors import UsageError
 from convnext_cli.machine import get_local_rank
-from convnext_cli.progress import Progress, map_events
+from convnext_cli.progress import Progress, expand_events
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.events import Complete, FinetuneResult, TrainSteps
 from convnext_cli.training.planning import check_sources, fetch_weights, prepare_steps
@@ -52,17 +53,18 @@ def prepare_while_importing(request: TrainRequest) -> TrainSteps[Preparation]:
     failures: list[Exception] = []
     importing = Thread(target=_import_libraries, args=[request, failures], name="import")
 
-    def start(event: Progress) -> Progress:
+    def start(event: Progress) -> Iterator[Progress]:
         if importing.ident is None:
             if get_local_rank() == 0:
-                fetch_weights(request)
+                yield from fetch_weights(request)
             importing.start()
         if failures:
             raise failures[0]
-        return event
+        yield event
 
-    preparation = yield from map_events(prepare_steps(request), start)
-    if importing.ident is not None:
+    preparation = yield from expand_events(prepare_steps(request), start)
+    if importing.is_alive():
+        yield Progress(done=0, total=1, activity="loading PyTorch")
         importing.join()
     if failures:
         raise failures[0]

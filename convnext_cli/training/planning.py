@@ -16,7 +16,7 @@ from convnext_cli.files import check_outside, check_writable
 from convnext_cli.locks import check_unlocked
 from convnext_cli.machine import Machine, count_process_cpus, detect_machine
 from convnext_cli.models.catalog import Architecture, Tag, find_model, resolve_weights
-from convnext_cli.models.hub import find_weights
+from convnext_cli.models.hub import find_weights_steps
 from convnext_cli.options import is_unicode
 from convnext_cli.progress import Notice, Steps, finish
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint, compute_fingerprint, explain_domain
@@ -102,7 +102,7 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
     )
 
 
-def fetch_weights(request: TrainRequest) -> None:
+def fetch_weights(request: TrainRequest) -> Steps[None]:
     """Download the pretrained weights of the model that a request names, unless this machine has them.
 
     Raises:
@@ -110,7 +110,7 @@ def fetch_weights(request: TrainRequest) -> None:
     """
     request = _resolve_weights(request)
     if request.resume is None and request.model is not None and request.weights == "auto":
-        find_weights(*find_model(request.model), offline=request.offline)
+        yield from find_weights_steps(*find_model(request.model), offline=request.offline)
 
 
 def check_sources(request: TrainRequest) -> None:

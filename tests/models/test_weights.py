@@ -6,7 +6,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import timm
@@ -105,9 +107,11 @@ FIND = """
 import sys
 from convnext_cli.errors import WeightsError
 from convnext_cli.models.catalog import find_model
-from convnext_cli.models.hub import find_weights
+from convnext_cli.models.hub import find_weights_steps
+from convnext_cli.progress import finish
 try:
-    print(find_weights(*find_model("test_convnext"), offline=False))
+    steps = find_weights_steps(*find_model("test_convnext"), offline=False)
+    print(finish(steps, lambda event: print(event, file=sys.stderr)))
 except WeightsError as error:
     print(error)
     sys.exit(error.exit_code)
@@ -132,19 +136,21 @@ def test_unresponsive_hub_times_out(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_weights_are_downloaded_once_and_then_cached(tmp_path: Path) -> None:
-    content = b"not really weights"
+    content = bytes(12_000_000)
 
     class Hub(http.server.BaseHTTPRequestHandler):
-        asked = 0
+        asked: ClassVar[list[str]] = []
 
         def do_HEAD(self) -> None:
             self.answer(b"")
 
         def do_GET(self) -> None:
-            self.answer(content)
+            self.answer(content[:11_000_000])
+            time.sleep(2)
+            self.wfile.write(content[11_000_000:])
 
         def answer(self, body: bytes) -> None:
-            Hub.asked += 1
+            Hub.asked.append(self.path)
             self.send_response(200)
             self.send_header("X-Repo-Commit", "a" * 40)
             self.send_header("ETag", '"' + "b" * 64 + '"')
@@ -159,12 +165,15 @@ def test_weights_are_downloaded_once_and_then_cached(tmp_path: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         endpoint = f"http://127.0.0.1:{server.server_port}"
         first = find_in_new_process(endpoint, tmp_path)
-        asked = Hub.asked
+        asked = list(Hub.asked)
         second = find_in_new_process(endpoint, tmp_path)
         server.shutdown()
     assert first.returncode == 0, first.stdout + first.stderr
     assert Path(first.stdout.strip()).read_bytes() == content
-    assert asked >= 2
+    assert (
+        "Progress(done=10, total=12, activity='MB of the weights')" in first.stderr
+    )  # the client writes 10 MB at once
+    assert set(asked) == {"/timm/test_convnext.r160_in1k/resolve/main/model.safetensors"}, "nothing but the weights"
     assert second.stdout == first.stdout
     assert Hub.asked == asked, "the second time must not ask the Hub at all"
 
