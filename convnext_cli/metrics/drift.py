@@ -61,7 +61,8 @@ def _measure_corners(image: NDArray[np.uint8], fill: tuple[int, int, int] | None
     grey = image.sum(axis=2, dtype=np.int16)
     tall, wide = (max(2, round(CORNER * side)) for side in grey.shape)
     corners = (grey[:tall, :wide], grey[:tall, -wide:], grey[-tall:, :wide], grey[-tall:, -wide:])
-    sums = [sum(float(np.abs(np.diff(part, axis=axis)).mean()) / 765 for axis in (0, 1)) for part in corners]
+    pairs = [[np.abs(np.diff(part, axis=axis)) for axis in (0, 1)] for part in corners]
+    sums = [sum(float(part.sum()) / max(1, part.size) / 765 for part in both) for both in pairs]
     return np.log(np.array(sums) + _FLOOR).astype(np.float32)
 
 

@@ -51,3 +51,9 @@ def test_detail_of_corners_ignores_padding() -> None:
     assert corners[0] > corners[1] + 2
     assert corners[1:] == pytest.approx(np.log(0.005))
     assert measure_corners(padded[None], (7, 7, 7))[0] == pytest.approx(corners)
+
+
+def test_detail_of_a_padded_line_is_that_along_it() -> None:
+    line = np.full((8, 8, 3), 7, np.uint8)
+    line[:, 3] = np.arange(100, 108)[:, None]
+    assert measure_corners(line[None], (7, 7, 7))[0] == pytest.approx(np.log(3 / 765 + 0.005))
