@@ -90,11 +90,11 @@ def _show_exported(exported: "ExportedFile") -> None:
         f"{exported.format}, {exported.precision}{opset}, {exported.bytes / 1e6:.1f} MB{smaller}, any batch size"
     )
     console.show(f"licence (base weights, teacher and images): {exported.license or 'unknown'}")
-    console.show(
-        f"Parity with the run on {parity.images:,} of your images, from file to probability: "
-        f"{format_count(parity.same_top1, 'keeps its class', 'keep their class')}; largest difference of a "
-        f"probability: {parity.difference:.1e}"
-    )
+    largest = f"largest difference of the number: {parity.difference:.1e} standard deviations"
+    if parity.same_top1 is not None:
+        same = format_count(parity.same_top1, "keeps its class", "keep their class")
+        largest = f"{same}; largest difference of a probability: {parity.difference:.1e}"
+    console.show(f"Parity with the run on {parity.images:,} of your images, from file to prediction: {largest}")
     metric = METRICS[exported.headline]
     if exported.cost and (difference := exported.cost.differences[metric.key]):
         change = metric.format_difference(difference)

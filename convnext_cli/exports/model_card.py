@@ -9,6 +9,7 @@ from typing import Any
 from convnext_cli.data.index import Index
 from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.evaluation import Evaluation
+from convnext_cli.inference.metadata import DECODING
 from convnext_cli.inference.operating_points import find_missed
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import BUILTIN
@@ -24,8 +25,14 @@ HUB_LICENSES = frozenset({"apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-4.0"}) 
 DATA_LICENSE = "The licence of the training images may restrict the use further; ask their owner."
 LIMITATIONS = (
     "The metrics hold for images like those of the evaluation. Performance on other sources, devices or populations is "
-    "unknown; test it before use. The model always predicts one of its classes, also for images of something else. It "
+    "unknown; test it before use. The model gives a prediction for any image, also for one of something else. It "
     "is not a medical device."
+)
+
+
+TRANSFORMERS = (
+    "With transformers, `AutoModelForImageClassification.from_pretrained(…)` gives the same logits. Its `pipeline` "
+    "applies a softmax or sigmoid of its own in place of the calibration below."
 )
 
 
@@ -78,7 +85,7 @@ def render_card(run: RunFolder, evaluation: Evaluation | None, license: License)
     parts = (
         _render_header(license, base=name if is_from_hub else None),
         f"# {escape_markdown(name)}, fine-tuned for {index.task.describe_classes(index.classes)}",
-        "An image classifier fine-tuned with `convnext`. It uses the architecture and the file format of timm.",
+        "An image model fine-tuned with `convnext`. It uses the architecture and the file format of timm.",
         f"**Licence: {escape_markdown(str(license))}.** {_describe_restriction(license)}{DATA_LICENSE}",
         f"## How to use\n\n{_describe_use(run)}",
         f"## Training data\n\n{_describe_data(index)}",
@@ -178,7 +185,10 @@ def _describe_evaluation(evaluation: Evaluation) -> str:
 
 
 def _describe_use(run: RunFolder) -> str:
-    """Return code that loads the model, its preprocessing, and its calibration."""
+    """Return code that loads the model, its preprocessing, and the steps from logits to a prediction."""
+    config, calibration = run.read_config(), read_calibration(run)
+    task = config.read_task(run.path)
+    order = "in the order of `label_names` in `config.json`"
     lines = [
         "```python",
         "import timm",
@@ -187,14 +197,18 @@ def _describe_use(run: RunFolder) -> str:
         "transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))",
         "```",
         "",
-        "With transformers: `AutoModelForImageClassification.from_pretrained(…)`.",
+        TRANSFORMERS,
         "",
-        f"Preprocessing: {_describe_preprocessing(run.read_config().pretrained_cfg)}.",
+        f"Preprocessing: {_describe_preprocessing(config.pretrained_cfg)}. {DECODING}",
+        "",
+        f"Prediction: `{task.scores}` = {task.describe_scores(calibration)}, {order}.",
+        task.describe_decision(calibration),
     ]
-    calibration = read_calibration(run)
-    if calibration and calibration.is_fitted:
-        task = run.read_config().read_task(run.path)
-        lines += ["", f"Calibration: the {task.scores} are {task.describe_scores(calibration)}."]
+    if calibration is None or not calibration.is_fitted:
+        reason = "the run was never calibrated" if calibration is None else calibration.unfitted_reason
+        lines += ["", f"There is no calibration: {reason}."]
+    else:
+        lines.append("")
         missed = find_missed(run, calibration.thresholds)
         for threshold in calibration.thresholds:
             name = str(threshold.target)

@@ -23,7 +23,7 @@ class Tolerance:
     """Largest accepted differences between a file and its run."""
 
     difference: float
-    """Largest difference of a probability."""
+    """Largest difference of a probability, or of a number in standard deviations of the training targets."""
     changed: float = 0.0
     """Largest fraction of images whose predicted class changes."""
 
@@ -34,31 +34,37 @@ class Parity:
 
     images: int
     """Number of images."""
-    same_top1: int
-    """Images with the same predicted class."""
+    same_top1: int | None
+    """Images with the same predicted class; None where numbers are predicted."""
     difference: float
-    """Largest difference of a probability, over all images and classes."""
+    """As `Tolerance.difference`, over all images and classes."""
     worst: Path
     """The image with the largest difference."""
     tolerance: Tolerance
 
     @property
+    def changed(self) -> int:
+        """Number of images whose predicted class changes."""
+        return 0 if self.same_top1 is None else self.images - self.same_top1
+
+    @property
     def holds(self) -> bool:
         """Return whether the differences are within the tolerance."""
-        changed = (self.images - self.same_top1) / self.images
-        return changed <= self.tolerance.changed and self.difference <= self.tolerance.difference
+        return self.changed / self.images <= self.tolerance.changed and self.difference <= self.tolerance.difference
 
 
 class ParityError(ConvnextError):
     """The outputs of an exported file differ from those of its run."""
 
     def __init__(self, parity: Parity) -> None:
-        tolerance, changed = parity.tolerance, parity.images - parity.same_top1
-        number = format_part(changed, parity.images, "image", "changes its class", "change their class")
+        tolerance = parity.tolerance
+        scores, unit, classes = "numbers", " standard deviations", ""
+        if parity.same_top1 is not None:
+            part = format_part(parity.changed, parity.images, "image", "changes its class", "change their class")
+            scores, unit, classes = "probabilities", "", f", and {part} (allowed {tolerance.changed:.0%})"
         super().__init__(
-            "parity check failed: the exported model's probabilities differ from the run's by up to "
-            f"{parity.difference:.2g} (allowed {tolerance.difference:g}), most on {parity.worst}, and "
-            f"{number} (allowed {tolerance.changed:.0%})",
+            f"parity check failed: the exported model's {scores} differ from the run's by up to "
+            f"{parity.difference:.2g}{unit} (allowed {tolerance.difference:g}), most on {parity.worst}{classes}",
             "Nothing was written. --tolerance allows more",
         )
         self.parity = parity
@@ -111,7 +117,7 @@ def check_parity_steps(
     decisions = [task.decide(scores, calibration).reshape(len(paths), -1) for scores in probabilities]
     parity = Parity(
         images=len(paths),
-        same_top1=int((decisions[0] == decisions[1]).all(axis=1).sum()),
+        same_top1=None if task.is_continuous else int((decisions[0] == decisions[1]).all(axis=1).sum()),
         difference=float(differences.max()),
         worst=paths[int(differences.argmax())],
         tolerance=tolerance,

@@ -11,7 +11,7 @@ from convnext_cli.inference.calibration import Calibration, check_scaling
 from convnext_cli.runs.records import MAX_SIDE, Config, convert_record, parse_json, to_plain
 from convnext_cli.tasks.registry import read_task
 from convnext_cli.tasks.task import Task
-from convnext_cli.text import format_count
+from convnext_cli.text import format_count, make_visible
 
 REMEDY = "Use a file that `convnext export` wrote, or export the run again"
 INPUT = "pixels"
@@ -120,24 +120,33 @@ def list_outputs(task: Task) -> tuple[str, ...]:
     return "logits", task.scores, "features", "novelty"
 
 
+DECODING = """\
+Decode the first frame to 8-bit RGB (as Pillow's convert('RGB')), upright by the EXIF orientation. More than 8 bits \
+are scaled linearly from the image's minimum and maximum to 0 and 255; transparent pixels are composited on white."""
+_ROUNDED = "rounded to the nearest integer (a half to the even one)"
+
+
 def describe_steps(metadata: Metadata) -> list[str]:
-    """Return the steps from an image file to a probability, for those who run the file without `convnext`."""
-    preprocessing, task = metadata.preprocessing, metadata.read_task()
+    """Return the steps from an image file to a prediction, for those who run the file without `convnext`."""
+    preprocessing, task, calibration = metadata.preprocessing, metadata.read_task(), metadata.calibration
     height, width = preprocessing.size
     luminance = "conversion to luminance (as Pillow's convert('L')), the " if preprocessing.is_grey else ""
-    steps = f"""\
-Decode to 8-bit RGB, upright by the EXIF orientation. Grey images become three equal channels; more than 8 bits are \
-scaled linearly from the image's minimum and maximum to 0 and 255; transparent pixels are composited on white.
+    resize = f"""\
 Resize {_describe_scaling(preprocessing)}, {preprocessing.interpolation} with antialiasing (as Pillow's resize), \
-unless the image has that size.
-{_describe_frame(preprocessing)}
+unless the image has that size."""
+    model = f"""\
 Pass the pixels as `{INPUT}`, uint8 (batch, {height}, {width}, 3). The {luminance}division by 255, the mean \
 {preprocessing.mean} and the standard deviation {preprocessing.std} are applied inside the model.
-`{task.scores}` (batch, {task.count_outputs(len(metadata.classes))}) are \
-{task.describe_scores(metadata.calibration)}, in the order of `classes`. A class in `thresholds` is positive from \
-that probability on. An image whose `novelty` (if there is that output) is above `novelty_threshold` is \
-out-of-distribution (OOD)."""
-    return [f"{number}. {step}" for number, step in enumerate(steps.splitlines(), start=1)]
+The output `{task.scores}` (batch, {task.count_outputs(len(metadata.classes))}), in the order of `classes`, is \
+{task.describe_scores(calibration)}. {task.describe_decision(calibration)}"""
+    steps = [DECODING, resize, *_describe_frame(preprocessing), *model.splitlines()]
+    for threshold in calibration.thresholds if calibration else ():
+        limit = f"the probability of {threshold.target.name} is at least {threshold.threshold:.6g}"
+        steps.append(f"The target {threshold.target} is positive if {limit}.")
+    if calibration and calibration.novelty_threshold is not None:
+        limit = f"{calibration.novelty_threshold:.6g}"
+        steps.append(f"An image whose output `novelty` is above {limit} is out-of-distribution (OOD).")
+    return [f"{number}. {make_visible(step)}" for number, step in enumerate(steps, start=1)]
 
 
 def _describe_scaling(preprocessing: Preprocessing) -> str:
@@ -145,17 +154,29 @@ def _describe_scaling(preprocessing: Preprocessing) -> str:
     rows, columns = (math.floor(side / preprocessing.crop_pct) for side in preprocessing.size)
     if preprocessing.crop_mode == "squash":
         return f"both sides to {rows} px" if rows == columns else f"to {rows} px of height and {columns} px of width"
-    if preprocessing.is_padded:
-        return f"at its own proportions to the largest size within {rows} px of height and {columns} px of width"
-    if rows == columns:
-        return f"the shorter side to {rows} px"
-    return f"at its own proportions to the smallest size that covers {rows} px of height and {columns} px of width"
+    if rows == columns and not preprocessing.is_padded:
+        return f"the shorter side to {rows} px and the longer one in proportion, rounded down"
+    bound = "largest size within" if preprocessing.is_padded else "smallest size that covers"
+    return (
+        f"at its own proportions to the {bound} {rows} px of height and {columns} px of width, each side {_ROUNDED} "
+        "and at least 1 px"
+    )
 
 
-def _describe_frame(preprocessing: Preprocessing) -> str:
-    """Return the step that gives the image the input's size, in words."""
+def _describe_frame(preprocessing: Preprocessing) -> list[str]:
+    """Return the steps that give the resized image the input's size, in words."""
     height, width = preprocessing.size
     size = f"{height} x {width} px" if height == width else f"{height} px of height and {width} px of width"
+    is_larger = any(math.floor(side / preprocessing.crop_pct) > side for side in preprocessing.size)
+    steps = []
+    if is_larger or preprocessing.crop_mode == "center":
+        steps.append(
+            f"Crop the centre, {size}, where a side is longer: of n px too many, n / 2, {_ROUNDED}, are left out at "
+            "the top or the left."
+        )
     if preprocessing.is_padded:
-        return f"Centre it in {size}: pad with the RGB value {preprocessing.fill}, and crop what is larger."
-    return f"Crop the centre, {size}."
+        steps.append(
+            f"Centre it in {size} of the RGB value {preprocessing.fill}: of n px too few, n / 2, rounded down, are at "
+            "the top or the left."
+        )
+    return steps

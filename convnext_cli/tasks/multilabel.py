@@ -269,6 +269,12 @@ class Multilabel(Task):
         factors, offsets = (", ".join(f"{value:.6g}" for value in part) for part in affine)
         return f"sigmoid(logits * [{factors}] + [{offsets}])"
 
+    def describe_decision(self, scaling: Scaling | None) -> str:
+        """Return the threshold of each label."""
+        thresholds = scaling.label_thresholds if scaling else ()
+        values = f"[{', '.join(f'{value:.6g}' for value in thresholds)}]" if thresholds else "0.5"
+        return f"The labels with probabilities >= {values} are predicted."
+
     def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
         """Fit Platt scaling for each label, and the threshold with the highest F1 on its calibrated probability."""
         rows: list[tuple[float, float, float]] = []

@@ -101,6 +101,13 @@ class Ordinal(Single):
         """Return the number of grades, with the first and the last."""
         return f"{format_count(len(classes), 'grade')} from {classes[0]} to {classes[-1]}"
 
+    def describe_decision(self, scaling: Scaling | None) -> str:
+        """Return that the median grade is predicted, and the definition of the mean grade."""
+        return (
+            "The median grade is predicted: the first at which the sum of the probabilities, from the lowest grade on, "
+            "reaches 0.5. The mean grade is the mean of 0, 1, 2 and so on, weighted by the probabilities."
+        )
+
     def decide(self, scores: Floats, scaling: Scaling | None) -> NDArray[Any]:
         """Return the median grade of each image, (N,)."""
         grades: NDArray[np.int64] = (np.cumsum(scores, axis=1) < 0.5 - 1e-9).sum(axis=1)

@@ -225,6 +225,14 @@ class Regression(Task):
         inner = f"logits * {self.std:.6g} + {self.mean:.6g}"
         return f"exp({inner})" if self.log else inner
 
+    def describe_decision(self, scaling: Scaling | None) -> str:
+        """Return the ends of the prediction interval."""
+        if scaling is None or scaling.margin is None:
+            return "There is no prediction interval."
+        half = scaling.margin * self.std
+        ends = f"value / {math.exp(half):.6g} to value * {math.exp(half):.6g}"
+        return f"The 90% prediction interval is {ends if self.log else f'value - {half:.6g} to value + {half:.6g}'}."
+
     def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
         """Fit the half length of the prediction intervals, in units of the model's output."""
         errors = np.abs(logits[:, 0].astype(np.float64) - self._standardise(targets))

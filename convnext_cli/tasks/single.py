@@ -176,6 +176,10 @@ class Single(Task):
         """Return the softmax with its temperature."""
         return f"softmax(logits / {scaling.temperature if scaling else 1.0:.6g})"
 
+    def describe_decision(self, scaling: Scaling | None) -> str:
+        """Return that the most probable class is predicted."""
+        return "The class with the highest probability is predicted."
+
     def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
         """Fit a temperature."""
         return {"temperature": fit_temperature(logits, targets)}

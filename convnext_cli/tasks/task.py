@@ -298,6 +298,10 @@ class Task(ABC):
         """Return in words how the scores follow from the logits, such as `softmax(logits / 1.2)`."""
 
     @abstractmethod
+    def describe_decision(self, scaling: Scaling | None) -> str:
+        """Return in a sentence how the prediction follows from the scores."""
+
+    @abstractmethod
     def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
         """Fit a calibration on validation images; return fields of `inference.calibration.Calibration`.
 

@@ -17,7 +17,7 @@ from convnext_cli.errors import ConvnextError, RunError, UsageError
 from convnext_cli.exports import quantisation
 from convnext_cli.exports.export import ExportedFile, export_steps
 from convnext_cli.exports.onnx_file import write_metadata
-from convnext_cli.exports.parity import ParityError
+from convnext_cli.exports.parity import Parity, ParityError, Tolerance
 from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.metadata import Metadata
@@ -182,6 +182,15 @@ def test_file_with_other_preprocessing_fails_the_parity_check(
     assert caught.value.exit_code == 1
     assert caught.value.parity.difference > 1e-4
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_differences_of_numbers_are_said_in_standard_deviations() -> None:
+    parity = Parity(images=4, same_top1=None, difference=1.25, worst=Path("a.png"), tolerance=Tolerance(1.0))
+    assert not parity.holds
+    assert ParityError(parity).problem == (
+        "parity check failed: the exported model's numbers differ from the run's by up to 1.2 standard deviations "
+        "(allowed 1), most on a.png"
+    )
 
 
 def test_outdated_onnx_file_is_not_used(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:

@@ -22,6 +22,7 @@ from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import split_index
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError, UsageError
+from convnext_cli.exports.model_card import find_license, render_card
 from convnext_cli.inference.calibration import Calibration, read_calibration
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.evaluation import compare_evaluations
@@ -175,6 +176,7 @@ def test_exported_file_gives_the_same_scores(
     run, images = task_run(kind), list_images(tables[kind], 8)
     file = export(run.path, format=format, output=tmp_path / f"model.{format}")
     assert file.parity.difference < 1e-4
+    assert file.parity.same_top1 == (None if kind == "regression" else file.parity.images)
     if format == "onnx":
         ours, theirs = predict(images, run.path, engine="torch"), predict(images, file.path)
         for one, two in zip(ours, theirs, strict=True):
@@ -193,6 +195,16 @@ def test_hub_folder_has_the_task_and_its_metrics(kind: str, task_run: Runs, tmp_
     assert "95% CI" in card
     assert json.loads((folder.path / "config.json").read_text())["task"]["name"] == kind
     assert timm.create_model(f"local-dir:{folder.path}", pretrained=True)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_model_card_leads_from_logits_to_the_prediction(kind: str, task_run: Runs) -> None:
+    run = task_run(kind)
+    card, task = render_card(run, None, find_license(run)), run.read_config().read_task(run.path)
+    calibration = read_calibration(run)
+    assert f"Prediction: `{task.scores}` = {task.describe_scores(calibration)}, in the order of `label_names`" in card
+    assert task.describe_decision(calibration) in card
+    assert ("There is no calibration: " in card) == (calibration is None or not calibration.is_fitted)
 
 
 @pytest.mark.slow
