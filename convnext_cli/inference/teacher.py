@@ -75,7 +75,8 @@ class TimmClassifier(Classifier):
         check_teacher_name(name)
         if offline and not _is_cached(name):
             raise WeightsError(
-                f"the weights of the teacher {name} are not in this machine's cache, and --offline is set",
+                f"the weights of the teacher {name} are not in this machine's cache, and --offline or HF_HUB_OFFLINE "
+                "is set",
                 "Give a run or a file instead, or copy the Hub's cache of another machine",
             )
         try:

@@ -7,8 +7,9 @@ from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from convnext_cli.errors import WeightsError
 from convnext_cli.images.preprocessing import Preprocessing, join_size
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.models.hub import find_weights
@@ -66,7 +67,19 @@ def build_model(
     )
     if path is None:
         return model, [parameter for parameter, _ in model.named_parameters()]
-    return model, fit_weights(model, read_weights(path), str(path))
+    return model, fit_weights(model, _read_cached(path) if weights == "auto" else read_weights(path), str(path))
+
+
+def _read_cached(path: Path) -> dict[str, Tensor]:
+    """Read weights that the user did not choose a file for.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    try:
+        return read_weights(path)
+    except WeightsError as error:
+        raise WeightsError(error.problem, "Delete it, and it is downloaded again") from error
 
 
 def _find_pretrained_cfg(architecture: Architecture, tag: Tag | None) -> Any:

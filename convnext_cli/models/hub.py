@@ -45,14 +45,28 @@ def find_weights_steps(architecture: Architecture, tag: Tag | None, *, offline: 
         "or use the small built-in weights with --weights builtin (--weights none: random initialisation)"
     )
     if offline:
-        raise WeightsError(f"the weights {tag.hub_id} are not in this machine's cache, and --offline is set", choices)
+        raise WeightsError(
+            f"the weights {tag.hub_id} are not in this machine's cache, and --offline or HF_HUB_OFFLINE is set", choices
+        )
     try:
         size = get_hf_file_metadata(url, timeout=HUB_TIMEOUT).size
         return (yield from _download(tag.hub_id, size or 0))
     except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
         raise WeightsError(
-            f"cannot fetch the weights {tag.hub_id} from the Hub ({shorten_error(error)})", choices
+            f"cannot fetch the weights {tag.hub_id} from the Hub ({_explain(error)})", choices
         ) from error
+
+
+def _explain(error: Exception) -> str:
+    """Return in words why the Hub's client has failed."""
+    from huggingface_hub.errors import FileMetadataError
+
+    if FileMetadataError in (type(error), type(error.__cause__)):  # without the Hub's headers
+        return "the answer is not the Hub's: a proxy or a login page may stand between"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return f"it refused with HTTP status {status}: correct or unset HF_TOKEN, or `hf auth logout`"
+    return shorten_error(error) if status is None else f"it answered with HTTP status {status}"
 
 
 def _download(hub_id: str, size: int) -> Steps[Path]:

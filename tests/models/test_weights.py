@@ -135,6 +135,39 @@ def test_unresponsive_hub_times_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (200, "the answer is not the Hub's: a proxy or a login page may stand between"),
+        (401, "it refused with HTTP status 401: correct or unset HF_TOKEN"),
+        (503, "it answered with HTTP status 503"),
+    ],
+)
+def test_answers_without_weights_are_explained(tmp_path: Path, status: int, reason: str) -> None:
+    class Portal(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Portal) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = find_in_new_process(f"http://127.0.0.1:{server.server_port}", tmp_path)
+        server.shutdown()
+    assert f"from the Hub ({reason}" in done.stdout
+
+
+def test_damaged_weights_of_the_cache_are_to_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"cut short")
+    monkeypatch.setattr("convnext_cli.models.build.find_weights", lambda *_, **__: path)
+    with pytest.raises(WeightsError, match=r"cannot be read as weights .* Delete it, and it is downloaded again"):
+        build_model(*find_model("test_convnext"), ModelOptions(num_classes=2))
+
+
+@pytest.mark.slow
 def test_weights_are_downloaded_once_and_then_cached(tmp_path: Path) -> None:
     content = bytes(12_000_000)
 

@@ -280,7 +280,7 @@ def test_impossible_teachers_are_refused(few_digits: Path) -> None:
     finetune(few_digits, output="own", **STUDENT)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"nothing is learned from the teacher \S*own"):
         finetune(few_digits, teacher="own", teacher_weight=0.0, teacher_features=0.0, output="run", **STUDENT)  # type: ignore[arg-type]
-    with pytest.raises(WeightsError, match="not in this machine's cache, and --offline is set"):
+    with pytest.raises(WeightsError, match="not in this machine's cache, and --offline or HF_HUB_OFFLINE is set"):
         finetune(few_digits, teacher="timm/resnet18.a1_in1k", offline=True, output="run", **STUDENT)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="--unlabelled needs a teacher"):
         finetune(few_digits, unlabelled=True, output="run", **STUDENT)  # type: ignore[arg-type]

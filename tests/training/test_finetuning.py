@@ -201,7 +201,10 @@ def test_bad_input_is_refused_before_anything_is_written(digits: Path, tmp_path:
 
 
 def test_missing_weights_end_a_training_before_the_images_are_checked(digits: Path, tmp_path: Path) -> None:
-    for model, error in (("convnextv2_small", "no pretrained weights exist"), ("convnext_xlarge", "--offline is set")):
+    for model, error in (
+        ("convnextv2_small", "no pretrained weights exist"),
+        ("convnext_xlarge", "HF_HUB_OFFLINE is set"),
+    ):
         with pytest.raises(WeightsError, match=error):
             next(finetune_steps(small_request(digits, tmp_path / "run", model=model, weights="auto")))
 
