@@ -290,7 +290,8 @@ def describe_drift(drift: Drift) -> list[Notice]:
         notices.append(Notice(text=text, severity="warning"))
     if balance:
         parts = ", ".join(f"{measure.title} ({_describe_medians(measure.difference)})" for measure in balance)
-        text = f"other class balance than on validation: {parts}. Predictive values do not carry over"
+        effect = "Metrics that depend on their distribution, such as predictive values and R2, do not carry over"
+        text = f"other targets than on validation: {parts}. {effect}"
         notices.append(Notice(text=text, severity="warning"))
     if not notices:
         has_ood = any(measure.key == OOD for measure in drift.measures)

@@ -40,7 +40,7 @@ from convnext_cli.metrics.comparison import Comparison
 from convnext_cli.metrics.decision import DecisionCurve
 from convnext_cli.metrics.intervals import Intervals, compute_intervals
 from convnext_cli.metrics.novelty import SCORE_NAME
-from convnext_cli.metrics.summary import MetricSet
+from convnext_cli.metrics.summary import MetricSet, describe_absent
 from convnext_cli.metrics.thresholds import OperatingPoint, Target, describe_missed, describe_unreachable, parse_target
 from convnext_cli.options import make_path, make_request
 from convnext_cli.progress import Notice, OnEvent, Progress, Steps, finish
@@ -349,8 +349,8 @@ def _list_warnings(evaluation: Evaluation, run: RunFolder) -> list[Notice]:
     texts = []
     if calibration and (worse := describe_worse_calibration(task, evaluation.uncalibrated, metrics, fitted_on)):
         texts.append(worse)
-    if metrics.absent:
-        texts.append(f"no image of {shorten_names(metrics.absent)}: averages are over the other classes")
+    if absent := describe_absent(metrics):
+        texts.append(absent)
     texts += task.list_warnings(_read_training_targets(run), images.probabilities, images.classes, calibration)
     texts += [text for point in points if (text := describe_unreachable(point.threshold, fitted_on))]
     texts += [describe_missed(point) for point in points if point.is_missed]

@@ -18,7 +18,7 @@ from convnext_cli.inference.test_set import TestSet
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.intervals import Intervals, compute_intervals, number_units
-from convnext_cli.metrics.summary import MetricSet
+from convnext_cli.metrics.summary import MetricSet, describe_absent
 from convnext_cli.metrics.thresholds import OperatingPoint, describe_missed
 from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice
@@ -26,7 +26,7 @@ from convnext_cli.runs.files import POOLING
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import to_plain
 from convnext_cli.tasks.task import Targets, Task
-from convnext_cli.text import format_count, format_part, shorten_names
+from convnext_cli.text import format_count, format_part
 
 UNCALIBRATED = "groups are pooled by the mean, without a calibration of their own"
 MAX_SEVERAL = 0.1  # fraction of groups with several classes beside the negative one; more is a warning
@@ -150,8 +150,8 @@ def evaluate_groups(
         notes.append(Notice(text=f"{number} images with different targets: {mixed_target}"))
         notes += warn_of_ambiguous_groups(units, images.targets, position) if task.has_negative else []
     metrics = pooled.compute_metrics()
-    if metrics.absent:
-        notes.append(Notice(text=f"no group of {shorten_names(metrics.absent)}: averages are over the other classes"))
+    if absent := describe_absent(metrics, "group"):
+        notes.append(Notice(text=absent))
     if max(sizes) == 1:
         notes.append(Notice(text="each group has one image: metrics per group are those per image"))
     points = measure_points(pooled, pooling.thresholds)

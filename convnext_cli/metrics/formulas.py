@@ -83,7 +83,7 @@ class ClassCalculator(Calculator):
         actual, predicted = self.labels == k, self.predictions == k
         return {
             "precision": (predicted,), "recall": (actual,), "specificity": (~actual,),
-            "f1": (actual | predicted,), "roc_auc": (actual, ~actual), "pr_auc": (actual | predicted,),
+            "f1": (actual | predicted,), "roc_auc": (actual, ~actual), "pr_auc": (actual,),
         }[key]  # fmt: skip
 
     def _compute_from_counts(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:

@@ -33,6 +33,7 @@ MAX_WORK = 4_000_000_000  # images x classes x resamples, about a minute; above,
 ERROR_RESAMPLES = 400  # of the error of a debiased sum, whose root mean square is then known to 4%
 NEWTON_STEPS = 12
 MIN_UNITS = 1.5  # effective; fewer have no variance
+ROUNDING = 1e-5  # of float32: replicates that differ less agree
 CHUNK = 80_000  # weights at a time: a third of a megabyte, which fits a core's cache
 
 
@@ -254,14 +255,15 @@ def _choose_interval(name: str, estimate: float, replicates: Floats, units: floa
     defined = replicates[~np.isnan(replicates)].astype(np.float64)
     if np.isnan(estimate) or units < MIN_UNITS or len(defined) < 2:
         return None
-    variance = float(defined.var())
+    std = float(defined.std())
+    variance = std**2 if std > ROUNDING * abs(estimate) else 0.0
     metric = registry.METRICS[name]
     half = t_quantile(units - 1) * math.sqrt(variance * units / (units - 1))
+    if not half and math.isinf(highest - metric.low):
+        return None  # all resamples agree: they do not say how far off the estimate may be
     if math.isinf(metric.low):
         return Interval(float(estimate - half), min(highest, float(estimate + half)))
     if math.isinf(highest):  # symmetric on the scale of its logarithm
-        if not estimate:  # no error was seen: the images do not say how large one may be
-            return None
         factor = math.exp(half / estimate)
         return Interval(float(estimate / factor), float(estimate * factor))
     if name == "roc_auc" and 0 < estimate < 1 and variance > 0:  # on the logit scale, as Pepe 2003 (section 5.2.3)
@@ -336,7 +338,7 @@ def bound_sum(gaps: Floats, replicates: Floats, units: float, images: float) -> 
             images do, by m - 1 to m.
 
     Returns:
-        None without a positive sum, or with fewer than two units.
+        None without a positive sum, with fewer than two units, or where all resamples agree.
     """
     defined = replicates[~np.isnan(replicates).any(axis=1)][:ERROR_RESAMPLES].astype(np.float64)
     observed = float(np.abs(gaps).sum())
@@ -344,7 +346,10 @@ def bound_sum(gaps: Floats, replicates: Floats, units: float, images: float) -> 
         return None
     in_bin = max(2.0, min(units, images / ECE_BINS))
     noise = (defined - gaps) * math.sqrt(in_bin / (in_bin - 1))
-    std = np.maximum(noise.std(axis=0), 1e-9 * observed)
+    std = noise.std(axis=0)
+    if std.max() <= ROUNDING * observed:
+        return None
+    std = np.maximum(std, 1e-9 * observed)
     centre = float(debias_sums(gaps[None], std)[0])
     # The sample's gaps scatter more than the true ones. In units of noise, the variance that this adds is 1, so that
     # shrinking them towards their mean by the root of 1 - 1 / variance leaves that of the true ones.

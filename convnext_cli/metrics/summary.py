@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Ints
 from convnext_cli.metrics.formulas import ClassCalculator
+from convnext_cli.text import shorten_names
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
@@ -110,6 +111,14 @@ def summarise(calculator: ClassCalculator, classes: Sequence[str]) -> Metrics:
         ),
         confusion=tuple(tuple(int(n) for n in row) for row in confusion),
     )
+
+
+def describe_absent(metrics: MetricSet, unit: str = "image") -> str:
+    """Return which classes have no image (or other unit), and what follows; an empty string if all have some."""
+    if not metrics.absent:
+        return ""
+    averages = "averages of sensitivity, F1, ROC AUC and PR AUC are over the other classes"
+    return f"no {unit} of {shorten_names(metrics.absent)}: {averages}"
 
 
 def count_confusion(labels: Ints, predictions: Ints, num_classes: int) -> NDArray[np.int64]:

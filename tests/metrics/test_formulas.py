@@ -9,7 +9,7 @@ from sklearn.calibration import calibration_curve
 from convnext_cli.inference.calibration_fit import describe_worse_calibration
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import log_softmax
-from convnext_cli.metrics.summary import MAX_MATRIX, Metrics, list_mistakes
+from convnext_cli.metrics.summary import MAX_MATRIX, Metrics, describe_absent, list_mistakes
 from convnext_cli.metrics.temperature import fit_temperature
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import SINGLE
@@ -114,6 +114,8 @@ def test_absent_class_is_left_out_of_averages() -> None:
     logits = np.array([[2.0, 0, 0, 0], [0, 2, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]])
     metrics = SINGLE.compute_metrics(logits, np.array([0, 1, 0, 0]), CLASSES)
     assert metrics.absent == ("c", "d")
+    areas = "averages of sensitivity, F1, ROC AUC and PR AUC are over the other classes"
+    assert describe_absent(metrics) == f"no image of c, d: {areas}"
     assert metrics.balanced_accuracy == pytest.approx((1 / 3 + 1) / 2)
     assert [entry.recall for entry in metrics.per_class] == [pytest.approx(1 / 3), 1.0, None, None]
     assert [entry.precision for entry in metrics.per_class[2:]] == [0.0, None]

@@ -13,6 +13,7 @@ from convnext_cli.metrics.intervals import (
     t_quantile,
 )
 from convnext_cli.metrics.ordinal import OrdinalCalculator
+from convnext_cli.metrics.regression import RegressionCalculator
 from convnext_cli.tasks.registry import SINGLE
 
 
@@ -102,6 +103,23 @@ def test_absent_classes_and_single_images_have_no_interval() -> None:
     assert intervals.per_class[1]["recall"] is None, "one image says nothing of its spread"
     alone = compute_intervals(ClassCalculator(np.eye(3)[[0]], np.array([0])), resamples=200)
     assert set(alone.overall.values()) == {None}
+
+
+def test_the_area_of_a_class_with_a_single_image_has_no_interval_however_often_it_is_predicted() -> None:
+    labels, logits = np.repeat([0, 1], [60, 1]), np.eye(2)[np.repeat([0, 1], [20, 41])]
+    logits[-1] *= 2
+    areas = compute_intervals(ClassCalculator(logits, labels), resamples=200).per_class[1]
+    assert (areas["roc_auc"], areas["pr_auc"], areas["f1"] is None) == (None, None, False)
+
+
+@pytest.mark.parametrize("images", [600, 5000])  # sums of float32 differ in their last bits
+def test_resamples_that_agree_give_no_interval_without_length(images: int) -> None:
+    alike = compute_intervals(ClassCalculator(np.tile([[1.0, 0.2]], (images, 1)), np.zeros(images, int)), resamples=200)
+    lengths = [e.high - e.low for e in alike.overall.values() if e is not None]
+    assert alike.overall["log_loss"] is None
+    assert min(lengths) > 0.5 / images
+    two = RegressionCalculator(np.array([1.0, 2.0]), np.array([1.5, 4.0]))  # R2 needs both, so all resamples agree
+    assert compute_intervals(two, resamples=200).overall["r2"] is None
 
 
 def test_average_over_classes_is_unknown_by_the_part_of_a_class_with_a_single_image() -> None:
