@@ -10,6 +10,7 @@ from convnext_cli.runs.folds import FoldsFolder
 from convnext_cli.text import format_count, format_percent
 
 SHOWN = 3  # metrics of each left-out value
+SIDES = "internal", "external"
 
 
 def show_left_out(report: ReportData) -> Section | None:
@@ -23,16 +24,16 @@ def show_left_out(report: ReportData) -> Section | None:
             title=metric.title,
             columns=[
                 Column(heading="left out", is_number=False),
-                Column(heading=f"internal {metric.unit}".strip(), metric=metric),
-                Column(heading=f"external {metric.unit}".strip(), metric=metric),
                 Column(heading="images"),
+                Column(heading=f"internal {metric.unit}".strip(), metric=metric),
+                Column(heading="left-out images"),
+                Column(heading=f"external {metric.unit}".strip(), metric=metric),
             ],
             rows=[
                 (
                     entry["name"],
-                    _make_cell(metric.key, entry["internal"]),
-                    _make_cell(metric.key, entry["external"]),
-                    f"{entry['external']['images']:,}",
+                    *_list_cells(metric.key, entry["internal"]),
+                    *_list_cells(metric.key, entry["external"]),
                 )
                 for entry in entries
             ],
@@ -51,10 +52,11 @@ def show_left_out(report: ReportData) -> Section | None:
     )
 
 
-def _make_cell(key: str, part: dict[str, Any]) -> Cell:
-    """Return the cell of a metric as `metrics.json` has it."""
+def _list_cells(key: str, part: dict[str, Any]) -> tuple[str, Cell]:
+    """Return the cells of the number of images and of a metric, as `metrics.json` has them."""
     interval = part["intervals"].get(key)
-    return make_cell(METRICS[key], part["values"].get(key), interval and Interval(**interval))
+    cell = make_cell(METRICS[key], part["values"].get(key), interval and Interval(**interval))
+    return f"{part['images']:,}", cell
 
 
 def show_drift(report: ReportData) -> Section | None:

@@ -15,6 +15,7 @@ from PIL import Image
 from convnext_cli import evaluate, write_report
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.reports.report import collect_data
+from convnext_cli.reports.section import Cell, Table
 from convnext_cli.reports.sites import show_drift, show_left_out
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder
@@ -86,8 +87,15 @@ def test_left_out_values_are_read_from_the_cross_validation(evaluation: Evaluati
         "images": 40, "values": {"balanced_accuracy": 0.9},
         "intervals": {"balanced_accuracy": {"low": 0.8, "high": 0.95}},
     }  # fmt: skip
-    metrics = {"folds": [], "spread": {}, "left_out": [{"name": "Oslo", "internal": part, "external": part}]}
+    metrics = {
+        "folds": [],
+        "spread": {},
+        "left_out": [{"name": "Oslo", "internal": part, "external": part | {"images": 99}}],
+    }
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     section = show_left_out(replace(data, run=FoldsFolder(tmp_path)))
     assert section is not None
     assert re.match("For each of Oslo", str(section.sentences[0]))
+    tables = [block for block in section.blocks if isinstance(block, Table)]
+    estimate = Cell(text="90.0", note="[80.0, 95.0]")
+    assert tables[0].rows == [("Oslo", "40", estimate, "99", estimate)], "each metric has its number of images"
