@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     )
     from convnext_cli.training.request import TrainRequest
 
+VALUE_WIDTH = 6  # at least, of a metric of each epoch
+
 
 def follow(
     request: "TrainRequest", *, is_verbose: bool = False, is_brief: bool = False
@@ -224,11 +226,12 @@ def _show_started(started: "Started", planned: "Planned | None") -> None:
     for notice in started.notices:
         console.notify(notice)
     display = started.index.task.display
+    loss = METRICS[display.loss]
     columns = [
         f"{'epoch':>9}",
         f"{'train loss':>10}",
-        f"{'val loss':>8}",
-        *(METRICS[key].heading for key in display.epoch),
+        f"{f'val {loss.short}' if loss.has_target_unit else 'val loss':>8}",
+        *(f"{METRICS[key].heading:>{VALUE_WIDTH}}" for key in display.epoch),
     ]
     console.say("  ".join([*columns, f"{'images/s':>8}"]), style="bold")
 
@@ -251,7 +254,10 @@ def _describe_epoch(event: "EpochDone", epochs: int, display: "Display") -> str:
         f"{f'{event.epoch}/{epochs}':>9}",
         f"{event.train_loss:>10.4f}",
         f"{loss.format(getattr(val, loss.key, None)):>8}",
-        *(f"{metric.format(getattr(val, metric.key, None)):>{len(metric.heading)}}" for metric in metrics),
+        *(
+            f"{metric.format(getattr(val, metric.key, None)):>{max(VALUE_WIDTH, len(metric.heading))}}"
+            for metric in metrics
+        ),
         f"{event.images / event.seconds:>8.1f}",
     ]
     return "  ".join(cells)

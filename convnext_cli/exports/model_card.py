@@ -215,7 +215,7 @@ def _describe_use(run: RunFolder) -> str:
             warning = f" The test split did not meet it: {missed[name]}." if name in missed else ""
             lines.append(
                 f"Operating point {_as_code(name)}: calibrated probability of at least "
-                f"{format_inside(threshold.threshold, 4, 0, 1)}, set on "
+                f"{format_inside(threshold.threshold, 6, 0, 1)}, set on "
                 f"{format_count(threshold.images, 'validation image')}.{warning}"
             )
     return "\n".join(lines)

@@ -315,14 +315,20 @@ PLOTS = {
 
 
 def _draw_loss(axes: Axes, log: Log) -> None:
-    [loss] = [key for key in log[0] if key.startswith("val_")][:1] or ["val_loss"]
-    _draw_epochs(axes, log, (("train_loss", "training"), (loss, "validation")))
-    axes.set_title("Loss")
+    losses, _ = _list_validation(log)
+    _draw_epochs(axes, log, [("train_loss", "training"), *((f"val_{metric.key}", "validation") for metric in losses)])
+    axes.set_title("Loss" if losses else "Training loss")
+
+
+def _list_validation(log: Log) -> tuple[list[Metric], list[Metric]]:
+    """Return the logged validation metrics: the loss, and the others with one that is not in the training's unit."""
+    metrics = [METRICS[key.removeprefix("val_")] for key in log[0] if key.startswith("val_")]
+    losses = 0 if metrics and metrics[0].has_target_unit else 1
+    return metrics[:losses], metrics[losses:]
 
 
 def _draw_accuracy(axes: Axes, log: Log) -> None:
-    keys = [key.removeprefix("val_") for key in log[0] if key.startswith("val_")][1:]
-    shown = [METRICS[key] for key in reversed(keys)]
+    shown = _list_validation(log)[1][::-1]
     _draw_epochs(axes, log, [(f"val_{metric.key}", metric.title) for metric in shown])
     best = [entry["epoch"] for entry in log if entry.get("best")]
     if best:

@@ -258,7 +258,7 @@ def test_report_says_which_epoch_was_kept(
     if epoch is not None:
         record = {"epoch": epoch, "selected_by": "best loss", "val": None}
         (tmp_path / "metrics.json").write_text(json.dumps(record))
-    log = [{"epoch": 0, "train_loss": 1.0, "val_loss": 1.0}, *run.read_log()]
+    log = [{"epoch": 0, "train_loss": 1.0, "val_log_loss": 1.0}, *run.read_log()]
     report = ReportData(evaluation=augmented, run=RunFolder(tmp_path), config=run.read_config(), log=log)
     assert list_texts(show_training(report)) == [f"1 epoch, after training the head alone (epoch 0). {kept}"]
 
@@ -362,12 +362,12 @@ def test_thresholds_were_set_on_the_runs_own_validation_images(run: RunFolder, t
 
 
 def test_training_without_validation_has_one_curve_and_no_best_epoch() -> None:
-    log = [{"epoch": epoch, "train_loss": 1 / epoch, "val_loss": None, "val_top1": None} for epoch in (1, 2)]
+    log = [{"epoch": epoch, "train_loss": 1 / epoch, "val_log_loss": None, "val_top1": None} for epoch in (1, 2)]
     assert [line.get_label() for line in plot_loss(log).axes[0].lines] == ["training"]
 
 
 def test_plots_do_not_follow_the_style_of_the_program(tmp_path: Path) -> None:
-    log = [{"epoch": epoch, "train_loss": 1 / epoch, "val_loss": None, "val_top1": None} for epoch in (1, 2)]
+    log = [{"epoch": epoch, "train_loss": 1 / epoch, "val_log_loss": None, "val_top1": None} for epoch in (1, 2)]
     write_png(plot_loss(log), tmp_path / "plain.png")
     style = {
         "text.usetex": True,
@@ -418,6 +418,9 @@ def test_training_curves_are_drawn(run: RunFolder) -> None:
     log = [{"epoch": n, "train_loss": 1.0, "val_log_loss": 1.0, "val_top1": 0.5} for n in (1, 2)]
     styles = [line.get_linestyle() for axes in plot_training(log).axes for line in axes.lines]
     assert styles == ["-", "--", "-"], "equal curves are both seen"
+    numbers = [{"epoch": n, "train_loss": 0.2, "val_rmse": 50.0, "val_r2": 0.5, "val_mae": 40.0} for n in (1, 2)]
+    labels = [[str(line.get_label()) for line in axes.lines] for axes in plot_training(numbers).axes]
+    assert labels == [["training"], ["MAE", "R2", "RMSE"]], "an error in the target's unit is beside no training loss"
     [loss, _] = plot_training(log[:1]).axes
     low, high = loss.get_xlim()
     assert [tick for tick in loss.get_xticks() if low <= tick <= high] == [1]
