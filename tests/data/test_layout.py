@@ -58,6 +58,15 @@ RECOGNISED = {
     ),
     "splits in Chinese": ("训练集/a/ 训练集/b/ 验证集/a/ 测试集/b/", "a b", {"train": 6, "val": 3, "test": 3}),
     "splits in German": ("Training/a/ Training/b/ Validierung/a/ Test/b/", "a b", {"train": 6, "val": 3, "test": 3}),
+    "splits in Italian": (
+        "addestramento/a/ addestramento/b/ convalida/a/ prova/b/",
+        "a b",
+        {"train": 6, "val": 3, "test": 3},
+    ),
+    "splits in Russian": ("обучающая/a/ обучающая/b/ тестовая/a/", "a b", {"train": 6, "test": 3}),
+    "splits in Japanese": ("学習用/a/ 学習用/b/ 検証用/a/ 評価用/b/", "a b", {"train": 6, "val": 3, "test": 3}),
+    "short names of splits": ("trn/a/ trn/b/ hold-out/a/", "a b", {"train": 6, "test": 3}),
+    "scripts as classes": ("latin/bold/ latin/thin/ greek/bold/ greek/thin/", "greek latin", {"": 12}),
     "a training folder alone": ("train/a/ train/b/", "a b", {"train": 6}),
     "a class called test": ("test/ exam/", "exam test", {"": 6}),
     "a class called train": ("train/ bus/ car/", "bus car train", {"": 9}),
@@ -149,6 +158,12 @@ RECOGNISED = {
         "a b",
         {"": 6},
     ),
+    "overlays beside their images": (
+        " ".join(f"{c}/I{k}.jpg {c}/I{k}_overlay.png" for c in "ab" for k in range(3)),
+        "a b",
+        {"": 6},
+    ),
+    "masks in German": ("a/Bilder/ a/Masken/ b/Bilder/ b/Masken/", "a b", {"": 6}),
     "masks by a word before": (
         " ".join(f"{c}/image_{k}.png {c}/mask_{k}.png" for c in "ab" for k in range(3)),
         "a b",
@@ -212,6 +227,7 @@ AMBIGUOUS = {
         "two sets",
     ),
     "splits and other folders": ("s_train/a/ s_train/b/ s_test/a/ other/a/", "lies beside them"),
+    "splits of unknown names": ("train/a/ train/b/ public_test/a/ private_test/b/", "public_test look like splits"),
     "a slip of the pen": ("trian/a/ trian/b/ valid/a/ valid/b/", "look like splits"),
     "a test folder alone": ("test/a/ test/b/", "nothing to train on"),
     "images alone": ("images/", "the only folder with images"),
@@ -317,6 +333,13 @@ def test_notes_name_the_source_of_the_classes(tmp_path: Path, image: Path) -> No
     assert scan_folder(make(tmp_path / "birds", "images/a/ images/b/", image)).classes == ("a", "b")
     index = scan_folder(make(tmp_path / "copy", "yes/ no/ data/yes/ data/no/", image))
     assert index.skipped == {"image in a folder that repeats the classes ('data')": 6}
+
+
+def test_images_that_differ_in_the_suffix_alone_are_reported(tmp_path: Path, image: Path) -> None:
+    index = scan_folder(make(tmp_path, "a/0.jpg a/0.png a/1.jpg a/1.png b/2.jpg b/2.png b/3.png", image))
+    [note] = index.notes
+    assert "3 pairs of images differ in the suffix alone (as 0.jpg and 0.png)" in note
+    assert "--exclude '*.png'" in note
 
 
 def test_submission_form_is_not_a_table_of_labels(tmp_path: Path, image: Path) -> None:

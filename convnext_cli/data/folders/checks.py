@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from convnext_cli.data.folders.masks import has_mask_words
-from convnext_cli.data.folders.splits import SPLIT_NAMES, AmbiguousLayoutError, find_split_folders, list_split_folders
+from convnext_cli.data.folders.splits import ENGLISH_NAMES, AmbiguousLayoutError, find_split_folders, list_split_folders
 from convnext_cli.data.folders.words import (
     GENERIC_WORDS,
     IMAGE_WORDS,
@@ -88,7 +88,7 @@ def _check_inner_folders(tops: Sequence[Folder], words: Sequence[set[str]], *, i
             "classes",
             f"Give one of them, such as {tops[0].path}, or a CSV file with path and label (and patient)",
         )
-    misspelled = any(get_close_matches(name.casefold(), SPLIT_NAMES, cutoff=0.75) for name in names)
+    misspelled = any(get_close_matches(name.casefold(), ENGLISH_NAMES, cutoff=0.75) for name in names)
     if misspelled and len(common) > 1:
         raise AmbiguousLayoutError(
             f"{list_names(tops)} look like splits, not like classes: each has the folders "

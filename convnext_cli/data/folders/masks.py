@@ -8,20 +8,21 @@ from collections.abc import Iterator, Sequence
 from convnext_cli.data.folders.splits import AmbiguousLayoutError
 from convnext_cli.data.folders.words import IMAGE_WORDS, PLAIN_IMAGE_WORDS, list_words
 from convnext_cli.data.tree import Folder
-from convnext_cli.encoding import decode_name
+from convnext_cli.encoding import compose_name, decode_name
 from convnext_cli.text import format_count, format_part
 
 _MASK_WORDS = frozenset(
     (
         "mask", "masks", "segmentation", "segmentations", "segmented", "annotation", "annotations", "label", "labels",
         "gt", "groundtruth", "truth", "contour", "contours", "trimap", "trimaps", "overlay", "overlays", "superpixels",
+        "maske", "masken", "masque", "masques", "máscara", "máscaras", "maschera", "maschere", "маска", "маски", "掩膜",
+        "マスク", "마스크",
     )
 )  # fmt: skip
 _NEGATIONS = frozenset(("no", "not", "non", "with", "without", "un"))
-_ANY_MASK_WORD = re.compile("mask|segm|annot|label|gt|truth|contour|trimap|overlay|superpixel")
-_MASK_SUFFIX = re.compile(
-    r"(?:[ _.\-]|(?<=\)))(?:mask|masks|segmentation|seg|gt|groundtruth|superpixels?)(?:[ _\-]?\d+)?$", re.IGNORECASE
-)
+_FILE_WORDS = _MASK_WORDS | {"seg"}
+_SHORTEST = [word for word in _FILE_WORDS if not any(other != word and other in word for other in _FILE_WORDS)]
+_MASK_SUFFIX = re.compile(rf"(?:[ _.\-]|(?<=\)))(?:{'|'.join(sorted(_FILE_WORDS))})(?:[ _\-]?\d+)?$", re.IGNORECASE)
 _MASK_PREFIX = re.compile(r"(?:mask|segmentation|seg|gt)([ _.\-])", re.IGNORECASE)
 MIN_PAIRED = 0.9  # fraction of a folder's masks that must have an image of the same name
 MIN_MASKS = 3
@@ -46,8 +47,10 @@ def drop_masks(tree: Folder) -> tuple[Counter[str], list[str]]:
     if by_folder:
         skipped["mask of an image, by its folder"] = by_folder
     by_name = undecided = 0
+    twins: list[tuple[str, str]] = []
     example = ""
     for folder in tree.walk():
+        twins += _find_twins(folder.images)
         masks = _find_mask_files(folder.images)
         if not masks:
             continue
@@ -67,6 +70,12 @@ def drop_masks(tree: Folder) -> tuple[Counter[str], list[str]]:
             f"images are named like masks of others {named} are",
         )
         notes.append(f"{number} kept; --exclude '*_mask.*' leaves such files out")
+    if len(twins) >= max(MIN_MASKS, MASK_FRACTION * tree.count):
+        one, other = map(decode_name, min(twins))
+        notes.append(
+            f"{len(twins):,} pairs of images differ in the suffix alone (as {one} and {other}); if one of each is a "
+            f"mask or a copy, --exclude '*.{other.rpartition('.')[2]}' leaves it out"
+        )
     if skipped:
         tree.recount()
     return skipped, notes
@@ -74,8 +83,7 @@ def drop_masks(tree: Folder) -> tuple[Counter[str], list[str]]:
 
 def _find_mask_files(images: Sequence[str]) -> set[str]:
     """Return the images whose name is that of another image in the folder, plus a word for a mask."""
-    text = "\n".join(images).casefold()
-    if not any(word in text for word in ("mask", "seg", "gt", "groundtruth", "superpixel")):
+    if not _has_any_word("\n".join(images)):
         return set()
     stems = {name.rpartition(".")[0]: name for name in images}
     masks = {
@@ -89,9 +97,24 @@ def _find_mask_files(images: Sequence[str]) -> set[str]:
     return masks
 
 
+def _has_any_word(text: str) -> bool:
+    """Return True if a text may name masks; quick, for a folder can have many files."""
+    folded = compose_name(text).casefold()
+    return any(word in folded for word in _SHORTEST)
+
+
+def _find_twins(images: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs of images in a folder that differ in the suffix alone: a mask, or a copy."""
+    if len({name.rpartition(".")[0] for name in images}) == len(images):
+        return []
+    first: dict[str, str] = {}
+    pairs = ((first.setdefault(name.rpartition(".")[0], name), name) for name in sorted(images))
+    return [(one, other) for one, other in pairs if one != other and "." in one]
+
+
 def _drop_mask_folders(parent: Folder) -> int:
     """Remove the folders of masks from `parent`; return the number of masks in them."""
-    if not parent.folders or not any(_ANY_MASK_WORD.search(folder.name.casefold()) for folder in parent.folders):
+    if not parent.folders or not _has_any_word("\n".join(folder.name for folder in parent.folders)):
         return 0
     masks, images = _find_mask_folders(parent)
     sources = [(folder.name, set(_list_stems(folder))) for folder in images]

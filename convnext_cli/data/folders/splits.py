@@ -8,21 +8,30 @@ from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError
 
-SPLIT_NAMES = {
+ENGLISH_NAMES = {
     "train": "train", "training": "train", "trainset": "train", "trainingset": "train", "traindata": "train",
+    "trn": "train", "tst": "test", "held_out": "test", "held-out": "test", "hold-out": "test", "hold_out": "test",
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "valset": "val", "validset": "val",
     "validationset": "val",
     "test": "test", "testing": "test", "tests": "test", "holdout": "test", "testset": "test", "testdata": "test",
     "eval": "test", "evaluation": "test",
+}  # fmt: skip
+SPLIT_NAMES = ENGLISH_NAMES | {
     "entrenamiento": "train", "treino": "train", "treinamento": "train", "entrainement": "train",
     "entraînement": "train", "apprentissage": "train", "addestramento": "train", "训练": "train", "训练集": "train",
     "訓練": "train", "訓練集": "train", "学習": "train", "학습": "train", "훈련": "train", "обучение": "train",
-    "eğitim": "train",
+    "eğitim": "train", "trening": "train", "treningowy": "train", "trénink": "train", "träning": "train",
+    "træning": "train", "обучающая": "train", "тренировочная": "train", "学習用": "train", "訓練用": "train",
+    "학습용": "train", "تدريب": "train", "प्रशिक्षण": "train", "latih": "train", "εκπαίδευση": "train",
     "validación": "val", "validacion": "val", "validação": "val", "validacao": "val", "validazione": "val",
     "validierung": "val", "验证": "val", "验证集": "val", "驗證": "val", "驗證集": "val", "検証": "val",
-    "검증": "val", "валидация": "val", "doğrulama": "val",
+    "검증": "val", "валидация": "val", "doğrulama": "val", "convalida": "val", "validatie": "val", "walidacja": "val",
+    "walidacyjny": "val", "validace": "val", "validering": "val", "проверочная": "val", "валидационная": "val",
+    "検証用": "val", "검증용": "val", "validasi": "val", "επικύρωση": "val",
     "prueba": "test", "pruebas": "test", "teste": "test", "测试": "test", "测试集": "test", "測試": "test",
-    "測試集": "test", "テスト": "test", "테스트": "test", "тест": "test",
+    "測試集": "test", "テスト": "test", "테스트": "test", "тест": "test", "prova": "test", "essai": "test",
+    "essais": "test", "testowy": "test", "тестовая": "test", "評価": "test", "評価用": "test", "テスト用": "test",
+    "시험": "test", "평가": "test", "اختبار": "test", "परीक्षण": "test", "uji": "test", "δοκιμή": "test",
 }  # fmt: skip
 UNLABELLED = "unlabelled"
 _UNLABELLED_NAMES = dict.fromkeys(
@@ -84,7 +93,11 @@ def find_split_folders(folders: Iterable[Folder]) -> SplitFolders:
             f"{' and '.join(list_split_folders(splits) for splits in complete[:2])} are two sets of splits",
             "Give a folder that has one of them, or a CSV file with path, label and split",
         )
-    return _check_siblings(complete[0], siblings) if complete else {}
+    if complete:
+        return _check_siblings(complete[0], siblings)
+    if "train" in simple:
+        _check_unknown_splits(simple["train"], siblings)
+    return {}
 
 
 def _group_by_split(folders: Sequence[Folder]) -> tuple[SplitFolders, dict[tuple[str, ...], SplitFolders]]:
@@ -117,6 +130,21 @@ def _check_siblings(splits: SplitFolders, siblings: Sequence[Folder]) -> SplitFo
             "split",
         )
     return {}
+
+
+def _check_unknown_splits(train: Sequence[Folder], siblings: Sequence[Folder]) -> None:
+    """Check that no folder beside the training folder has the same classes inside.
+
+    Raises:
+        AmbiguousLayoutError: one has, so it is a split of a name that means none.
+    """
+    classes = {folder.name for folder in enter_split(train[0]).filled}
+    alike = [top for top in siblings if top not in train and top.filled and {f.name for f in top.filled} <= classes]
+    if len(classes) > 1 and alike:
+        raise AmbiguousLayoutError(
+            f"{list_names(alike)} look like splits: they have the same folders as {list_names(train)}",
+            "Name them val and test, leave them out with --exclude, or give a CSV file with path, label and split",
+        )
 
 
 def enter_split(folder: Folder) -> Folder:

@@ -10,11 +10,16 @@ from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import decode_name, normalise_name
 from convnext_cli.text import shorten_names
 
-IMAGE_WORDS = frozenset(
-    ("image", "images", "img", "imgs", "picture", "pictures", "pics", "photo", "photos", "scans", "jpegs", "pngs")
-)
-PLAIN_IMAGE_WORDS = frozenset(("image", "images", "img", "imgs"))
+PLAIN_IMAGE_WORDS = frozenset(
+    (
+        "image", "images", "img", "imgs", "bild", "bilder", "imágenes", "imagenes", "immagini", "imagens",
+        "изображения", "图像", "图片", "画像", "이미지",
+    )
+)  # fmt: skip
 """The words that are never the name of a class; `photo` may be one."""
+IMAGE_WORDS = PLAIN_IMAGE_WORDS | frozenset(
+    ("picture", "pictures", "pics", "photo", "photos", "scans", "jpegs", "pngs")
+)
 GENERIC_WORDS = IMAGE_WORDS | frozenset(
     (
         "data", "dataset", "datasets", "files", "raw", "all", "archive", "original", "originals", "classes", "jpg",
