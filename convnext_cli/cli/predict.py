@@ -15,6 +15,7 @@ from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.cli.tables import count_cells
 from convnext_cli.data.index import describe_skipped
 from convnext_cli.errors import ImageError, UsageError
+from convnext_cli.files import check_outside
 from convnext_cli.inference.request import PREDICT_RUN, PredictRequest
 from convnext_cli.options import DATA, Option
 from convnext_cli.text import MAX_NAME, format_count, format_part, make_visible, quote
@@ -76,6 +77,9 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
     if flags.exact and not flags.as_csv:
         raise UsageError("--exact needs --csv", "Add --csv, or leave out --exact")
     inputs = find_files(flags.images)
+    if request.explain is not None:
+        for folder in inputs.folders:
+            check_outside(request.explain, folder, "--explain")
     if flags.as_csv:
         _check_csv(inputs)
     run = find_run(flags.run, PREDICT_RUN)

@@ -30,6 +30,8 @@ class Inputs:
     """In the order of the arguments, and sorted within each folder. Some may be missing or unreadable."""
     errors: tuple[tuple[Path, ImageError], ...]
     """Folders without a usable image, with the reason."""
+    folders: tuple[Path, ...]
+    """The folders that were named, into which nothing may be written."""
     skipped: dict[str, int]
     """Number of other files in the folders, by the reason why they are skipped."""
 
@@ -45,6 +47,7 @@ def find_inputs(words: Iterable[str]) -> Inputs:
         UsageError: the cache folder is in one of the folders.
     """
     paths: list[Path] = []
+    folders: list[Path] = []
     errors: list[tuple[Path, ImageError]] = []
     skipped: Counter[str] = Counter()
     missing = 0
@@ -56,6 +59,7 @@ def find_inputs(words: Iterable[str]) -> Inputs:
                 paths.append(path)
                 continue
             check_cache_outside([path])
+            folders.append(path)
             images, problems = find_images(path, skipped)
             paths += images
             errors += problems
@@ -65,7 +69,9 @@ def find_inputs(words: Iterable[str]) -> Inputs:
         raise ImageError("no images given", "Give images, folders or patterns, or a list of them on standard input")
     if missing == len(paths):
         raise explain_missing(paths)
-    return Inputs(paths=tuple(paths), errors=tuple(errors), skipped=dict(sorted(skipped.items())))
+    return Inputs(
+        paths=tuple(paths), errors=tuple(errors), folders=tuple(folders), skipped=dict(sorted(skipped.items()))
+    )
 
 
 def find_images(folder: Path, skipped: Counter[str]) -> tuple[list[Path], list[tuple[Path, ImageError]]]:

@@ -59,6 +59,7 @@ BAD_INPUT = [
     (2, "exclude each other", "predict text.png --run run --json --csv"),
     (2, "--csv takes no file name", "predict good/a/0.png table.csv --run run --csv"),
     (2, "would lie in the data folder", "predict good/a/0.png --run run --explain good/a/heat"),
+    (2, "would lie in the data folder", "predict one --run run --explain one/heat"),
     (3, "no run under", "eval"),
     (3, "Name one with `convnext eval RUN`", "eval"),
     (3, "Name one with `convnext export RUN`", "export"),
