@@ -151,6 +151,17 @@ def make_path(name: str, value: Any) -> Path:
     return path
 
 
+def make_paths(name: str, values: Any) -> tuple[Path, ...]:
+    """Return the paths of an argument that takes several.
+
+    Raises:
+        UsageError: it is no list of paths.
+    """
+    if isinstance(values, str | os.PathLike) or not isinstance(values, Iterable):
+        raise UsageError(f"{name} = {values!r} must be a list of paths", "Give a list")
+    return tuple(make_path(name, value) for value in values)
+
+
 def _to_path(value: Any) -> Any:
     """Return text or a path-like object as a path; other values and empty text as they are, to be refused."""
     text = os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -400,6 +400,9 @@ def test_export_makes_a_folder_for_the_hub(run_copy: RunFolder, tmp_path: Path) 
         ({"format": "hub", "output": "x", "tolerance": 0.1}, "--int8, --images, --tolerance and --calibration have no"),
         ({"format": "pt2", "push": "me/mine"}, "--push goes with --format hub"),
         ({"format": "tflite"}, "must be one of onnx, pt2, hub"),
+        ({"images": "a.png"}, "images = 'a.png' must be a list of paths"),
+        ({"images": Path("a.png")}, "must be a list of paths"),
+        ({"images": None}, "images = None must be a list of paths"),
     ):
         with pytest.raises(UsageError, match=problem):
             export(run_copy.path, **options)

@@ -25,7 +25,7 @@ from convnext_cli.inference.onnx_classifier import OnnxClassifier
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics.calculator import Calculator, Floats
 from convnext_cli.metrics.comparison import Comparison, compare
-from convnext_cli.options import make_path, make_request
+from convnext_cli.options import make_path, make_paths, make_request
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import check_single, find_newest_run
@@ -125,7 +125,7 @@ def export(run: Path | str | None = None, *, on_event: OnEvent = None, **options
         DataError: there are no images to check parity on.
         ConvnextError: the extra `onnx` is not installed, or the Hub refused the upload.
     """
-    values = options | {"images": tuple(make_path("images", image) for image in options.get("images", ()))}
+    values = options | {"images": make_paths("images", options.get("images", ()))}
     folder = find_newest_run(EXPORT_RUN) if run is None else RunFolder(make_path("run", run))
     return finish(export_steps(folder, make_request(ExportRequest, values)), on_event)
 
