@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from convnext_cli.data.outside import check_outside_data
-from convnext_cli.errors import ConvnextError, DataError, ImageError, RunError, UsageError, shorten_error
+from convnext_cli.errors import ConvnextError, DataError, ImageError, RunError, UsageError
 from convnext_cli.exports.model_card import License, find_license, render_card
 from convnext_cli.files import replace_output
 from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
 from convnext_cli.inference.request import EvalRequest
+from convnext_cli.models.hub import explain_failure
 from convnext_cli.progress import Progress, Steps
 from convnext_cli.runs.files import CONFIG, MODEL
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import check_single
+from convnext_cli.text import quote
 
 MODEL_FILES = (CONFIG.name, MODEL.name)
 CARD = "README.md"
@@ -63,6 +65,7 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
     if existing and not (overwrite and existing <= {*MODEL_FILES, CARD}):
         raise UsageError(f"{output} exists already", "Choose another --output; --overwrite replaces an earlier export")
     run.fingerprint_weights()  # fails for a run without weights before anything is written
+    repository = _make_repository(push) if push else None  # a refusal must not cost an evaluation on the test split
     license = find_license(run)
     notes: list[str] = []
     for path in leftovers:
@@ -81,9 +84,9 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
     if license.is_unknown:
         notes.append(f"licence unknown: {license.reason}. State it in {output / CARD} before you share the model")
     url = None
-    if push:
-        yield Progress(done=0, total=1, activity=f"uploading to {push}")
-        url = _push(output, push)
+    if repository:
+        yield Progress(done=0, total=1, activity=f"uploading to {repository}")
+        url = _upload(output, repository)
     return HubFolder(path=output, license=license, url=url, notes=tuple(notes))
 
 
@@ -106,16 +109,35 @@ def _replace_all(output: Path, *, overwrite: bool) -> Iterator[dict[str, Path]]:
         raise
 
 
-def _push(folder: Path, repository: str) -> str:
-    """Upload the folder and return its URL."""
+@contextmanager
+def _report_failure(repository: str, remedy: str) -> Iterator[None]:
+    """Report in one line that the Hub's client failed."""
+    try:
+        yield
+    except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
+        raise ConvnextError(f"cannot upload to {repository} ({explain_failure(error)})", remedy) from error
+
+
+def _make_repository(name: str) -> str:
+    """Make a private repository on the Hub if it does not exist, and return its full name.
+
+    Raises:
+        ConvnextError: the Hub refused, or cannot be reached.
+    """
     from huggingface_hub import HfApi
 
-    try:
-        api = HfApi()
-        api.create_repo(repository, private=True, exist_ok=True)
-        return str(api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=[*MODEL_FILES, CARD]))
-    except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
-        raise ConvnextError(
-            f"cannot upload to {repository} ({shorten_error(error)})",
-            f"Run `hf auth login` first; the folder {folder} is complete",
-        ) from error
+    with _report_failure(name, "Run `hf auth login` with a token that may write there, and check the name"):
+        return str(HfApi().create_repo(name, private=True, exist_ok=True).repo_id)
+
+
+def _upload(folder: Path, repository: str) -> str:
+    """Upload the folder and return its URL.
+
+    Raises:
+        ConvnextError: the Hub refused, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    files = [*MODEL_FILES, CARD]
+    with _report_failure(repository, f"{folder} is complete: `hf upload {repository} {quote(folder)}` tries again"):
+        return str(HfApi().upload_folder(repo_id=repository, folder_path=folder, allow_patterns=files))

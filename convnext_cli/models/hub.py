@@ -53,20 +53,21 @@ def find_weights_steps(architecture: Architecture, tag: Tag | None, *, offline: 
         return (yield from _download(tag.hub_id, size or 0))
     except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
         raise WeightsError(
-            f"cannot fetch the weights {tag.hub_id} from the Hub ({_explain(error)})", choices
+            f"cannot fetch the weights {tag.hub_id} from the Hub ({explain_failure(error)})", choices
         ) from error
 
 
-def _explain(error: Exception) -> str:
+def explain_failure(error: Exception) -> str:
     """Return in words why the Hub's client has failed."""
     from huggingface_hub.errors import FileMetadataError
 
     if FileMetadataError in (type(error), type(error.__cause__)):  # without the Hub's headers
         return "the answer is not the Hub's: a proxy or a login page may stand between"
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        return f"it refused with HTTP status {status}: correct or unset HF_TOKEN, or `hf auth logout`"
-    return shorten_error(error) if status is None else f"it answered with HTTP status {status}"
+    if status is None:
+        return shorten_error(error)
+    hint = ": the token (HF_TOKEN, or of `hf auth login`) is wrong or has no access" if status in (401, 403) else ""
+    return f"it answered with HTTP status {status}{hint}"
 
 
 def _download(hub_id: str, size: int) -> Steps[Path]:

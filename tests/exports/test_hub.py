@@ -1,5 +1,9 @@
+import base64
+import http.server
 import json
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,33 +117,72 @@ def test_hub_folder_loads_in_timm_and_transformers(mine: RunFolder, tmp_path: Pa
     assert loaded.config.id2label == {0: "0", 1: "1", 2: "2"}
 
 
-def test_upload_needs_push_and_is_private(
-    mine: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, convnext: Convnext
-) -> None:
-    import huggingface_hub
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A Hub on this machine: it keeps what it is asked for, and refuses everyone but `me`."""
+    got: dict[str, Any] = {}
 
-    calls: list[tuple[str, dict[str, Any]]] = []
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            path = self.path.partition("?")[0]
+            content = got[path] = self.rfile.read(int(self.headers["Content-Length"]))
+            if path == "/api/repos/create":
+                mine = json.loads(content).get("organization", "me") == "me"
+                self.answer({"url": f"{url}/me/xrays"}, 200 if mine else 403)
+            elif path.endswith("/preupload/main"):
+                files = [{"path": file["path"], "shouldIgnore": False} for file in json.loads(content)["files"]]
+                self.answer({"files": [file | {"uploadMode": "regular"} for file in files]}, got.get("status", 200))
+            else:
+                self.answer({"commitUrl": f"{url}/me/xrays/commit/1", "commitOid": "1", "success": True})
 
-    class Api:
-        def create_repo(self, repo_id: str, **options: Any) -> None:
-            if repo_id == "not/mine":
-                raise OSError("403 Forbidden")
-            calls.append((repo_id, options))
+        def do_GET(self) -> None:
+            self.answer({"sha": "0", "id": "me/xrays", "siblings": []}, 404 if "not/mine" in self.path else 200)
 
-        def upload_folder(self, **options: Any) -> str:
-            calls.append((options["repo_id"], options))
-            return "https://hub/me/xrays"
+        def answer(self, body: dict[str, Any], status: int = 200) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
 
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield got
+        server.shutdown()
+
+
+def test_upload_needs_push_and_is_private(mine: RunFolder, tmp_path: Path, hub: dict[str, Any]) -> None:
     export(mine, tmp_path / "one")
-    assert not calls
-    assert export(mine, tmp_path / "two", push="me/xrays").url == "https://hub/me/xrays"
-    assert calls[0] == ("me/xrays", {"private": True, "exist_ok": True})
-    assert calls[1][1]["folder_path"] == tmp_path / "two"
-    outcome = convnext("export", mine.path, "--format", "hub", "-o", tmp_path / "three", "--push", "not/mine")
+    assert not hub
+    result = export(mine, tmp_path / "two", push="me/xrays")
+    assert result.url is not None
+    assert "/me/xrays" in result.url
+    created = json.loads(hub["/api/repos/create"])
+    assert created.get("private") is True or created["visibility"] == "private"
+    lines = map(json.loads, hub["/api/models/me/xrays/commit/main"].splitlines())
+    sent = {line["value"]["path"]: line["value"] for line in lines if line["key"] == "file"}
+    assert sent.keys() == {"README.md", "config.json", "model.safetensors"}
+    assert base64.b64decode(sent["model.safetensors"]["content"]) == (mine.path / "model.safetensors").read_bytes()
+
+
+def test_refused_upload_evaluates_nothing(
+    mine: RunFolder, tmp_path: Path, hub: dict[str, Any], convnext: Convnext
+) -> None:
+    outcome = convnext("export", mine.path, "--format", "hub", "-o", tmp_path / "one", "--push", "not/mine")
     assert outcome.code == 1
-    assert "403 Forbidden" in outcome.err
-    assert (tmp_path / "three/README.md").exists()
+    assert "cannot upload to not/mine (it answered with HTTP status 403" in outcome.err
+    assert not (tmp_path / "one").exists()
+
+    hub["status"] = 500
+    outcome = convnext("export", mine.path, "--format", "hub", "-o", tmp_path / "two", "--push", "me/xrays")
+    assert outcome.code == 1
+    assert "(it answered with HTTP status 500)" in outcome.err
+    assert f"is complete: `hf upload me/xrays {tmp_path / 'two'}` tries again" in outcome.err
+    assert (tmp_path / "two/README.md").exists()
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,10 @@ def test_unresponsive_hub_times_out(tmp_path: Path) -> None:
     ("status", "reason"),
     [
         (200, "the answer is not the Hub's: a proxy or a login page may stand between"),
-        (401, "it refused with HTTP status 401: correct or unset HF_TOKEN"),
+        (
+            401,
+            "it answered with HTTP status 401: the token (HF_TOKEN, or of `hf auth login`) is wrong or has no access",
+        ),
         (503, "it answered with HTTP status 503"),
     ],
 )
