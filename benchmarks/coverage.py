@@ -2,6 +2,7 @@
 
     python benchmarks/coverage.py [DATASETS [IMAGES [RESAMPLES]]]
     python benchmarks/coverage.py fractions [DATASETS]  fractions of few clusters, by the degrees of freedom
+    python benchmarks/coverage.py numbers [DATASETS]    numbers and grades
 
 Each data set is drawn from a model of a classifier: the true class's logit is raised by a strength, noise is normal,
 and in clustered data the images of one patient have their class and part of their noise in common. The true value is
@@ -21,9 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.metrics import intervals
-from convnext_cli.metrics.calculator import Floats
-from convnext_cli.metrics.formulas import ClassCalculator
+from convnext_cli.metrics.calculator import Calculator, Floats
+from convnext_cli.metrics.formulas import ClassCalculator, log_softmax
 from convnext_cli.metrics.intervals import Intervals, compute_intervals, number_units, resample
+from convnext_cli.metrics.ordinal import OrdinalCalculator
+from convnext_cli.metrics.regression import RegressionCalculator
+from convnext_cli.tasks.ordinal import Ordinal
 
 CLASS_FRACTIONS = (0.5, 0.25, 0.15, 0.10)  # of 600 images the rarest class has 60
 
@@ -160,10 +164,84 @@ def show_fractions(datasets: int) -> None:
         print(f"{clusters:>8}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
 
 
+KINDS = ("plain", "groups", "skewed")
+
+
+def draw_noise(random: np.random.Generator, images: int, kind: str) -> tuple[Callable[[], Floats], NDArray[np.int64]]:
+    """Return a source of noise with a standard deviation of 1, and each image's group.
+
+    In `groups`, these have 1 to about 40 images, half of the variance in common, and most of them are small.
+    """
+    units = np.arange(images)
+    if kind == "groups":
+        sizes = np.maximum(1, np.exp(random.normal(0.5, 1.2, images))).astype(np.int64)
+        units = np.repeat(np.arange(images), sizes)[:images]
+
+    def draw_normal() -> Floats:
+        own = random.normal(size=images)
+        return np.sqrt(0.5) * (own + random.normal(size=images)[units]) if kind == "groups" else own
+
+    return draw_normal, units
+
+
+def draw_numbers(random: np.random.Generator, images: int, kind: str) -> tuple[Calculator, NDArray[np.int64]]:
+    """Draw numbers with normal errors, or, `skewed`, log-normal ones with errors in proportion to them."""
+    draw_normal, units = draw_noise(random, images, kind)
+    targets, errors = (draw_normal().astype(np.float64) for _ in range(2))
+    errors = 0.6 * errors
+    if kind == "skewed":
+        targets = np.exp(targets)
+        errors = errors * targets
+    return RegressionCalculator(targets + errors + 0.1, targets, np.abs(errors) < 1), units
+
+
+def draw_grades(random: np.random.Generator, images: int, kind: str) -> tuple[Calculator, NDArray[np.int64]]:
+    """Draw four grades, the highest with a tenth of the images, of which a normal measurement tells some apart."""
+    draw_normal, units = draw_noise(random, images, kind)
+    fractions = np.array([0.4, 0.3, 0.2, 0.1])
+    labels = random.choice(4, images, p=fractions)[units]
+    measured = labels + 0.8 * draw_normal()
+    logits = np.log(fractions) - (measured[:, None] - np.arange(4)) ** 2 / (2 * 0.8**2)
+    return OrdinalCalculator(logits, labels, Ordinal().decide(np.exp(log_softmax(logits)), None)), units
+
+
+def cover_numbers(datasets: int, images: int, kind: str) -> dict[str, float]:
+    """Return the coverage of each metric of numbers and, unless `skewed`, of grades."""
+    result: dict[str, float] = {}
+    for draw_set in (draw_numbers, *([draw_grades] if kind != "skewed" else [])):
+        true = draw_set(np.random.default_rng(10**9), 400_000, kind)[0].compute(np.ones((1, 400_000)))[0]
+        keys = list(true)[: 3 if draw_set is draw_grades else None]  # others are those of classes
+        covered: dict[str, list[bool]] = {key: [] for key in keys}
+        for seed in range(datasets):
+            calculator, units = draw_set(np.random.default_rng(seed), images, kind)
+            groups = [str(unit) for unit in units] if kind == "groups" else None
+            overall = compute_intervals(calculator, groups, seed=seed, resamples=400).overall
+            for key in keys:
+                interval = overall[key]
+                covered[key].append(interval is not None and interval.low <= true[key][0] <= interval.high)
+        result |= {key: float(np.mean(hits)) for key, hits in covered.items()}
+    return result
+
+
+def show_numbers(datasets: int) -> None:
+    """Print a row for each metric of numbers and grades: coverage of 30 and 150 images of each kind."""
+    settings = [(images, kind) for kind in KINDS for images in (30, 150)]
+    with ProcessPoolExecutor() as pool:
+        columns = list(pool.map(partial(cover_numbers, datasets), *zip(*settings, strict=True)))
+    print(f"{datasets} data sets a setting, 400 resamples; coverage in %")
+    print(f"{'metric':16}" + "".join(f"{f'{kind}, {images}':>14}" for images, kind in settings))
+    for key in columns[0]:
+        cells = (f"{100 * column[key]:.1f}" if key in column else "-" for column in columns)
+        print(f"{key:16}" + "".join(f"{cell:>14}" for cell in cells))
+
+
 def main(words: Sequence[str]) -> None:
     """Print the table."""
     if words and words[0] == "fractions":
         show_fractions(int(words[1]) if len(words) > 1 else 800)
+        return
+    if words and words[0] == "numbers":
+        show_numbers(int(words[1]) if len(words) > 1 else 1000)
         return
     datasets, images, resamples = ([int(word) for word in words] + [2000, 600, 400][len(words) :])[:3]
     with ProcessPoolExecutor() as pool:
