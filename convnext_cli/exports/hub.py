@@ -45,11 +45,8 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
     The card's metrics are those of a new evaluation, on the run's test split where there is one. Like every evaluation
     on a test split, it is recorded in the run.
 
-    Args:
-        run: the run.
-        output: a new or empty folder.
-        push: a repository, OWNER/NAME, to upload to. It is made private where it does not exist.
-        overwrite: replace the three files in `output`.
+    `push` is a repository, OWNER/NAME, to upload to. It is made private where it does not exist. `overwrite`
+    replaces the three files in `output`, which else is a new or an empty folder.
 
     Raises:
         UsageError: `output` exists, or lies in the data folder.

@@ -73,10 +73,7 @@ def find_license(run: RunFolder) -> License:
 def render_card(run: RunFolder, evaluation: Evaluation | None, license: License) -> str:
     """Return the model card as Markdown with the Hub's YAML header. It has no path and no image of the data.
 
-    Args:
-        run: the run folder.
-        evaluation: of the run; None where its data are gone.
-        license: of the base weights.
+    There is no evaluation where the data of the run are gone.
     """
     plan = _read_plan(run)
     index = run.read_split()

@@ -82,13 +82,6 @@ def check_parity_steps(
 ) -> Steps[tuple[Parity, Floats, Floats]]:
     """Classify images with a run and with its exported file, each with its own preprocessing, and compare.
 
-    Args:
-        reference: the run.
-        exported: the file, with the preprocessing of its metadata.
-        paths: image files, at least one.
-        calibration: of the run.
-        tolerance: largest accepted differences.
-
     Returns:
         The result, and the logits of both, (N, K).
 

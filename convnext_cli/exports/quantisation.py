@@ -31,10 +31,7 @@ def quantise(path: Path, metadata: Metadata, images: Sequence[Path]) -> None:
     Norms (GRN included), GELU, residual sums and the comparison with training features stay float32. Quantisation is
     static: value ranges come from calibration images. Weights have a range per channel.
 
-    Args:
-        path: the float32 file, which is replaced.
-        metadata: written into the file.
-        images: calibration images, at least one.
+    The float32 file is replaced.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 

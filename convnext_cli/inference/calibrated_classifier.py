@@ -100,11 +100,6 @@ def _open_with_own_calibration(run: Path, request: PredictRequest, num_images: i
 def _open_run(run: Path, request: PredictRequest, num_images: int) -> Classifier:
     """Return the classifier of a run folder: its ONNX file where that is possible, else torch.
 
-    Args:
-        run: the run folder.
-        request: its options decide whether torch is needed.
-        num_images: number of images; for many, a GPU outweighs the start of torch.
-
     Raises:
         UsageError: the engine of the request does not support its options.
         RunError: the run cannot be read.

@@ -101,13 +101,6 @@ def check_scaling(
 ) -> None:
     """Check that a calibration or a pooling is for the classes that the model has.
 
-    Args:
-        scaling: the calibration or the pooling.
-        thresholds: its thresholds.
-        classes: of the model.
-        source: the file that it was read from, for the error.
-        remedy: of the error.
-
     Raises:
         RunError: the model does not have a threshold's class, or another number of classes.
     """
@@ -145,11 +138,6 @@ def write_calibration(path: Path, calibration: Calibration, *, overwrite: bool) 
 
 def load_calibration(path: Path, weights: str, classes: Sequence[str]) -> Calibration:
     """Return the calibration in a file of `write_calibration`.
-
-    Args:
-        path: the file.
-        weights: checksum of the model's weights.
-        classes: of the model.
 
     Raises:
         RunError: the file cannot be read, does not fit its schema, or was written for another model.
@@ -204,11 +192,7 @@ def read_validation(run: RunFolder, calibration: Calibration, model: Classifier)
 def _read_array(run: RunFolder, name: str, ndim: int | None = 1, *, has_values: bool = False) -> NDArray[Any]:
     """Return an array of `calibration.safetensors`.
 
-    Args:
-        run: the run.
-        name: of the array.
-        ndim: its number of dimensions.
-        has_values: True for targets with values, which may be unknown (nan) and have any number of dimensions.
+    Targets with values (`has_values`) may be unknown (nan) and have any number of dimensions.
 
     Raises:
         RunError: it is missing or empty, has another number of dimensions, or values that are not finite.

@@ -32,10 +32,7 @@ def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Thre
 
     Where the validation split is too small, nothing is fitted; the result has the reason.
 
-    Args:
-        model: the run's classifier.
-        run: the run folder.
-        thresholds: kept in the result.
+    The result keeps `thresholds`.
 
     Raises:
         RunError: the run cannot be read.
@@ -90,11 +87,7 @@ def describe_worse_calibration(
 ) -> str | None:
     """Return a warning where calibration makes the first of the metrics that it changes worse as printed, else None.
 
-    Args:
-        task: names these metrics, of which lower is better.
-        before: metrics of the uncalibrated probabilities.
-        after: metrics of the calibrated probabilities, of the same images.
-        fitted_on: the images that the calibration was fitted on, in words.
+    Both are of the same images; of the metrics that calibration changes, lower is better.
     """
     changes: list[str] = []
     for _, key in task.display.calibration:

@@ -69,11 +69,7 @@ class Classifier(ABC):
     ) -> Iterator[Outputs]:
         """Yield the outputs of rows, batch by batch.
 
-        Args:
-            rows: numbers of images.
-            load: returns a row's preprocessed image, (H, W, 3) uint8. A row fails where it raises `ImageError`.
-            features: compute the features before the classifier.
-            heat: compute heat maps.
+        `load` returns a row's preprocessed image, (H, W, 3) uint8. A row fails where it raises `ImageError`.
 
         Raises:
             RunError: the model's outputs are not finite.
@@ -102,12 +98,6 @@ class Classifier(ABC):
         self, index: Index, rows: Sequence[int], *, features: bool = False, activity: str = "evaluating"
     ) -> Steps[Outputs]:
         """Return the outputs of rows of an index.
-
-        Args:
-            index: the images.
-            rows: of the index.
-            features: compute the features before the classifier.
-            activity: named in the progress.
 
         Raises:
             DataError: there is no row.
@@ -156,25 +146,13 @@ class Classifier(ABC):
 
 
 def load_for_eval(index: Index, preprocessing: Preprocessing, *, cache: bool) -> Callable[[int], Pixels]:
-    """Return a function from a row to its image preprocessed for evaluation, (H, W, 3) uint8.
-
-    Args:
-        index: the images.
-        preprocessing: of the model.
-        cache: keep the preprocessed images in the cache.
-    """
+    """Return a function from a row to its image preprocessed for evaluation, (H, W, 3) uint8."""
     images = open_for_eval(index.root, preprocessing, cache=cache)
     return lambda row: pad_image(images.read(index.paths[row]), preprocessing)
 
 
 def open_for_eval(root: Path, preprocessing: Preprocessing, *, cache: bool) -> ImageCache:
-    """Return the cache of a data folder's images preprocessed for evaluation, without padding: (h, w, 3) uint8.
-
-    Args:
-        root: the data folder.
-        preprocessing: of the model.
-        cache: keep the images on disk for the next time.
-    """
+    """Return the cache of a data folder's images preprocessed for evaluation, without padding: (h, w, 3) uint8."""
     crop = f"{preprocessing.crop_mode} crop of {preprocessing.crop_pct}"
     return ImageCache(
         root,

@@ -131,12 +131,7 @@ def measure_drift(
     Those of a cross-validation are the validation images of all folds. Their OOD scores are of different models, and
     are not compared.
 
-    Args:
-        run: the run or cross-validation.
-        classifier: of the run.
-        calibration: of the run.
-        test_set: the images of the evaluation.
-        outputs: of these images; with features, unless they are the run's own.
+    The `outputs` have features, unless the images are the run's own.
 
     Returns:
         The drift with notes on it; None for the run's own images, and, with the reason, where there is nothing to

@@ -37,10 +37,6 @@ class Ensemble(Classifier):
     Its scores are the mean of the members' calibrated scores, and its logits are those of these scores, so that it
     needs no calibration of its own.
 
-    Args:
-        folder: the cross-validation.
-        members: one for each fold, in order.
-
     Raises:
         RunError: the members differ in classes or preprocessing.
     """
@@ -171,11 +167,7 @@ def open_ensemble(
 ) -> Ensemble:
     """Return the models of a cross-validation as an ensemble.
 
-    Args:
-        folder: the cross-validation.
-        open_run: returns the classifier of a fold's run.
-        raw: leave out the calibrations of the folds.
-        ood: score how far images are out of distribution; each fold's run has an OOD model.
+    `raw` leaves out the calibrations of the folds; `ood` reads their OOD models, which each run then has.
 
     Raises:
         RunError: the cross-validation has not finished, or cannot be read.

@@ -43,10 +43,7 @@ def map_heat(model: Any, features: Tensor, classes: Tensor) -> Tensor:
 def overlay_heat(image: Pixels, heat: NDArray[np.float32], box: Box | None = None) -> Pixels:
     """Return an image (H, W, 3) with a heat map (h, w) over it; the maximum is the brightest.
 
-    Args:
-        image: the image.
-        heat: the heat map.
-        box: the part of the heat map that covers the image: left, top, right, bottom, in its positions; None for all.
+    `box` is the part of the heat map that covers the image: left, top, right, bottom, in its positions; None for all.
     """
     maximum = float(heat.max())
     scaled = heat / maximum if maximum > 0 else np.zeros_like(heat)

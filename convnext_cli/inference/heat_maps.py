@@ -39,12 +39,7 @@ class HeatMaps:
     def draw(self, row: int, source: Source, outputs: Outputs, place: int, outcome: Outcome) -> Path:
         """Draw the heat maps of an image into a file, and return its path.
 
-        Args:
-            row: number of the image, from 1.
-            source: the image.
-            outputs: of its batch.
-            place: of the image in the batch.
-            outcome: the prediction for it.
+        `row` is the number of the image, from 1, and `place` that in its batch of `outputs`, from 0.
         """
         from convnext_cli.inference.explain import draw_explanation  # torch, which is imported by now
 

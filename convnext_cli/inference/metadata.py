@@ -72,10 +72,6 @@ class Metadata:
 def read_metadata(strings: dict[str, str], source: object) -> Metadata:
     """Parse what `to_strings` returned.
 
-    Args:
-        strings: text and JSON by name.
-        source: the file that they are from, for errors.
-
     Raises:
         RunError: a value is missing, does not fit its schema, or contradicts the others.
     """

@@ -71,11 +71,7 @@ def find_missed(
 def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, targets: Sequence[Target]) -> Calibration:
     """Set thresholds for new targets on the validation split, and write them into the run beside the old ones.
 
-    Args:
-        run: the run folder.
-        calibration: of the run.
-        model: the run's classifier.
-        targets: new targets; one that the run has already is set again.
+    A target that the run has already is set again.
 
     Returns:
         The calibration with all thresholds.

@@ -43,10 +43,6 @@ def read_image_hashes(run: RunFolder, index: Index) -> Steps[dict[str, NDArray[A
 
     They are measured where the run has none.
 
-    Args:
-        run: the run.
-        index: its split.
-
     Returns:
         None where the run has none and its data are gone.
     """

@@ -91,12 +91,8 @@ def fit_pooling(
 ) -> Pooling:
     """Choose a rule on the run's validation groups, as `choose_pooling` does, and set its thresholds for all targets.
 
-    Args:
-        run: the run folder.
-        model: the run's classifier.
-        calibration: of single images; None where there is none.
-        index: the run's split, with groups where these are known.
-        blank: has the weights, the source of the groups, and the negative class.
+    `index` is the run's split, with groups where these are known. `blank` has the weights, the source of the groups
+    and the negative class.
 
     Raises:
         RunError: the validation logits in the run are damaged.

@@ -85,11 +85,7 @@ def refit_calibration(
 ) -> Steps[tuple[Calibration | None, list[Notice]]]:
     """Fit a calibration, and the thresholds of all targets, on labelled images.
 
-    Args:
-        classifier: the run's.
-        fit_set: the images; None keeps the run's own calibration.
-        calibration: the run's own; it gives the targets and the OOD score. None for a cross-validation.
-        run: the run or the cross-validation.
+    Without images, the run's own calibration stays; it gives targets and OOD score. A cross-validation has none.
 
     Returns:
         The calibration, with a note on the images, and a warning on classes of which there are few.
@@ -157,13 +153,7 @@ def name_fit_images(recalibration: Recalibration | None) -> str:
 def measure_recalibration(
     images: EvaluatedImages, own: Calibration | None, fit_set: TestSet | None
 ) -> Recalibration | None:
-    """Return what a recalibration changes on images that it was not fitted on; None without a recalibration.
-
-    Args:
-        images: the evaluated images, with the new calibration.
-        own: the run's own calibration.
-        fit_set: the images that the new one was fitted on.
-    """
+    """Return what a recalibration changes on images that it was not fitted on; None without a recalibration."""
     if fit_set is None:
         return None
     assert images.calibration is not None  # of `refit_calibration`

@@ -43,11 +43,7 @@ class RunMetadata:
 def write_model(model: nn.Module, folder: Path, weights: Mapping[str, Tensor], metadata: RunMetadata) -> None:
     """Write `config.json` and `model.safetensors`: timm.create_model("local-dir:FOLDER", pretrained=True) loads them.
 
-    Args:
-        model: gives the architecture.
-        folder: the run folder.
-        weights: of the model; separate, because a model sharded over several GPUs has only a part of them.
-        metadata: classes, preprocessing, licence and task.
+    The `weights` are separate, because a model sharded over several GPUs has only a part of them.
     """
     classes, preprocessing, task = metadata.classes, metadata.preprocessing, metadata.task
     data = {

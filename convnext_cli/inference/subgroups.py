@@ -188,12 +188,7 @@ def read_subgroups(request: EvalRequest, test_set: TestSet) -> Steps[list[Attrib
 
 
 def measure_subgroups(images: EvaluatedImages, attributes: Sequence[Attribute]) -> Steps[SubgroupEvaluation]:
-    """Compute the metrics of each subgroup, and test their gaps to the rest.
-
-    Args:
-        images: N evaluated images.
-        attributes: with a value for each of them.
-    """
+    """Compute the metrics of each subgroup, and test their gaps to the rest."""
     metrics, positive = _list_metrics(images)
     total = sum(len(attribute.levels) for attribute in attributes)
     groupings: list[AttributeSubgroups] = []

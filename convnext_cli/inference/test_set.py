@@ -122,11 +122,6 @@ def find_leakage(
     """Return notes on images that the model was trained on, and their number.
 
     The run's own split was checked by its audit. Other images are compared with those of the run by content.
-
-    Args:
-        run: the run folder.
-        test_set: images to evaluate on.
-        audit: of the run's data, if known.
     """
     trained_on, index = run.read_split(), test_set.index
     if index.has_split_of(trained_on):

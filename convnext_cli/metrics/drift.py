@@ -47,9 +47,7 @@ def measure_corners(images: NDArray[np.uint8], fill: tuple[int, int, int] | None
 
     The logarithm of the mean absolute difference of neighbouring pixels; upper left and right, lower left and right.
 
-    Args:
-        images: the images.
-        fill: the value of their padding, which does not count; None if they are not padded.
+    Padding with the value `fill` does not count; None for images without padding.
     """
     return np.stack([_measure_corners(image, fill) for image in images])
 

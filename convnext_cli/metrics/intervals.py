@@ -127,15 +127,7 @@ def _replace_sums(
     replicates: dict[str, Floats],
     units: Ints,
 ) -> None:
-    """Replace the CIs of sums of absolute values, and of their means over classes, by those of `bound_sum`.
-
-    Args:
-        overall: CIs of the evaluation.
-        per_class: of the classes.
-        calculator: of the N images.
-        replicates: summands of the resamples, as `Calculator.compute_gaps` gives them.
-        units: (N,) number of each image's resampling unit.
-    """
+    """Replace the CIs of sums of absolute values, and of their means over classes, by those of `bound_sum`."""
     all_units = count_effective(units)
     sample = calculator.compute_gaps(np.ones((1, calculator.images)))
     for key, parts in replicates.items():
@@ -224,12 +216,7 @@ def estimate_fraction(
 def score_interval(estimate: float, variance: float, units: float, low: float = 0.0, high: float = 1.0) -> Interval:
     """Return Wilson's interval for a metric between `low` and `high`, given its bootstrap variance.
 
-    Args:
-        estimate: value of the metric.
-        variance: its bootstrap variance.
-        units: effective number of independent images or groups; above 1, not always whole.
-        low: smallest possible value.
-        high: largest possible value.
+    `units` is the effective number of independent images or groups; above 1, not always whole.
     """
     t = t_quantile(DF_FACTOR * (units - 1))
     p = (estimate - low) / (high - low)

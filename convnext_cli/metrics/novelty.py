@@ -77,9 +77,7 @@ def measure_pixels(images: NDArray[np.uint8], fill: tuple[int, int, int] | None 
     Mean brightness; logarithms of contrast (standard deviation), of saturation (largest minus smallest channel), and
     of the mean absolute difference of pixels 1, 2 and 4 apart. Brightness is the mean of the channels, 0 to 1.
 
-    Args:
-        images: the images.
-        fill: the value of their padding, which does not count; None if they are not padded.
+    Padding with the value `fill` does not count; None for images without padding.
     """
     if fill is not None:
         return np.stack([_measure_inside(image, fill) for image in images])

@@ -33,13 +33,7 @@ class OrdinalMetrics(Metrics):
 
 
 class OrdinalCalculator(ClassCalculator):
-    """Metrics of grades 0 to K-1.
-
-    Args:
-        logits: (N, K) scores before softmax.
-        labels: (N,) true grades.
-        predictions: (N,) predicted grades.
-    """
+    """Metrics of grades 0 to K-1."""
 
     overall: ClassVar[tuple[str, ...]] = ("quadratic_kappa", "grade_mae", "within_one", *ClassCalculator.overall)
     per_class: ClassVar[tuple[str, ...]] = (*ClassCalculator.per_class, "class_mae")

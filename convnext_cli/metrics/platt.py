@@ -37,9 +37,7 @@ def fit_platt(logits: NDArray[np.float64], positive: NDArray[np.bool_]) -> tuple
 def choose_threshold(probabilities: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
     """Return the threshold with the highest F1, halfway between two scores; 0.5 without positives.
 
-    Args:
-        probabilities: (N,) of images that the model was not trained on.
-        positive: (N,) true for images with the label.
+    Arguments as `fit_platt`, with probabilities for the logits.
     """
     if not positive.any():
         return 0.5

@@ -114,9 +114,7 @@ def _write_percent(value: float) -> str:
 def format_ci(interval: "Interval | None", write: Callable[[float], str] = _write_percent) -> str:
     """Return a 95% CI as it is printed everywhere, `[61.3, 74.5]`; an empty string where there is none.
 
-    Args:
-        interval: the CI.
-        write: prints one end of it.
+    `write` prints one end of it.
     """
     return f"[{write(interval.low)}, {write(interval.high)}]" if interval else ""
 

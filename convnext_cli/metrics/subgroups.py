@@ -101,10 +101,7 @@ def choose_strata(members: NDArray[np.bool_], units: Ints, strata: Sequence[tupl
 
     ECE is higher in fewer images by chance, so that each permutation should keep the number of images.
 
-    Args:
-        members: (U,) true for units of the subgroup.
-        units: (N,) number of each image's unit.
-        strata: (N,) stratum of each image, such as its class.
+    Arguments as `number_strata`; `members` is true for units of the subgroup, (U,).
     """
     numbers = number_strata(units, strata, by_size=True)
     if measure_mobility(members, numbers) < MIN_MOBILITY:
@@ -113,14 +110,7 @@ def choose_strata(members: NDArray[np.bool_], units: Ints, strata: Sequence[tupl
 
 
 def permute(members: NDArray[np.bool_], strata: Ints, permutations: int, seed: int) -> NDArray[np.bool_]:
-    """Return memberships of units, shuffled within strata, (P, U); each stratum keeps its number of members.
-
-    Args:
-        members: (U,) true for units of the subgroup.
-        strata: (U,) number of each unit's stratum.
-        permutations: P.
-        seed: of the shuffles.
-    """
+    """Return memberships of units, shuffled within strata, (P, U); each stratum keeps its number of members."""
     random = np.random.default_rng(seed)
     shuffled = np.repeat(members[None], permutations, axis=0)
     for stratum in np.unique(strata):

@@ -385,12 +385,7 @@ def apply_threshold(
 ) -> OperatingPoint:
     """Return what a threshold reaches on other images, with 95% CIs.
 
-    Args:
-        threshold: set on other images.
-        scores: (N,) probabilities of the class.
-        positive: (N,) true for images of the class.
-        groups: (N,) names, for clustered CIs; None where groups are not known.
-        known: (N,) true for images of which it is known whether they are of the class; None for all.
+    Arguments as `find_threshold`; the groups give clustered CIs.
     """
     known = np.ones(len(scores), np.bool_) if known is None else known
     predicted, target = scores >= threshold.threshold, threshold.target

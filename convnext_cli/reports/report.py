@@ -101,13 +101,7 @@ def list_plots(section: Section) -> list[Plot]:
 
 
 def render_page(report: ReportData, sections: Sequence[Section], svg: Mapping[str, Markup]) -> str:
-    """Return the report as HTML.
-
-    Args:
-        report: what it is made from.
-        sections: in the order of the page.
-        svg: the plots by name.
-    """
+    """Return the report as HTML."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "percent": lambda value: f"{100 * value:.2f}",

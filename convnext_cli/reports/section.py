@@ -139,14 +139,7 @@ def make_cell(metric: Metric, value: float | None, interval: Interval | None) ->
 
 
 def make_metric_table(title: str, keys: Sequence[str], values: Any, intervals: dict[str, Interval | None]) -> Table:
-    """Return a table of metrics with their meaning, a row each.
-
-    Args:
-        title: of the table.
-        keys: of the metrics.
-        values: an object that has each metric as attribute.
-        intervals: by key.
-    """
+    """Return a table of metrics with their meaning, a row each."""
     columns = ("metric", "value", "95% CI", "meaning")
     return Table(
         title=title,

@@ -38,12 +38,6 @@ def choose_kind(table: Table, name: str, options: TargetOptions) -> type[Task]:
 def read_columns(table: Table, names: Sequence[str], options: TargetOptions, *, has_label: bool = False) -> RawTargets:
     """Return the targets that a column per label holds, for the task that the user names or the first that can be.
 
-    Args:
-        table: the table.
-        names: the columns.
-        options: of reading.
-        has_label: True if another column may hold the targets.
-
     Raises:
         OtherTaskError: the columns are not of the task that was asked for, or another column is more likely.
         DataError: a cell is not 1, 0, -1 or blank.
@@ -68,11 +62,6 @@ def describe_task(task: Task) -> dict[str, Any] | None:
 
 def read_task(record: Mapping[str, Any] | None, source: object, remedy: str) -> Task:
     """Return the task that a file names: what `describe_task` returned.
-
-    Args:
-        record: name and parameters.
-        source: the file, for errors.
-        remedy: of the error.
 
     Raises:
         RunError: there is no such task, or a parameter is wrong.

@@ -170,11 +170,7 @@ class Task(ABC):
     ) -> RawTargets:
         """Return the targets that a column for each label or class holds, of 1, 0, -1 and blank cells.
 
-        Args:
-            table: the table.
-            names: the columns.
-            options: the task that the user names, and the meaning of blank cells.
-            has_label: True if another column may hold the targets.
+        `has_label` is True if another column may hold the targets.
 
         Raises:
             OtherTaskError: the columns are not of this task.
@@ -189,11 +185,7 @@ class Task(ABC):
     ) -> RawTargets:
         """Return the targets of images in class folders.
 
-        Args:
-            folder: that has the class folders.
-            classes: their names.
-            labels: the name for each image.
-            options: of reading.
+        `classes` are the folders' names, and `labels` the name for each image.
 
         Raises:
             DataError: class folders cannot give this task's targets.
