@@ -271,8 +271,10 @@ class _Columns:
         return [*unit, *first, "novelty", "abstained", "explanation", "error", *last, *self.targets, *missed]
 
     def list_cells(self, prediction: "Prediction") -> list[Any]:
-        outcome = None if prediction.error else prediction.outcome
-        first, last = self.task.list_cells(outcome, self.names)
+        if prediction.error:
+            first, last = ([""] * len(titles) for titles in self.task.list_columns(self.names))
+        else:
+            first, last = self.task.list_cells(prediction.outcome, self.names)
         error = prediction.error.problem if prediction.error else ""
         extra = (prediction.novelty, prediction.abstained, prediction.explanation)
         decisions = (prediction.decisions.get(target, "") for target in self.targets)

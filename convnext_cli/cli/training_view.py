@@ -95,7 +95,7 @@ class _TrainingView:
 def show_finished(finished: "FinetuneResult | CrossValidationResult") -> None:
     """Show the metrics, the run folder and the next command."""
     from convnext_cli.inference.calibration import describe_calibration
-    from convnext_cli.tasks.registry import get_display
+    from convnext_cli.tasks.registry import TASKS
     from convnext_cli.training.events import CrossValidationResult
 
     if isinstance(finished, CrossValidationResult):
@@ -107,7 +107,7 @@ def show_finished(finished: "FinetuneResult | CrossValidationResult") -> None:
     else:
         values = ", ".join(
             f"{metric.title} {metric.format_with_unit(getattr(finished.val, metric.key))}"
-            for metric in (METRICS[key] for key in reversed(get_display(finished.task).epoch))
+            for metric in (METRICS[key] for key in reversed(TASKS[finished.task].display.epoch))
         )
         console.show(f"Kept {kept}: {values} on {format_count(finished.val.images, 'validation image')}")
     if (calibration := finished.calibration) and calibration.is_fitted:
@@ -125,9 +125,9 @@ def _describe_kept(finished: "FinetuneResult") -> str:
 
 def _show_folds(result: "CrossValidationResult") -> None:
     """Show the metrics of each fold, their mean and standard deviation."""
-    from convnext_cli.tasks.registry import get_display
+    from convnext_cli.tasks.registry import TASKS
 
-    metrics = [METRICS[key] for key in get_display(result.task).folds]
+    metrics = [METRICS[key] for key in TASKS[result.task].display.folds]
     columns = ["fold", "images", "best", *(metric.heading for metric in metrics)]
     rows: list[list[Any]] = [
         [
@@ -160,9 +160,9 @@ def _show_folds(result: "CrossValidationResult") -> None:
 
 def _show_left_out(result: "CrossValidationResult") -> None:
     """Show the metrics on each left-out value beside those on the validation images of the others."""
-    from convnext_cli.tasks.registry import get_display
+    from convnext_cli.tasks.registry import TASKS
 
-    metrics = [METRICS[key] for key in get_display(result.task).folds[:3]]
+    metrics = [METRICS[key] for key in TASKS[result.task].display.folds[:3]]
     console.show("")
     console.show("Internal and external", style="bold")
     for metric in metrics:

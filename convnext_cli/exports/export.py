@@ -20,10 +20,8 @@ from convnext_cli.exports.wrapper import make_metadata
 from convnext_cli.files import check_output, replace_output
 from convnext_cli.inference.calibration import load_calibration
 from convnext_cli.inference.classifier import Classifier
-from convnext_cli.inference.metadata import Metadata
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
 from convnext_cli.inference.torch_classifier import TorchClassifier
-from convnext_cli.metrics.calculator import Calculator, Floats
 from convnext_cli.metrics.comparison import Comparison, compare
 from convnext_cli.options import make_path, make_paths, make_request
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
@@ -163,18 +161,21 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
     output = request.output or run.exported(request.format, int8=request.int8)
     index = run.read_split()
     check_cache_outside(list_data_folders(index))
-    _check_output(output, index, request)
+    if request.output is not None:
+        check_outside_data(output, index)
+    may_replace = request.overwrite or request.output is None  # the default path always
+    check_output(output, overwrite=may_replace)
     if is_onnx:
         check_installed()
     rows = pick_evenly(index.rows("val"), request.max_images)
     paths = _list_parity_images(run, index, rows, request)
     classifier = TorchClassifier(run.path, torch.device("cpu"))
-    metadata = make_metadata(classifier)
+    metadata, headline = make_metadata(classifier), classifier.task.display.headline
     if request.calibration is not None:
         calibration = load_calibration(request.calibration, metadata.weights, metadata.classes)
         metadata = replace(metadata, calibration=calibration)
     float32_bytes = None
-    with replace_output(output, overwrite=_may_replace(request)) as temporary:
+    with replace_output(output, overwrite=may_replace) as temporary:
         yield Progress(done=0, total=1, activity=f"writing {output.name}")
         (write_graph if is_onnx else write_program)(classifier, metadata, temporary)
         if request.int8:
@@ -183,41 +184,31 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
             yield Progress(done=0, total=1, activity="quantising")
             quantise(temporary, metadata, _list_quantisation_images(index) or paths)
         exported: Classifier = OnnxClassifier(temporary) if is_onnx else ProgramClassifier(temporary)
-        tolerance = _choose_tolerance(request)
         parity, before, after = yield from check_parity_steps(
-            classifier, exported, paths, metadata.calibration, tolerance
+            classifier, exported, paths, metadata.calibration, _choose_tolerance(request)
         )
         if not parity.holds:
             raise ParityError(parity)
         cost = None
         if request.int8 and not request.images:
-            groups = index.list_groups(rows)
-            float32, int8 = _make_calculators(classifier, index, rows, (before, after), metadata)
-            cost = compare(float32, int8, groups)
+            task, targets = classifier.task, classifier.read_targets(index, rows)
+            float32, int8 = (
+                task.make_calculator(task.calibrate(logits, metadata.calibration), targets, metadata.calibration)
+                for logits in (before, after)
+            )
+            cost = compare(float32, int8, index.list_groups(rows))
         if is_onnx:
-            checks = _summarise_checks(parity, cost, classifier.task.display.headline)
+            checks = _summarise_checks(parity, cost, headline)
             write_metadata(temporary, replace(metadata, measured=checks))
-    return _describe_file(output, request, metadata, parity, cost=cost, float32_bytes=float32_bytes)
-
-
-def _describe_file(
-    output: Path,
-    request: ExportRequest,
-    metadata: Metadata,
-    parity: Parity,
-    *,
-    cost: Comparison | None,
-    float32_bytes: int | None,
-) -> ExportedFile:
     return ExportedFile(
         path=output,
         format=request.format,
         precision=metadata.precision,
         bytes=output.stat().st_size,
         float32_bytes=float32_bytes,
-        opset=OPSET if request.format == "onnx" else None,
+        opset=OPSET if is_onnx else None,
         license=metadata.license,
-        headline=metadata.read_task().display.headline,
+        headline=headline,
         parity=parity,
         cost=cost,
     )
@@ -242,17 +233,6 @@ def _list_parity_images(run: RunFolder, index: Index, rows: Sequence[int], reque
     return paths
 
 
-def _check_output(output: Path, index: Index, request: ExportRequest) -> None:
-    if request.output is not None:
-        check_outside_data(output, index)
-    check_output(output, overwrite=_may_replace(request))
-
-
-def _may_replace(request: ExportRequest) -> bool:
-    """Return whether an existing file may be replaced: always at the default path, elsewhere with --overwrite."""
-    return request.overwrite or request.output is None
-
-
 def _choose_tolerance(request: ExportRequest) -> Tolerance:
     """Return the tolerance of the request, else the default of the precision."""
     if request.int8:
@@ -264,14 +244,6 @@ def _list_quantisation_images(index: Index) -> list[Path]:
     """Return training images that still exist."""
     paths = [index.root / index.paths[row] for row in pick_evenly(index.rows("train"), QUANTISATION_IMAGES)]
     return [path for path in paths if path.exists()]
-
-
-def _make_calculators(
-    classifier: TorchClassifier, index: Index, rows: Sequence[int], logits: Sequence[Floats], metadata: Metadata
-) -> list[Calculator]:
-    """Return a calculator of the metrics of rows for each of several models' logits."""
-    task, targets, calibration = classifier.task, classifier.read_targets(index, rows), metadata.calibration
-    return [task.make_calculator(task.calibrate(part, calibration), targets, calibration) for part in logits]
 
 
 def _summarise_checks(parity: Parity, cost: Comparison | None, headline: str) -> dict[str, Any]:

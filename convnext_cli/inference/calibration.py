@@ -20,7 +20,7 @@ from convnext_cli.metrics.thresholds import Threshold
 from convnext_cli.runs.files import CALIBRATION, CALIBRATION_ARRAYS
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import convert_record, read_json, to_plain
-from convnext_cli.tasks.registry import TASKS, get_display
+from convnext_cli.tasks.registry import TASKS
 from convnext_cli.tasks.task import Scaling, Targets
 from convnext_cli.text import format_count, format_percent, quote
 
@@ -80,7 +80,7 @@ def _drop_empty(values: dict[str, Any]) -> dict[str, Any]:
 
 def describe_calibration(task: str, calibration: Calibration) -> str:
     """Return what was fitted, and what it changed on the validation images, in words."""
-    changes = ((METRICS[key], getattr(calibration, field)) for field, key in get_display(task).calibration[:1])
+    changes = ((METRICS[key], getattr(calibration, field)) for field, key in TASKS[task].display.calibration[:1])
     parts = [f"validation {m.title} {m.format(pair[0])} -> {m.format(pair[1])}" for m, pair in changes if pair]
     return ": ".join([TASKS[task].describe_calibration(calibration), *parts])
 

@@ -1,23 +1,10 @@
 """Points of the curves of a report: ROC, precision-recall, reliability."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.formulas import ECE_BINS, bin_by_rank
-
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """Images of similar confidence."""
-
-    confidence: float
-    """Mean probability of the predicted class."""
-    accuracy: float
-    images: int
-    """Number of images."""
 
 
 def trace_roc(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
@@ -33,8 +20,8 @@ def trace_pr(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Float
     return np.concatenate([[0.0], true / true[-1]]), np.concatenate([precision[:1], precision])
 
 
-def measure_reliability(confidence: Floats, correct: NDArray[np.bool_]) -> list[Bin]:
-    """Return confidence and accuracy in the bins of the ECE; empty bins are left out.
+def measure_reliability(confidence: Floats, correct: NDArray[np.bool_]) -> list[tuple[float, float, int]]:
+    """Return mean confidence, accuracy and number of images in each bin of the ECE; empty bins are left out.
 
     Args:
         confidence: (N,) probabilities of the predictions.
@@ -42,9 +29,7 @@ def measure_reliability(confidence: Floats, correct: NDArray[np.bool_]) -> list[
     """
     bins = bin_by_rank(confidence)
     members = [np.flatnonzero(bins == number) for number in range(ECE_BINS)]
-    return [
-        Bin(float(confidence[rows].mean()), float(correct[rows].mean()), len(rows)) for rows in members if len(rows)
-    ]
+    return [(float(confidence[rows].mean()), float(correct[rows].mean()), len(rows)) for rows in members if len(rows)]
 
 
 def count_down(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:

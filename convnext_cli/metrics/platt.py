@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.metrics.curves import count_down
 from convnext_cli.metrics.multilabel import binary_cross_entropy, sigmoid
 
 MAX_SCALE = 20.0
@@ -41,10 +42,7 @@ def choose_threshold(probabilities: NDArray[np.float64], positive: NDArray[np.bo
     """
     if not positive.any():
         return 0.5
-    order = np.argsort(-probabilities, kind="stable")
-    scores, hits = probabilities[order], np.cumsum(positive[order])
-    ends = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # the last image of each distinct score
-    f1 = 2 * hits[ends] / (ends + 1 + positive.sum())
-    best = ends[int(f1.argmax())]
-    below = scores[best + 1] if best + 1 < len(scores) else 0.0
-    return float((scores[best] + below) / 2)
+    true, false = count_down(probabilities, positive)
+    best = int((2 * true / (true + false + positive.sum())).argmax())
+    scores = np.append(np.unique(probabilities)[::-1], 0.0)
+    return float((scores[best] + scores[best + 1]) / 2)

@@ -192,8 +192,8 @@ def plot_reliability(evaluation: Evaluation) -> Figure:
         series.append((evaluation.images.calibrated, title, COLOURS[0], "s"))
     for logits, title, colour, marker in series:
         bins = measure_reliability(*evaluation.task.list_confidences(logits, evaluation.images.targets))
-        points = np.array([(b.confidence, b.accuracy) for b in bins])
-        axes.plot(*points.T, color=colour, marker=marker, markersize=3.5, label=title)
+        confidence, accuracy, _ = zip(*bins, strict=True)
+        axes.plot(confidence, accuracy, color=colour, marker=marker, markersize=3.5, label=title)
     _add_legend(axes, "upper left")
     return figure
 

@@ -55,6 +55,7 @@ class Multilabel(Task):
     name: ClassVar[str] = "multilabel"
     title: ClassVar[str] = "several labels per image"
     loss: ClassVar[str] = "binary_cross_entropy"
+    activation: ClassVar[str] = "sigmoid"
     metrics: ClassVar[type] = MultilabelMetrics
     has_values: ClassVar[bool] = True
     has_several: ClassVar[bool] = True
@@ -236,11 +237,6 @@ class Multilabel(Task):
         return shorten_names(few) if 2 * len(few) > len(classes) else ""
 
     # Model outputs
-
-    @property
-    def activation(self) -> str:
-        """Return the name of the sigmoid."""
-        return "sigmoid"
 
     def activate(self, logits: Floats) -> NDArray[np.float64]:
         """Return the probability of each label, (N, K): sigmoid."""
@@ -457,10 +453,8 @@ class Multilabel(Task):
         """Return columns for the predicted labels, and for the probability of each label."""
         return ["labels"], [f"p({name})" for name in names]
 
-    def list_cells(self, outcome: Outcome | None, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    def list_cells(self, outcome: Outcome, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
         """Return the cells of `list_columns`; the labels are separated by `|`."""
-        if outcome is None:
-            return [""], [""] * len(names)
         known = dict(zip(outcome.classes, outcome.probabilities, strict=True))
         return ["|".join(outcome.labels or ())], [known[name] for name in names]
 

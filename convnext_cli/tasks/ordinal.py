@@ -181,10 +181,10 @@ class Ordinal(Single):
         first, last = Single.list_columns(self, names)
         return [*first, "mean_grade"], last
 
-    def list_cells(self, outcome: Outcome | None, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    def list_cells(self, outcome: Outcome, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
         """Return the cells of `list_columns`."""
         first, last = Single.list_cells(self, outcome, names)
-        return [*first, "" if outcome is None else outcome.value], last
+        return [*first, outcome.value], last
 
     def list_parts(self, outcome: Outcome, top_k: int, pad: Pad) -> list[str]:
         """Return the grade with its probability, the other grades, and the mean grade."""

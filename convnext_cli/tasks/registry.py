@@ -12,7 +12,7 @@ from convnext_cli.tasks.ordinal import Ordinal
 from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, TargetOptions
 from convnext_cli.tasks.regression import Regression
 from convnext_cli.tasks.single import Single
-from convnext_cli.tasks.task import Display, Task
+from convnext_cli.tasks.task import Task
 
 SINGLE = Single()
 TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (Single, Multilabel, Ordinal, Regression)}
@@ -48,11 +48,6 @@ def read_columns(table: Table, names: Sequence[str], options: TargetOptions, *, 
         with suppress(OtherTaskError):
             return kind.read_columns(table, names, options, has_label=has_label)
     return last.read_columns(table, names, options, has_label=has_label)
-
-
-def get_display(name: str) -> Display:
-    """Return the metrics that are shown of a task."""
-    return TASKS[name].display
 
 
 def describe_task(task: Task) -> dict[str, Any] | None:

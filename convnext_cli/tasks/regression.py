@@ -357,10 +357,8 @@ class Regression(Task):
         """Return columns for the number and both ends of its interval."""
         return ["value", "low", "high"], []
 
-    def list_cells(self, outcome: Outcome | None, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    def list_cells(self, outcome: Outcome, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
         """Return the cells of `list_columns`."""
-        if outcome is None:
-            return ["", "", ""], []
         return [outcome.value, *(outcome.interval or ("", ""))], []
 
     def list_parts(self, outcome: Outcome, top_k: int, pad: Pad) -> list[str]:

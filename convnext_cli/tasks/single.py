@@ -45,6 +45,7 @@ class Single(Task):
     name: ClassVar[str] = "single"
     title: ClassVar[str] = "one class per image"
     loss: ClassVar[str] = "cross_entropy"
+    activation: ClassVar[str] = "softmax"
     metrics: ClassVar[type] = Metrics
     pooling: ClassVar[tuple[Rule, ...]] = RULES
     has_negative: ClassVar[bool] = True
@@ -161,11 +162,6 @@ class Single(Task):
         """Return the logits divided by the temperature, (N, K); those of groups are shifted class by class after it."""
         scaled: Floats = Task.calibrate(self, logits, scaling)
         return scaled + np.asarray(scaling.label_offset) if scaling and scaling.label_offset else scaled
-
-    @property
-    def activation(self) -> str:
-        """Return the name of the softmax."""
-        return "softmax"
 
     @classmethod
     def describe_calibration(cls, scaling: Scaling) -> str:
@@ -308,10 +304,8 @@ class Single(Task):
         """Return columns for the class, its probability, and the probability of each class."""
         return ["class", "probability"], [f"p({name})" for name in names]
 
-    def list_cells(self, outcome: Outcome | None, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    def list_cells(self, outcome: Outcome, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
         """Return the cells of `list_columns`."""
-        if outcome is None:
-            return ["", ""], [""] * len(names)
         known = dict(zip(outcome.classes, outcome.probabilities, strict=True))
         return [outcome.classes[0], outcome.probabilities[0]], [known[name] for name in names]
 

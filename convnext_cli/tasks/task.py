@@ -460,8 +460,8 @@ class Task(ABC):
         """Return the CSV columns of an outcome: those before the general ones, and those after them."""
 
     @abstractmethod
-    def list_cells(self, outcome: Outcome | None, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
-        """Return the cells of `list_columns`; empty ones without an outcome."""
+    def list_cells(self, outcome: Outcome, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+        """Return the cells of `list_columns`."""
 
     @abstractmethod
     def list_parts(self, outcome: Outcome, top_k: int, pad: "Pad") -> list[str]:

@@ -134,8 +134,8 @@ def test_curves_equal_scikit_learn() -> None:
 def test_reliability_bins_add_up_to_the_ece() -> None:
     logits, labels = draw(200)
     bins = measure_reliability(*_judge(logits, labels))
-    assert sum(b.images for b in bins) == 200
-    gap = sum(b.images * abs(b.confidence - b.accuracy) for b in bins) / 200
+    assert sum(images for *_, images in bins) == 200
+    gap = sum(images * abs(confidence - accuracy) for confidence, accuracy, images in bins) / 200
     assert gap == pytest.approx(SINGLE.compute_metrics(logits, labels, "abc").ece)
     assert len(measure_reliability(*_judge(logits[:4], labels[:4]))) == 4
 
