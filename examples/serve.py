@@ -172,7 +172,7 @@ def check_run(run: Path) -> None:
 def describe(prediction: Prediction, heat: bytes) -> str:
     """Return HTML of the prediction, the probabilities, the decisions and the heat map."""
     assert prediction.task is not None
-    parts = prediction.task.list_parts(prediction.outcome, 1, lambda name: name)
+    parts = prediction.task.list_parts(prediction, 1, lambda name: name)
     text = html.escape("; ".join(" ".join(part.split()) for part in parts))
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{100 * probability:.1f}%</td></tr>"

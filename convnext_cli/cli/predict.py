@@ -214,7 +214,7 @@ def _describe_prediction(prediction: "Prediction", top_k: int) -> dict[str, Any]
     if prediction.error is not None:
         return row | {"error": prediction.error.problem}
     assert prediction.task is not None
-    row |= prediction.task.to_row(prediction.outcome, top_k)
+    row |= prediction.task.to_row(prediction, top_k)
     row["decisions"] = prediction.decisions
     if prediction.missed_targets:
         row["missed_targets"] = prediction.missed_targets
@@ -274,7 +274,7 @@ class _Columns:
         if prediction.error:
             first, last = ([""] * len(titles) for titles in self.task.list_columns(self.names))
         else:
-            first, last = self.task.list_cells(prediction.outcome, self.names)
+            first, last = self.task.list_cells(prediction, self.names)
         error = prediction.error.problem if prediction.error else ""
         extra = (prediction.novelty, prediction.abstained, prediction.explanation)
         decisions = (prediction.decisions.get(target, "") for target in self.targets)
@@ -295,7 +295,7 @@ def _show_table(predictions: "Iterator[Prediction]", paths: Sequence[Path], top_
 
 def _describe(prediction: "Prediction", width: int, top_k: int, pad: "Pad") -> str:
     assert prediction.task is not None
-    parts = prediction.task.list_parts(prediction.outcome, top_k, pad)
+    parts = prediction.task.list_parts(prediction, top_k, pad)
     for target, met in prediction.decisions.items():
         missed = prediction.missed_targets.get(target)
         parts.append(f"{target}: {'yes' if met else 'no'}{f' (missed on test: {missed})' if missed else ''}")

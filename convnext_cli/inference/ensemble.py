@@ -1,7 +1,7 @@
 """The models of a cross-validation as an ensemble: the mean of their calibrated probabilities."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,25 +10,32 @@ from numpy.typing import NDArray
 from convnext_cli.data.index import Index
 from convnext_cli.data.split import is_fold, name_fold
 from convnext_cli.errors import RunError
-from convnext_cli.inference.calibration import Calibration, read_calibration, read_novelty
+from convnext_cli.inference.calibration import read_calibration, read_novelty
 from convnext_cli.inference.classifier import Classifier, Heat, Outputs
 from convnext_cli.metrics.calculator import Ints
-from convnext_cli.metrics.novelty import NoveltyModel, measure_pixels
+from convnext_cli.metrics.novelty import measure_pixels
 from convnext_cli.progress import Progress, Steps, map_events
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
-    """The model of one fold."""
+class Member(Classifier):
+    """The model of one fold, with its calibration applied.
 
-    name: str
-    """Name of its run's folder."""
-    classifier: Classifier
-    calibration: Calibration | None
-    novelty: NoveltyModel | None = None
-    """Its OOD model; None where no OOD score is requested."""
+    `raw` leaves out the calibration; `ood` reads the OOD model, which the fold's run then has.
+    """
+
+    def __init__(self, run: RunFolder, classifier: Classifier, *, raw: bool, ood: bool) -> None:
+        self.name, self.classifier = run.path.name, classifier
+        self.calibration = None if raw else read_calibration(run)
+        self.novelty = read_novelty(run) if ood else None
+        self.classes, self.preprocessing, self.cache = classifier.classes, classifier.preprocessing, classifier.cache
+        self.batch_size, self.task = classifier.batch_size, classifier.task
+
+    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: Heat) -> Outputs:
+        """Return the outputs for preprocessed images, (B, H, W, 3)."""
+        outputs = self.classifier.run_batch(images, features=features, heat=heat)
+        return replace(outputs, logits=_average([outputs], [self]))
 
 
 class Ensemble(Classifier):
@@ -43,13 +50,10 @@ class Ensemble(Classifier):
 
     def __init__(self, folder: FoldsFolder, members: Sequence[Member]) -> None:
         self.members, self.trained_on = members, folder.read_split()
-        first = members[0].classifier
+        first = members[0]
         self.classes, self.preprocessing, self.cache = first.classes, first.preprocessing, first.cache
         self.batch_size, self.task = first.batch_size, first.task
-        if any(
-            (member.classifier.classes, member.classifier.preprocessing) != (self.classes, self.preprocessing)
-            for member in members
-        ):
+        if any((m.classes, m.preprocessing) != (self.classes, self.preprocessing) for m in members):
             raise RunError(
                 f"the folds of {folder.path} differ in classes or in preprocessing", "Evaluate them one by one"
             )
@@ -100,9 +104,7 @@ class Ensemble(Classifier):
         """Return the out-of-fold member for an image of the folds, else the ensemble."""
         split = index.splits[row]
         if is_fold(split) and self._is_own(index):
-            return _CalibratedMember(
-                next(m for fold, m in enumerate(self.members, start=1) if name_fold(fold) == split)
-            )
+            return next(m for fold, m in enumerate(self.members, start=1) if name_fold(fold) == split)
         return self
 
     def classify_rows(
@@ -141,23 +143,9 @@ def _shift_progress(event: Progress, *, offset: int, total: int) -> Progress:
     return replace(event, done=offset + event.done, total=total)
 
 
-class _CalibratedMember(Classifier):
-    """One member, with its calibration applied."""
-
-    def __init__(self, member: Member) -> None:
-        self.member = member
-        classifier = member.classifier
-        self.classes, self.preprocessing, self.cache = classifier.classes, classifier.preprocessing, classifier.cache
-        self.batch_size, self.task = classifier.batch_size, classifier.task
-
-    def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: Heat) -> Outputs:
-        outputs = self.member.classifier.run_batch(images, features=features, heat=heat)
-        return Outputs(logits=_average([outputs], [self.member]), features=outputs.features, heat=outputs.heat)
-
-
 def _average(outputs: Sequence[Outputs], members: Sequence[Member]) -> NDArray[np.float32]:
     """Return the logits of the ensemble, (B, K), from its members' calibrated logits."""
-    task = members[0].classifier.task
+    task = members[0].task
     logits = [task.calibrate(part.logits, member.calibration) for part, member in zip(outputs, members, strict=True)]
     return task.average(logits).astype(np.float32)
 
@@ -167,18 +155,7 @@ def open_ensemble(
 ) -> Ensemble:
     """Return the models of a cross-validation as an ensemble.
 
-    `raw` leaves out the calibrations of the folds; `ood` reads their OOD models, which each run then has.
-
     Raises:
         RunError: the cross-validation has not finished, or cannot be read.
     """
-    members = [
-        Member(
-            name=run.path.name,
-            classifier=open_run(run),
-            calibration=None if raw else read_calibration(run),
-            novelty=read_novelty(run) if ood else None,
-        )
-        for run in folder.list_runs()
-    ]
-    return Ensemble(folder, members)
+    return Ensemble(folder, [Member(run, open_run(run), raw=raw, ood=ood) for run in folder.list_runs()])

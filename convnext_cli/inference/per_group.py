@@ -213,7 +213,7 @@ def _prepare_pooling(
     notes = _list_shared_names(index, test_set)
     pooling = fit_pooling(run, classifier, calibration, index, blank)
     if index.groups:
-        run.write(POOLING, pooling.to_dict())
+        run.write(POOLING, to_plain(pooling))
     if not pooling.is_fitted:
         notes.append(Notice(text=f"{UNCALIBRATED}: {pooling.unfitted_reason}", severity="warning"))
     return pooling, notes

@@ -24,7 +24,7 @@ from convnext_cli.recipes.settings import UNCORRECTED
 from convnext_cli.runs.files import AUDIT, POOLING
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
-from convnext_cli.runs.records import AuditRecord, convert_record, to_plain
+from convnext_cli.runs.records import AuditRecord, convert_record
 from convnext_cli.tasks.task import Scaling, Targets, Task
 from convnext_cli.text import format_count
 
@@ -63,11 +63,6 @@ class Pooling(Scaling, frozen=True, kw_only=True, rename={"unfitted_reason": "we
     def is_fitted(self) -> bool:
         """Return whether there were enough validation groups to fit anything."""
         return self.unfitted_reason is None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        values: dict[str, Any] = to_plain(self)
-        return values
 
 
 def read_pooling(run: RunFolder) -> Pooling | None:

@@ -1,7 +1,7 @@
 """Prediction for new images: probabilities, decisions, abstention and heat maps."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -26,7 +26,7 @@ from convnext_cli.tasks.task import Outcome, Task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
+class Prediction(Outcome):
     """Prediction for one image, or for one group. If no image can be read, `error` is set and the rest is empty."""
 
     path: Path | None
@@ -37,8 +37,6 @@ class Prediction:
     """Position in an (N, H, W, 3) array, from 0; None for other inputs."""
     task: Task | None = None
     """The task of the run; None if the image cannot be read."""
-    outcome: Outcome = field(default_factory=Outcome)
-    """The model's prediction for the image."""
     decisions: dict[str, bool] = field(default_factory=dict)
     """For each target of the run, True if the probability is at or above its threshold."""
     missed_targets: dict[str, str] = field(default_factory=dict)
@@ -56,31 +54,6 @@ class Prediction:
     """Number of images that the prediction is pooled from."""
     unreadable: tuple[ImageError, ...] = ()
     """Of the group's images, those that cannot be read."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """All class or label names, the most probable first."""
-        return self.outcome.classes
-
-    @property
-    def probabilities(self) -> tuple[float, ...]:
-        """The probabilities of `classes`."""
-        return self.outcome.probabilities
-
-    @property
-    def labels(self) -> tuple[str, ...] | None:
-        """The predicted labels, the most probable first; None where each image has exactly one class."""
-        return self.outcome.labels
-
-    @property
-    def value(self) -> float | None:
-        """The predicted number, or the mean grade; None for classes and labels."""
-        return self.outcome.value
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """The 90% prediction interval of `value`; None where there is none."""
-        return self.outcome.interval
 
     @property
     def inputs(self) -> int:
@@ -208,7 +181,7 @@ def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> I
                 index=source.index,
                 item=source.item,
                 task=classifier.task,
-                outcome=outcome,
+                **asdict(outcome),
                 decisions=_decide(calibration.thresholds if calibration else (), classes, image_scores),
                 missed_targets=model.missed_targets,
                 novelty=score,
@@ -274,7 +247,7 @@ def _pool(members: Sequence[_Member], model: CalibratedClassifier, pooling: Pool
         images=len(readable),
         unreadable=failures,
         task=task,
-        outcome=task.summarise(scores, classes, pooling),
+        **asdict(task.summarise(scores, classes, pooling)),
         decisions=_decide(pooling.thresholds, classes, scores),
         missed_targets=model.missed_targets,
         novelty=novelty,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -200,12 +201,8 @@ def measure_subgroups(images: EvaluatedImages, attributes: Sequence[Attribute]) 
         for level in attribute.levels:
             done = sum(len(grouping.subgroups) for grouping in groupings) + len(subgroups)
             yield Progress(done=done, total=total, activity=f"subgroups by {attribute.name}")
-            is_mirrored = len(attribute.levels) == 2 and len(subgroups) == 1
-            subgroup = _measure_subgroup(selection, values == level, metrics, positive, is_tested=not is_mirrored)
-            if is_mirrored:  # the same gap with the other sign
-                pairs = zip(subgroup.metrics, subgroups[0].metrics, strict=True)
-                subgroup = replace(subgroup, metrics=tuple(replace(one, p_value=two.p_value) for one, two in pairs))
-            subgroups.append(replace(subgroup, name=level))
+            mirrored = subgroups[0] if len(attribute.levels) == 2 and subgroups else None
+            subgroups.append(_measure_subgroup(level, selection, values == level, metrics, positive, mirrored))
         groupings.append(
             AttributeSubgroups(
                 attribute=attribute.name,
@@ -250,18 +247,22 @@ def _list_metrics(images: EvaluatedImages) -> tuple[list[_Metric], int | None]:
 
 
 def _measure_subgroup(
+    name: str,
     images: EvaluatedImages,
     inside: NDArray[np.bool_],
     metrics: Sequence[_Metric],
     positive: int | None,
-    *,
-    is_tested: bool,
+    mirrored: Subgroup | None,
 ) -> Subgroup:
-    """Return the metrics of the images inside a subgroup, without its name."""
+    """Return the metrics of the images inside a subgroup; `mirrored`, the only other one, has the same p values."""
     selection, rest = (images.select(np.flatnonzero(part)) for part in (inside, ~inside))
     estimates = _estimate(selection, metrics)
     others = _estimate(rest, metrics) if len(rest.targets) else [UNDEFINED] * len(metrics)
-    p_values = _test(images, inside, metrics) if is_tested and len(rest.targets) else [None] * len(metrics)
+    p_values: list[float | None] = [None] * len(metrics)
+    if mirrored is not None:
+        p_values = [result.p_value for result in mirrored.metrics]
+    elif len(rest.targets):
+        p_values = _test(images, inside, metrics)
     results = [
         SubgroupMetric(
             key=metric.key,
@@ -274,7 +275,7 @@ def _measure_subgroup(
         for metric, estimate, other, p in zip(metrics, estimates, others, p_values, strict=True)
     ]
     return Subgroup(
-        name="",
+        name=name,
         images=len(selection.targets),
         groups=count_units(len(selection.targets), selection.groups),
         prevalence=None if positive is None else _estimate_prevalence(selection, positive),
@@ -392,34 +393,18 @@ def _explain_small(images: EvaluatedImages) -> str | None:
 
 def _correct(groupings: Sequence[AttributeSubgroups]) -> tuple[list[AttributeSubgroups], int]:
     """Return the groupings with corrected p values, and the number of tests; both sides of two count once."""
-    places: dict[tuple[int, int, int], int] = {}
-    p_values: list[float | None] = []
-    for at, grouping in enumerate(groupings):
-        is_pair = len(grouping.subgroups) == 2
-        for number, subgroup in enumerate(grouping.subgroups):
-            for place, result in enumerate(subgroup.metrics):
-                if is_pair and number == 1:
-                    places[at, number, place] = places[at, 0, place]
-                else:
-                    places[at, number, place] = len(p_values)
-                    p_values.append(result.p_value)
-    corrected = correct_holm(p_values)
-    corrected_groupings = [
-        replace(
-            grouping,
-            subgroups=tuple(
-                replace(
-                    subgroup,
-                    metrics=tuple(
-                        replace(result, p_holm=corrected[places[at, number, place]])
-                        for place, result in enumerate(subgroup.metrics)
-                    ),
-                )
-                for number, subgroup in enumerate(grouping.subgroups)
-            ),
-        )
-        for at, grouping in enumerate(groupings)
-    ]
+    tested = [subgroups[:1] if len(subgroups := grouping.subgroups) == 2 else subgroups for grouping in groupings]
+    p_values = [result.p_value for subgroups in tested for subgroup in subgroups for result in subgroup.metrics]
+    remaining = iter(correct_holm(p_values))
+    corrected_groupings = []
+    for grouping, subgroups in zip(groupings, tested, strict=True):
+        rows = [list(islice(remaining, len(subgroup.metrics))) for subgroup in subgroups]
+        rows *= 2 if len(grouping.subgroups) == 2 else 1
+        corrected = []
+        for subgroup, row in zip(grouping.subgroups, rows, strict=True):
+            pairs = zip(subgroup.metrics, row, strict=True)
+            corrected.append(replace(subgroup, metrics=tuple(replace(result, p_holm=p) for result, p in pairs)))
+        corrected_groupings.append(replace(grouping, subgroups=tuple(corrected)))
     return corrected_groupings, sum(p is not None for p in p_values)
 
 

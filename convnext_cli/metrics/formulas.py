@@ -56,10 +56,6 @@ class ClassCalculator(Calculator):
 
     def compute(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
         """Compute all metrics for C weightings at a time, as `Calculator.compute`."""
-        return self.compute_classes(weights)
-
-    def compute_classes(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        """Compute the metrics of classes, as `compute`."""
         dtype = weights.dtype
         total = weights.sum(axis=1)
         sums = weights @ self._sums.astype(dtype) / total[:, None]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from convnext_cli.metrics.calculator import Calculator, Floats
 from convnext_cli.metrics.formulas import ECE_BINS, Ranking, bin_by_rank
 from convnext_cli.metrics.registry import METRICS
-from convnext_cli.metrics.summary import Fraction, MetricSet, none_if_nan
+from convnext_cli.metrics.summary import Fraction, MetricSet, compute_once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,9 +168,7 @@ class _Label:
 
 def summarise_labels(calculator: MultilabelCalculator, classes: Sequence[str]) -> MultilabelMetrics:
     """Return the metrics of a calculator, all images counted once; `classes` are K names."""
-    overall, per_class = calculator.compute(np.ones((1, calculator.images)))
-    values: dict[str, Any] = {key: none_if_nan(value[0]) for key, value in overall.items()}
-    values["log_loss"] = float(overall["log_loss"][0])  # nan if the model has diverged
+    values, entries = compute_once(calculator)
     positive, negative = calculator.positive, calculator.negative
     return MultilabelMetrics(
         images=calculator.images,
@@ -181,7 +179,7 @@ def summarise_labels(calculator: MultilabelCalculator, classes: Sequence[str]) -
                 images=int(positive[:, k].sum()),
                 negative=int(negative[:, k].sum()),
                 unknown=int((~positive[:, k] & ~negative[:, k]).sum()),
-                **{key: none_if_nan(value[0, k]) for key, value in per_class.items()},
+                **entries[k],
             )
             for k, name in enumerate(classes)
         ),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from msgspec import Meta
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import ClassCalculator, GroupedSum
-from convnext_cli.metrics.summary import ClassMetrics, Fraction, Metrics, none_if_nan, summarise
+from convnext_cli.metrics.summary import ClassMetrics, Fraction, Metrics
 
 NonNegative = Annotated[float, Meta(ge=0)]
 
@@ -48,7 +48,7 @@ class OrdinalCalculator(ClassCalculator):
 
     def compute(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
         """Compute all metrics for C weightings at a time, as `Calculator.compute`."""
-        overall, per_class = self.compute_classes(weights)
+        overall, per_class = super().compute(weights)
         actual, predicted = self.count_actual(weights), self.count_predicted(weights)
         total = actual.sum(axis=1)
         sums = weights @ self._errors.astype(weights.dtype)
@@ -70,19 +70,3 @@ class OrdinalCalculator(ClassCalculator):
     def get_highest(self, key: str) -> float:
         """Return the largest possible value of a metric: no prediction is further off than from first to last grade."""
         return self.num_classes - 1 if key in ("grade_mae", "class_mae") else super().get_highest(key)
-
-
-def summarise_grades(calculator: OrdinalCalculator, classes: Sequence[str]) -> OrdinalMetrics:
-    """Return the metrics of a calculator, all images counted once; `classes` are K names in order."""
-    plain = summarise(calculator, classes)
-    overall, per_class = calculator.compute(np.ones((1, calculator.images)))
-    own: dict[str, Any] = {key: none_if_nan(overall[key][0]) for key in ("quadratic_kappa", "grade_mae", "within_one")}
-    shared = {key: getattr(plain, key) for key in ClassCalculator.overall}
-    grades = tuple(
-        GradeMetrics(
-            **{name: getattr(entry, name) for name in ("name", "images", *ClassCalculator.per_class)},
-            class_mae=none_if_nan(per_class["class_mae"][0, k]),
-        )
-        for k, entry in enumerate(plain.per_class)
-    )
-    return OrdinalMetrics(images=plain.images, **own, **shared, per_class=grades, confusion=plain.confusion)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Calculator, Floats
-from convnext_cli.metrics.summary import Fraction, MetricSet, none_if_nan
+from convnext_cli.metrics.summary import Fraction, MetricSet
 
 ROUNDING = 1e-12  # a variance below it, of numbers with variance 1, is a rounding error
 LIMITS = 1.96  # standard deviations; 95% of normal differences lie between the limits of agreement
@@ -92,12 +92,3 @@ class RegressionCalculator(Calculator):
     def list_denominators(self, key: str, k: int) -> Sequence[NDArray[np.bool_]]:  # noqa: ARG002
         """Return nothing: a number has no classes."""
         return ()
-
-
-def summarise_numbers(calculator: RegressionCalculator) -> RegressionMetrics:
-    """Return the metrics of a calculator, all images counted once."""
-    overall, _ = calculator.compute(np.ones((1, calculator.images)))
-    values: dict[str, Any] = {key: none_if_nan(value[0]) for key, value in overall.items()}
-    for key in ("mae", "rmse", "bias", "limit_low", "limit_high"):
-        values[key] = float(overall[key][0])  # nan if the model has diverged
-    return RegressionMetrics(images=calculator.images, **values)

@@ -8,7 +8,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from convnext_cli.metrics.calculator import Ints
+from convnext_cli.metrics.calculator import Calculator, Ints
 from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.text import shorten_names
 
@@ -16,6 +16,9 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 MAX_MATRIX = 1000
 """Classes of a confusion matrix: its size is their square, and of more the files could not be read."""
+
+ALWAYS_DEFINED = frozenset(("log_loss", "mae", "rmse", "bias", "limit_low", "limit_high"))
+"""Keys of metrics that any image has: nan if the model has diverged."""
 
 
 class MetricSet:
@@ -85,29 +88,32 @@ class Metrics(MetricSet):
     """Number of images by true class (row) and predicted class (column); empty above `MAX_MATRIX` classes."""
 
 
-def summarise(calculator: ClassCalculator, classes: Sequence[str]) -> Metrics:
-    """Return the metrics of a calculator, all images counted once.
-
-    Args:
-        calculator: of N images.
-        classes: K names.
-    """
-    overall, per_class = calculator.compute_classes(np.ones((1, calculator.images)))
+def compute_once(calculator: Calculator) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return all metrics, and those of each class, each image counted once; None where a metric is not defined."""
+    overall, per_class = calculator.compute(np.ones((1, calculator.images)))
     values: dict[str, Any] = {key: none_if_nan(value[0]) for key, value in overall.items()}
-    values["log_loss"] = float(overall["log_loss"][0])  # always defined; nan if the model has diverged
+    values |= {key: float(overall[key][0]) for key in ALWAYS_DEFINED & values.keys()}
+    classes = range(calculator.num_classes)
+    return values, [{key: none_if_nan(value[0, k]) for key, value in per_class.items()} for k in classes]
+
+
+def summarise(
+    calculator: ClassCalculator,
+    classes: Sequence[str],
+    kind: type[Metrics] = Metrics,
+    kind_of_class: type[ClassMetrics] = ClassMetrics,
+) -> Metrics:
+    """Return the metrics of a calculator as a `kind`, all images counted once; `classes` are K names."""
+    values, entries = compute_once(calculator)
     images = np.bincount(calculator.labels, minlength=len(classes))
     has_matrix = len(classes) <= MAX_MATRIX
     confusion = count_confusion(calculator.labels, calculator.predictions, len(classes)) if has_matrix else ()
-    return Metrics(
+    return kind(
         images=calculator.images,
         **values,
         per_class=tuple(
-            ClassMetrics(
-                name=name,
-                images=int(images[k]),
-                **{key: none_if_nan(value[0, k]) for key, value in per_class.items()},
-            )
-            for k, name in enumerate(classes)
+            kind_of_class(name=name, images=int(number), **entry)
+            for name, number, entry in zip(classes, images, entries, strict=True)
         ),
         confusion=tuple(tuple(int(n) for n in row) for row in confusion),
     )

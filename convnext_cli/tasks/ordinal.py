@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from convnext_cli.encoding import normalise_name
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import log_softmax
-from convnext_cli.metrics.ordinal import OrdinalCalculator, OrdinalMetrics, summarise_grades
+from convnext_cli.metrics.ordinal import GradeMetrics, OrdinalCalculator, OrdinalMetrics
 from convnext_cli.metrics.pooling import MEAN, Rule
 from convnext_cli.metrics.registry import METRICS
-from convnext_cli.metrics.summary import MetricSet
+from convnext_cli.metrics.summary import Metrics, MetricSet, summarise
 from convnext_cli.tasks.reading import (
     OtherTaskError,
     RawTargets,
@@ -168,9 +168,9 @@ class Ordinal(Single):
         """Return the calculator of ordinal metrics."""
         return OrdinalCalculator(logits, targets, self.decide(np.exp(log_softmax(logits)), scaling))
 
-    def summarise_metrics(self, calculator: Any, classes: Sequence[str]) -> OrdinalMetrics:
+    def summarise_metrics(self, calculator: Any, classes: Sequence[str]) -> Metrics:
         """Return the ordinal metrics of a calculator."""
-        return summarise_grades(calculator, classes)
+        return summarise(calculator, classes, OrdinalMetrics, GradeMetrics)
 
     def to_row(self, outcome: Outcome, top_k: int) -> dict[str, Any]:
         """Return the grade, the mean grade and all probabilities."""

@@ -19,8 +19,8 @@ from convnext_cli.errors import DataError
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.conformal import fit_margin
 from convnext_cli.metrics.pooling import Rule, pool_scores
-from convnext_cli.metrics.regression import RegressionCalculator, RegressionMetrics, summarise_numbers
-from convnext_cli.metrics.summary import MetricSet
+from convnext_cli.metrics.regression import RegressionCalculator, RegressionMetrics
+from convnext_cli.metrics.summary import MetricSet, compute_once
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import (
     OtherTaskError,
@@ -323,7 +323,7 @@ class Regression(Task):
 
     def summarise_metrics(self, calculator: Any, classes: Sequence[str]) -> RegressionMetrics:
         """Return the regression metrics of a calculator."""
-        return summarise_numbers(calculator)
+        return RegressionMetrics(images=calculator.images, **compute_once(calculator)[0])
 
     def describe_results(self, metrics: MetricSet, scores: Floats, targets: Targets) -> list[str]:
         """Return how far predictions are off, and for which third of the numbers most."""

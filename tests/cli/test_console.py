@@ -11,7 +11,6 @@ from convnext_cli.cli import console, predict
 from convnext_cli.cli.tables import lay_out
 from convnext_cli.inference.prediction import Prediction
 from convnext_cli.tasks.registry import SINGLE
-from convnext_cli.tasks.task import Outcome
 from convnext_cli.text import MAX_NAME
 
 ROWS: list[list[Any]] = [["cat", 0.5, "a word or two"], ["開発", None, "x\x1b[31my\nz"]]
@@ -129,8 +128,7 @@ def test_names_of_all_classes_are_measured_once(
 
     monkeypatch.setattr(predict, "count_cells", count)
     classes = (*(f"class {k}" for k in range(500)), "x" * 255)
-    outcome = Outcome(classes=classes, probabilities=(1 / 501,) * 501)
-    prediction = Prediction(path=Path("a.png"), task=SINGLE, outcome=outcome)
+    prediction = Prediction(path=Path("a.png"), task=SINGLE, classes=classes, probabilities=(1 / 501,) * 501)
     predict._show_table(iter([prediction] * 20), [Path("a.png")], 3)
     assert len(measured) == 1 + len(classes) + 20 * (1 + 3)
     assert {len(line) for line in capsys.readouterr().out.splitlines()} == {5 + 3 * (2 + MAX_NAME + 7)}, "not 3 x 255"

@@ -23,6 +23,7 @@ from convnext_cli.metrics.pooling import pool_scores
 from convnext_cli.reports.report import write_report
 from convnext_cli.runs.files import AUDIT, POOLING
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.records import to_plain
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import SINGLE
 from tests.conftest import Convnext
@@ -211,7 +212,7 @@ def test_prediction_without_an_evaluation_fits_the_pooling_and_keeps_nothing(bag
     assert kept is not None
     assert kept.groups == (48 if group_from == "auto" else 4 * 48)
     after = predict(images, bags.path, engine="torch", per="group", group_from=group_from)
-    assert [one.outcome for one in before] == [one.outcome for one in after]
+    assert [one.probabilities for one in before] == [one.probabilities for one in after]
 
 
 def test_raw_prediction_of_a_group_pools_uncalibrated_probabilities(bags: RunFolder) -> None:
@@ -408,12 +409,12 @@ def test_pooling_of_other_weights_is_not_used(bags: RunFolder) -> None:
     evaluate(bags.path, per="group")
     kept = read_pooling(bags)
     assert kept is not None
-    bags.write(POOLING, structs.replace(kept, weights="00000000").to_dict())
+    bags.write(POOLING, to_plain(structs.replace(kept, weights="00000000")))
     assert read_pooling(bags) is None
-    bags.write(POOLING, kept.to_dict() | {"label_offset": [0.0]})
+    bags.write(POOLING, to_plain(kept) | {"label_offset": [0.0]})
     with pytest.raises(RunError, match="label_offset: 1 value for 2 classes"):
         evaluate(bags.path)
-    bags.write(POOLING, kept.to_dict() | {"rule": "median"})
+    bags.write(POOLING, to_plain(kept) | {"rule": "median"})
     with pytest.raises(RunError, match=r"pooling\.json cannot be read: rule"):
         read_pooling(bags)
 
