@@ -2,8 +2,8 @@
 
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.progress import Notice
-from convnext_cli.reports.section import Cell, Column, ReportData, Section, Table, make_cell, make_column
-from convnext_cli.text import format_percent
+from convnext_cli.reports.section import Column, ReportData, Section, Table, make_cell, make_class_table
+from convnext_cli.reports.targets import tabulate_points
 
 
 def show_groups(report: ReportData) -> Section | None:
@@ -45,51 +45,10 @@ def show_groups(report: ReportData) -> Section | None:
         )
     ]
     if result.metrics.per_class:
-        columns = [METRICS[key] for key in display.class_estimates]
-        blocks.append(
-            Table(
-                title=f"{display.class_heading}, per group",
-                columns=[
-                    Column(heading="class", is_number=False),
-                    Column(heading="groups"),
-                    *map(make_column, columns),
-                ],
-                rows=[
-                    (
-                        entry.name,
-                        f"{entry.images:,}",
-                        *(make_cell(metric, getattr(entry, metric.key), of_class[metric.key]) for metric in columns),
-                    )
-                    for entry, of_class in zip(result.metrics.per_class, result.intervals.per_class, strict=True)
-                ],
-            )
-        )
-    return Section(title="Per patient or group", sentences=sentences, blocks=[*blocks, *_list_targets(report)])
-
-
-def _list_targets(report: ReportData) -> list[Table]:
-    """Return the table of the targets per group, if there are some."""
-    result = report.evaluation.per_group
-    recall, specificity = METRICS["recall"], METRICS["specificity"]
-    if result is None or not result.operating_points:
-        return []
-    return [
-        Table(
-            title="Operating points per group",
-            columns=[
-                Column(heading="target", is_number=False),
-                Column(heading="threshold %"),
-                make_column(recall),
-                make_column(specificity),
-            ],
-            rows=[
-                (
-                    str(point.threshold.target),
-                    Cell(text=format_percent(point.threshold.threshold, 1)),
-                    make_cell(recall, point.sensitivity, point.sensitivity_interval),
-                    make_cell(specificity, point.specificity, point.specificity_interval),
-                )
-                for point in result.operating_points
-            ],
-        )
-    ]
+        title, shown = f"{display.class_heading}, per group", [METRICS[key] for key in display.class_estimates]
+        rows = zip(result.metrics.per_class, result.intervals.per_class, strict=True)
+        blocks.append(make_class_table(title, {"images": "groups"}, shown, rows))
+    if result.operating_points:
+        fields = ("sensitivity", "specificity")
+        blocks.append(tabulate_points(result.operating_points, "Operating points per group", fields))
+    return Section(title="Per patient or group", sentences=sentences, blocks=blocks)

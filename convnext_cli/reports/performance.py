@@ -16,8 +16,7 @@ from convnext_cli.reports.section import (
     ReportData,
     Section,
     Table,
-    make_cell,
-    make_column,
+    make_class_table,
     make_metric_table,
 )
 from convnext_cli.text import format_count, format_part, format_percent
@@ -110,19 +109,7 @@ def _tabulate_classes(evaluation: Evaluation) -> list[Table | Plots]:
     if key := display.class_order:
         rows.sort(key=lambda row: -np.inf if getattr(row[0], key) is None else getattr(row[0], key), reverse=True)
     shown = [METRICS[key] for key in (*display.class_estimates, *display.class_values)]
-    counts = [Column(heading=title) for _, title in display.class_counts]
-    table = Table(
-        title=display.class_heading,
-        columns=[Column(heading="class", is_number=False), *counts, *map(make_column, shown)],
-        rows=[
-            (
-                entry.name,
-                *(f"{getattr(entry, field):,}" for field, _ in display.class_counts),
-                *(make_cell(metric, getattr(entry, metric.key), intervals[metric.key]) for metric in shown),
-            )
-            for entry, intervals in rows
-        ],
-    )
+    table = make_class_table(display.class_heading, dict(display.class_counts), shown, rows)
     return [table, *_show_confusion(evaluation)]
 
 

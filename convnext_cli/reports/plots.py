@@ -59,9 +59,12 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _start(width: float, height: float) -> Figure:
-    """Return an empty figure; sizes are in inches. Add to it within `_quietly`, which applies the style."""
-    return Figure(figsize=(width, height), layout="constrained")
+def _start(width: float, height: float, title: str = "") -> tuple[Figure, Axes]:
+    """Return a figure with axes; sizes are in inches. Add to it within `_quietly`, which applies the style."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title)
+    return figure, axes
 
 
 def draw_curves(run: RunFolder) -> None:
@@ -106,7 +109,7 @@ def make_svg(figure: Figure, name: str) -> str:
 @_quietly()
 def plot_training(log: Log) -> Figure:
     """Plot loss and validation accuracy by epoch, side by side."""
-    figure = _start(8.4, 3.0)
+    figure = Figure(figsize=(8.4, 3.0), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     _draw_loss(loss, log)
     _draw_accuracy(accuracy, log)
@@ -116,8 +119,7 @@ def plot_training(log: Log) -> Figure:
 @_quietly()
 def plot_range_test(range_test: dict[str, Any]) -> Figure:
     """Plot the loss of each step of a range test over its learning rate, smoothed too, and the chosen rate."""
-    figure = _start(4.8, 3.2)
-    axes = figure.subplots()
+    figure, axes = _start(4.8, 3.2, "Training loss at a rising learning rate")
     losses, smoothed = (np.array(range_test[key], np.float64) for key in ("loss", "smoothed"))  # None: not finite
     axes.plot(range_test["lr"], losses, ".", color=COLOURS[1], markersize=3, label="step")
     axes.plot(range_test["lr"], smoothed, color=COLOURS[0], label="smoothed")
@@ -126,7 +128,6 @@ def plot_range_test(range_test: dict[str, Any]) -> Figure:
     axes.set_xscale("log")
     axes.set_ylim(0, 1.1 * max(smoothed[np.isfinite(smoothed)], default=1.0))
     axes.set_xlabel("learning rate")
-    axes.set_title("Training loss at a rising learning rate")
     _add_legend(axes, "best")
     return figure
 
@@ -134,16 +135,16 @@ def plot_range_test(range_test: dict[str, Any]) -> Figure:
 @_quietly()
 def plot_loss(log: Log) -> Figure:
     """Plot training and validation loss by epoch."""
-    figure = _start(4.8, 3.2)
-    _draw_loss(figure.subplots(), log)
+    figure, axes = _start(4.8, 3.2)
+    _draw_loss(axes, log)
     return figure
 
 
 @_quietly()
 def plot_accuracy(log: Log) -> Figure:
     """Plot validation accuracy by epoch."""
-    figure = _start(4.8, 3.2)
-    _draw_accuracy(figure.subplots(), log)
+    figure, axes = _start(4.8, 3.2)
+    _draw_accuracy(axes, log)
     return figure
 
 
@@ -169,12 +170,7 @@ def plot_pr(evaluation: Evaluation) -> Figure:
     for entry, k, colour in _choose_classes(evaluation):
         positive, known = evaluation.task.select_known(evaluation.images.targets, k)
         recall, precision = _thin(*trace_pr(probabilities[known, k], positive[known]))
-        axes.plot(
-            recall,
-            precision,
-            color=colour,
-            label=f"{_label(entry.name)}: {metric.format(entry.pr_auc)}",
-        )
+        axes.plot(recall, precision, color=colour, label=f"{_label(entry.name)}: {metric.format(entry.pr_auc)}")
     _add_legend(axes, "lower left", metric.heading)
     return figure
 
@@ -205,8 +201,7 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
     names = [_label(entry.name) for entry in evaluation.metrics.per_class]
     margin = 1.6 + 0.08 * max(10, *map(len, names))
     size = min(12.0, margin + 0.45 * len(counts))
-    figure = _start(size, size)
-    axes = figure.subplots()
+    figure, axes = _start(size, size, "Confusion matrix")
     rates = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(rates, cmap="Blues", vmin=0, vmax=1)
     axes.grid(visible=False)
@@ -216,38 +211,32 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if rates[row, column] > 0.6 else "#1c1f24"
             axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title("Confusion matrix")
+    axes.set(xlabel="predicted", ylabel="true")
     return figure
 
 
 @_quietly()
 def plot_agreement(evaluation: Evaluation) -> Figure:
     """Plot predicted over true numbers."""
-    figure = _start(4.2, 3.9)
-    axes = figure.subplots()
+    figure, axes = _start(4.2, 3.9, "Predicted and true numbers")
     true, predicted = evaluation.images.targets, evaluation.probabilities[:, 0]
     ends = min(true.min(), predicted.min()), max(true.max(), predicted.max())
     axes.plot(ends, ends, color=_MUTED, linewidth=0.8, linestyle=":")
     axes.plot(true, predicted, ".", color=COLOURS[0], markersize=3)
     axes.set(xlabel="true", ylabel="predicted")
-    axes.set_title("Predicted and true numbers")
     return figure
 
 
 @_quietly()
 def plot_bland_altman(evaluation: Evaluation) -> Figure:
     """Plot differences over means, with the bias and the limits of agreement (Bland and Altman 1986)."""
-    figure = _start(4.2, 3.9)
-    axes = figure.subplots()
+    figure, axes = _start(4.2, 3.9, "Bland-Altman")
     true, predicted = evaluation.images.targets, evaluation.probabilities[:, 0]
     axes.plot((true + predicted) / 2, predicted - true, ".", color=COLOURS[0], markersize=3)
     for key, style in (("bias", "-"), ("limit_low", ":"), ("limit_high", ":")):
         value, title = getattr(evaluation.metrics, key), METRICS[key].title
         axes.axhline(value, color=COLOURS[1], linewidth=0.9, linestyle=style, label=f"{title} {value:.3g}")
     axes.set(xlabel="mean of predicted and true", ylabel="predicted - true")
-    axes.set_title("Bland-Altman")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.35 * (high - low))  # the legend lies above the lines
     _add_legend(axes, "upper right")
@@ -257,15 +246,13 @@ def plot_bland_altman(evaluation: Evaluation) -> Figure:
 @_quietly()
 def plot_decision(curve: DecisionCurve) -> Figure:
     """Plot the net benefit over the threshold probability, beside treating all and none (Vickers and Elkin 2006)."""
-    figure = _start(4.8, 3.4)
-    axes = figure.subplots()
+    figure, axes = _start(4.8, 3.4, f"Decision curve of {_label(curve.name)}")
     axes.axhline(0, color=_MUTED, linewidth=0.9, label="treat none")
     axes.plot(curve.thresholds, curve.treat_all, color=COLOURS[1], linestyle="--", label="treat all")
     axes.plot(curve.thresholds, curve.model, color=COLOURS[0], label="model")
     top = max(curve.prevalence, *curve.model)
     axes.set(xlabel="threshold probability", ylabel="net benefit", xlim=(0, 1), ylim=(-0.25 * top, 1.05 * top))
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-    axes.set_title(f"Decision curve of {_label(curve.name)}")
     _add_legend(axes, "best")
     return figure
 
@@ -284,8 +271,7 @@ class ForestRow:
 @_quietly()
 def plot_forest(title: str, metric: Metric, rows: Sequence[ForestRow]) -> Figure:
     """Plot a metric of several subgroups with its 95% CIs, a row each, the first one on top."""
-    figure = _start(4.6, 0.9 + 0.28 * len(rows))
-    axes = figure.subplots()
+    figure, axes = _start(4.6, 0.9 + 0.28 * len(rows), make_visible(title))
     for place, row in enumerate(rows):
         colour = COLOURS[3] if row.is_marked else COLOURS[0]
         if row.interval is not None:
@@ -299,7 +285,6 @@ def plot_forest(title: str, metric: Metric, rows: Sequence[ForestRow]) -> Figure
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(metric.unit)
-    axes.set_title(make_visible(title))
     return figure
 
 
@@ -358,10 +343,8 @@ def _label(name: str) -> str:
 
 def _square(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     """Return a square figure with axes from 0% to 100%."""
-    figure = _start(4.2, 3.9)
-    axes = figure.subplots()
+    figure, axes = _start(4.2, 3.9, title)
     axes.set(xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.set_title(title)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
     return figure, axes

@@ -4,7 +4,7 @@ A section is one function that takes the `ReportData` and returns a `Section`, o
 `reports.report.SECTIONS` lists these functions in the order of the page. The template escapes all text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,6 +136,31 @@ def make_column(metric: Metric) -> Column:
 def make_cell(metric: Metric, value: float | None, interval: Interval | None) -> Cell:
     """Return the cell of a metric: its value with the 95% CI beneath."""
     return Cell(text=metric.format(value), note=metric.format_ci(interval))
+
+
+def make_class_table(
+    title: str, counts: Mapping[str, str], metrics: Sequence[Metric], rows: Iterable[tuple[Any, Any]]
+) -> Table:
+    """Return a table with a row for each class; `counts` has attributes of its metrics with their headings.
+
+    The rows are pairs of the metrics of a class and their 95% CIs by key.
+    """
+    return Table(
+        title=title,
+        columns=[
+            Column(heading="class", is_number=False),
+            *(Column(heading=heading) for heading in counts.values()),
+            *map(make_column, metrics),
+        ],
+        rows=[
+            (
+                entry.name,
+                *(f"{getattr(entry, field):,}" for field in counts),
+                *(make_cell(metric, getattr(entry, metric.key), intervals[metric.key]) for metric in metrics),
+            )
+            for entry, intervals in rows
+        ],
+    )
 
 
 def make_metric_table(title: str, keys: Sequence[str], values: Any, intervals: dict[str, Interval | None]) -> Table:

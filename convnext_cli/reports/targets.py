@@ -38,7 +38,11 @@ def show_targets(report: ReportData) -> Section | None:
     note = "The confidence is computed from these images; "
     note += "each group counts as one image; " * evaluation.intervals.clustered
     note += "the threshold was set on some of them." if is_fitted_here else "the threshold was not set on them."
-    tables = [_tabulate_bounds(points, evaluation.fitted_on, note), _tabulate_points(points)] if points else []
+    tables = []
+    if points:
+        fields = ("sensitivity", "specificity", "ppv", "npv", *RATIOS)
+        bounds = _tabulate_bounds(points, evaluation.fitted_on, note)
+        tables = [bounds, tabulate_points(points, "Operating points", fields)]
     return Section(
         title="Targets", sentences=sentences, blocks=[*tables, *_tabulate_ratios(evaluation), *_draw_curves(evaluation)]
     )
@@ -102,23 +106,23 @@ def _tabulate_bounds(points: Sequence[OperatingPoint], fitted_on: str, note: str
     )
 
 
-def _tabulate_points(points: Sequence[OperatingPoint]) -> Table:
-    """Return a row for each threshold: sensitivity, specificity, predictive values and likelihood ratios."""
-    fields = ("sensitivity", "specificity", "ppv", "npv", *RATIOS)
+def tabulate_points(points: Sequence[OperatingPoint], title: str, fields: Sequence[str]) -> Table:
+    """Return a row for each threshold; beside predictive values stands the prevalence that they hold for."""
     metrics = [METRICS["recall" if field == "sensitivity" else field] for field in fields]
+    has_prevalence = "ppv" in fields
     return Table(
-        title="Operating points",
+        title=title,
         columns=[
             Column(heading="target", is_number=False),
             Column(heading="threshold %"),
-            Column(heading="prevalence %"),
+            *[Column(heading="prevalence %")] * has_prevalence,
             *map(make_column, metrics),
         ],
         rows=[
             (
                 str(point.threshold.target),
                 format_percent(point.threshold.threshold, 1),
-                MISSING if point.prevalence is None else f"{100 * point.prevalence:.3g}",
+                *[MISSING if point.prevalence is None else f"{100 * point.prevalence:.3g}"] * has_prevalence,
                 *(
                     make_cell(metric, getattr(point, field), getattr(point, f"{field}_interval"))
                     for metric, field in zip(metrics, fields, strict=True)

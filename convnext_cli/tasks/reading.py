@@ -67,22 +67,10 @@ _UNKNOWN = frozenset(("none", "?", "unknown"))
 """Cells of a flag or a number that hold no value, as people write them too; a class may have such a name."""
 ATTRIBUTES = frozenset(
     (
-        "sex",
-        "gender",
-        "male",
-        "female",
-        "smoker",
-        "is_test",
-        "is_train",
-        "left",
-        "right",
-        "site",
-        "hospital",
-        "device",
-        "scanner",
-        "manufacturer",
+        "sex", "gender", "male", "female", "smoker", "is_test", "is_train", "left", "right", "site", "hospital",
+        "device", "scanner", "manufacturer",
     )
-)
+)  # fmt: skip
 """Columns that describe the subject or the image, and are targets only where no other column can be."""
 
 
