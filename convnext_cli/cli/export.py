@@ -1,6 +1,6 @@
 """`convnext export`: a run as a file for other programs."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,7 +53,7 @@ def export(_context: typer.Context, values: OptionValues) -> None:
     from convnext_cli.exports.export import ExportedFile  # imports torch: after the progress bar stands
 
     if flags.as_json:
-        console.show_json(exported.to_dict())
+        console.show_json(asdict(exported))
     elif isinstance(exported, ExportedFile):
         _show_exported(exported)
     else:

@@ -52,10 +52,6 @@ class ExportedFile:
     cost: Comparison | None
     """With `int8`, 8 bits minus float32 on the run's validation images; None where other images were given."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        return asdict(self)
-
 
 class FileOptions(TypedDict, total=False):
     """Options of `export` for a file, for type checkers and editors."""
@@ -215,11 +211,7 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
 
 
 def _list_parity_images(run: RunFolder, index: Index, rows: Sequence[int], request: ExportRequest) -> list[Path]:
-    """Return the images to check parity on: those of the request, else rows of the run's index.
-
-    Raises:
-        DataError: there are none, or one is gone.
-    """
+    """Return the images to check parity on: those of the request, else rows of the run's index."""
     paths = list(request.images) or [index.root / index.paths[row] for row in rows]
     if not paths:
         raise DataError(

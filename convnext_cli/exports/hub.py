@@ -3,9 +3,8 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from convnext_cli.data.outside import check_outside_data
 from convnext_cli.errors import ConvnextError, DataError, ImageError, RunError, UsageError
@@ -33,10 +32,6 @@ class HubFolder:
     url: str | None
     """URL of the upload; None without `push`."""
     notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        return asdict(self)
 
 
 def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrite: bool = False) -> Steps[HubFolder]:

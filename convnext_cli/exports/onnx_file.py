@@ -33,10 +33,8 @@ def write_graph(classifier: TorchClassifier, metadata: Metadata, path: Path) -> 
     """Write the run's model as one ONNX file, for a batch of any size.
 
     Raises:
-        ConvnextError: the extra is not installed.
         UsageError: the model is too large for one ONNX file.
     """
-    check_installed()
     from onnxscript.optimizer import optimize_ir
 
     module, example = wrap_model(classifier, metadata)

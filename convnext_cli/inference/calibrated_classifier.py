@@ -121,11 +121,7 @@ def _open_run(run: Path, request: PredictRequest, num_images: int) -> Classifier
 
 
 def _open_file(path: Path, request: PredictRequest) -> OnnxClassifier:
-    """Return the classifier of an exported file.
-
-    Raises:
-        UsageError: the request needs torch.
-    """
+    """Return the classifier of an exported file."""
     if reason := "--engine torch needs torch" if request.engine == "torch" else _needs_torch(request):
         raise UsageError(f"{path} does not support it: {reason}", "Give the run folder")
     return OnnxClassifier(path)

@@ -113,10 +113,6 @@ class ImageMeasures:
     targets: Targets
     groups: Sequence[str] | None
 
-    def choose_rows(self) -> NDArray[np.integer[Any]]:
-        """Return the row of one image of each group."""
-        return choose_one_per_group(len(self.targets), self.groups)
-
 
 def is_other_data(run: RunFolder, test_set: TestSet) -> bool:
     """Return True if the images of an evaluation are not those of the run's own split."""
@@ -146,10 +142,11 @@ def measure_drift(
         return None, [Notice(text="drift is not measured: the run has too few validation images")]
     references: list[ImageMeasures] = []
     for member in members:
-        references += yield from _read_reference(member)
-    if len(references) < len(members):
-        text = "drift is not measured: the run keeps no measures of its validation images, and its data are gone"
-        return None, [Notice(text=text)]
+        reference = yield from _read_reference(member)
+        if reference is None:
+            text = "drift is not measured: the run keeps no measures of its validation images, and its data are gone"
+            return None, [Notice(text=text)]
+        references.append(reference)
     selection = select_rows(test_set.index, test_set.rows)
     sizes = yield from _measure_sizes(selection)
     scores = read_novelty(members[0].run).score(outputs.features, outputs.statistics) if is_single else None
@@ -184,8 +181,8 @@ def join_measures(parts: Sequence[ImageMeasures]) -> ImageMeasures:
     )
 
 
-def _read_reference(classifier: TorchClassifier) -> Steps[list[ImageMeasures]]:
-    """Return the measures of the run's validation images; nothing if it keeps none, and its data are gone."""
+def _read_reference(classifier: TorchClassifier) -> Steps[ImageMeasures | None]:
+    """Return the measures of the run's validation images; None if it keeps none, and its data are gone."""
     run = classifier.run
     index, arrays = run.read_split(), run.read_calibration_arrays()
     hashes = run.read_arrays(IMAGE_HASHES) or {}
@@ -198,16 +195,15 @@ def _read_reference(classifier: TorchClassifier) -> Steps[list[ImageMeasures]]:
         scores = read_novelty(run).score(outputs.features, outputs.statistics)
         statistics, corners = outputs.statistics, outputs.corners
     else:
-        return []
+        return None
     sizes = hashes["size"][rows] if len(hashes.get("size", ())) == len(index) else None
     if sizes is None and has_data:
         sizes = yield from _measure_sizes(select_rows(index, rows))
-    measures = ImageMeasures(
+    return ImageMeasures(
         values=list_values(scores, statistics, corners, sizes),
         targets=classifier.read_targets(index, rows),
         groups=index.list_groups(rows),
     )
-    return [measures]
 
 
 def _measure_sizes(index: Index) -> Steps[NDArray[Any]]:
@@ -232,7 +228,7 @@ def list_values(
 def compare_samples(task: Task, classes: Sequence[str], validation: ImageMeasures, here: ImageMeasures) -> Drift:
     """Return the differences between two samples of images."""
     titles = {OOD: "OOD score", "size": "size px", "aspect": "width / height"} | dict(STATISTICS.values()) | CORNERS
-    one, two = validation.choose_rows(), here.choose_rows()
+    one, two = (choose_one_per_group(len(sample.targets), sample.groups) for sample in (validation, here))
     entries = [
         (key, titles[key], MIN_DISTANCE, compare_values(validation.values[key][one], here.values[key][two]))
         for key in validation.values

@@ -48,7 +48,7 @@ from convnext_cli.runs.files import CALIBRATION, MODEL
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import find_newest_run
 from convnext_cli.runs.records import AuditRecord, to_plain
-from convnext_cli.tasks.task import Targets, Task
+from convnext_cli.tasks.task import Task
 from convnext_cli.text import quote, shorten_names
 
 
@@ -298,11 +298,7 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
 
 
 def _check_calibration_file(request: EvalRequest, test_set: TestSet) -> None:
-    """Check that the new calibration can be written where the request says.
-
-    Raises:
-        UsageError: it cannot, or there is none.
-    """
+    """Check that the new calibration can be written where the request says."""
     path, option = request.save_calibration, "--save-calibration"
     if path is None:
         return
@@ -351,16 +347,12 @@ def _list_warnings(evaluation: Evaluation, run: RunFolder) -> list[Notice]:
         texts.append(worse)
     if absent := describe_absent(metrics):
         texts.append(absent)
-    texts += task.list_warnings(_read_training_targets(run), images.probabilities, images.classes, calibration)
+    trained_on = run.read_split()
+    rows = [row for row, split in enumerate(trained_on.splits) if split == "train" or is_fold(split)]
+    texts += task.list_warnings(trained_on.targets(rows), images.probabilities, images.classes, calibration)
     texts += [text for point in points if (text := describe_unreachable(point.threshold, fitted_on))]
     texts += [describe_missed(point) for point in points if point.is_missed]
     return [Notice(text=text, severity="warning") for text in texts]
-
-
-def _read_training_targets(run: RunFolder) -> Targets:
-    """Return the targets of the images that a run, or any fold of a cross-validation, was trained on."""
-    index = run.read_split()
-    return index.targets(row for row, split in enumerate(index.splits) if split == "train" or is_fold(split))
 
 
 def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:

@@ -105,11 +105,7 @@ def prepare_heat_maps(
 
 
 def _make_folder(folder: Path, run: Path, sources: Sequence[Source], *, overwrite: bool) -> None:
-    """Make the folder for heat maps.
-
-    Raises:
-        UsageError: it lies in the data of the run or among the images, or has heat maps of these names already.
-    """
+    """Make the folder for heat maps."""
     parents = sorted(
         {resolve_links(path).parent for path in (source.path for source in sources) if path and os.path.lexists(path)}
     )

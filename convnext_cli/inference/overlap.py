@@ -1,6 +1,6 @@
 """Overlap between the images of an evaluation and those of a run, by content and not by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,19 +61,17 @@ def match_names(known: Mapping[str, NDArray[Any]], measured: Mapping[str, NDArra
 
 
 def find_overlap(
-    known: Mapping[str, NDArray[Any]], trained_on: Index, measured: Mapping[str, NDArray[Any]], rows: Sequence[int]
+    known: Mapping[str, NDArray[Any]], trained_on: Index, evaluated: Mapping[str, NDArray[Any]]
 ) -> Overlap:
     """Count the images that the run was trained or validated on.
 
     Args:
         known: `read_image_hashes` of the run's images.
         trained_on: the run's split, in the same order.
-        measured: `measure_thumbnails` of the images of the evaluation.
-        rows: rows of `measured` that are evaluated.
+        evaluated: `measure_thumbnails` of the images of the evaluation.
     """
     is_train = np.array([split == "train" or is_fold(split) for split in trained_on.splits])
     is_val = np.array([split == "val" for split in trained_on.splits])
-    evaluated = {name: measured[name][list(rows)] for name in CONTENT_MEASURES}
     readable = evaluated["digest"].any(axis=1)
     train, val = _select(known, is_train), _select(known, is_val)
     exact, near = (find(train, evaluated) & readable for find in (_find_exact, _find_near))

@@ -171,11 +171,7 @@ def _list_licenses(run: RunFolder) -> tuple[str | None, ...]:
 
 
 def _make_teacher(name: str, classifier: Classifier, identity: str, licenses: tuple[str | None, ...]) -> Teacher:
-    """Return a teacher, after a pass over one image that measures its features.
-
-    Raises:
-        UsageError: it does not predict one class per image.
-    """
+    """Return a teacher, after a pass over one image that measures its features."""
     if classifier.task.has_values:
         raise UsageError(f"{name} was trained on {classifier.task.title}", "Give a teacher of one class per image")
     image = np.zeros((1, *classifier.preprocessing.size, 3), np.uint8)

@@ -136,7 +136,7 @@ def find_leakage(
         return [Notice(text=text, severity="warning")], None
     selected = select_rows(index, test_set.rows)
     measured = yield from measure_thumbnails(selected)
-    overlap = find_overlap(known, trained_on, measured, range(len(selected)))
+    overlap = find_overlap(known, trained_on, measured)
     notes: list[Notice] = []
     if overlap.trained or overlap.trained_near:
         trained = overlap.trained + overlap.trained_near
@@ -204,11 +204,7 @@ def _choose_from_folds(index: Index, split: str | None) -> tuple[TestSet, list[N
 
 
 def _choose_left_out(index: Index, split: str | None) -> tuple[TestSet, list[Notice]]:
-    """Return the images to evaluate a cross-validation of left-out values on: all that have one.
-
-    Raises:
-        DataError: another split is asked for.
-    """
+    """Return the images to evaluate a cross-validation of left-out values on: all that have one."""
     if split not in (None, "test"):
         raise DataError(
             f"the cross-validation of {index.location} leaves out {', '.join(index.fold_names[:5])} in turn, as test "

@@ -46,12 +46,7 @@ def measure_confidence(
 ) -> NDArray[np.float64]:
     """Return the confidence that the true metric is at least a bound, at each of C thresholds, (C,).
 
-    Args:
-        metric: `sensitivity`, `specificity`, `ppv` or `npv`.
-        bound: value of the metric that is to be reached.
-        sensitivity: at C thresholds.
-        specificity: at C thresholds.
-        prevalence: that PPV and NPV hold for.
+    `metric` is `sensitivity`, `specificity`, `ppv` or `npv`; PPV and NPV hold for the prevalence.
     """
     if metric == "sensitivity":
         return _exceed(sensitivity, np.full(len(sensitivity.value), bound))

@@ -61,7 +61,7 @@ def _describe_trust(evaluation: Evaluation, run: RunFolder) -> list[str | Notice
         first = "This is the first evaluation of this run on a test split."
         again = f"This is evaluation {number} on a test split. Choosing a model by these results biases them upward."
         statements.append(first if number == 1 else again)
-    return sorted([*warnings, *statements], key=lambda entry: not _is_warning(entry))
+    return sorted([*warnings, *statements], key=lambda entry: isinstance(entry, str))  # warnings first
 
 
 def describe_chance(evaluation: Evaluation) -> str | Notice:
@@ -93,7 +93,3 @@ def describe_leakage(evaluation: Evaluation, run: RunFolder) -> list[str]:
         return []
     groups = ", and no group has images in both" if evaluation.intervals.clustered else ""
     return [f"No leakage found: none of these images is a duplicate or near-duplicate of a training image{groups}."]
-
-
-def _is_warning(entry: str | Notice) -> bool:
-    return isinstance(entry, Notice)

@@ -297,10 +297,7 @@ class Task(ABC):
     def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
         """Fit a calibration on validation images; return fields of `inference.calibration.Calibration`.
 
-        Args:
-            logits: (N, K).
-            targets: (N, ...).
-            groups: (N,) names; None where groups are not known.
+        The groups are N names; None where they are not known.
         """
 
     def list_uncalibrated(self, scaling: Scaling, classes: Sequence[str]) -> list[str]:
@@ -354,20 +351,14 @@ class Task(ABC):
     def pool(self, logits: Floats, units: Ints, rule: Rule) -> NDArray[np.float64]:
         """Return the logits of groups, (G, K), from the calibrated logits of their images.
 
-        Args:
-            logits: (N, K).
-            units: (N,) number of each image's group, 0 to G-1.
-            rule: one of `pooling`.
+        `units` has the number of each image's group, (N,), 0 to G-1.
         """
 
     @abstractmethod
     def pool_targets(self, targets: Targets, units: Ints, negative: int | None) -> Targets:
         """Return the targets of G groups from those of their N images.
 
-        Args:
-            targets: of the N images.
-            units: (N,) number of each image's group, 0 to G-1.
-            negative: the class that any other class of a group's images outweighs; None for none.
+        `units` as in `pool`. Any other class of a group's images outweighs the class `negative`; None for none.
         """
 
     @abstractmethod
@@ -381,10 +372,7 @@ class Task(ABC):
     def fit_pooled(self, logits: Floats, targets: Targets, weights: Floats) -> dict[str, Any]:
         """Fit a calibration of pooled logits on validation groups; return fields of `inference.pooling.Pooling`.
 
-        Args:
-            logits: (G, K), pooled.
-            targets: of the G groups.
-            weights: (G,), how much each group counts.
+        The logits are pooled, (G, K); `weights` say how much each group counts, (G,).
         """
         return self.fit_calibration(logits, targets, None)
 
@@ -394,10 +382,7 @@ class Task(ABC):
     def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> Calculator:
         """Return the calculator of this task's metrics.
 
-        Args:
-            logits: (N, K), calibrated.
-            targets: of the N images.
-            scaling: gives decision thresholds and prediction intervals.
+        The logits are calibrated, (N, K); `scaling` gives decision thresholds and prediction intervals.
         """
 
     def compute_metrics(
@@ -420,10 +405,7 @@ class Task(ABC):
     def describe_results(self, metrics: MetricSet, scores: Floats, targets: Targets) -> list[str]:
         """Return sentences on what is predicted well, and what is confused with what.
 
-        Args:
-            metrics: of N images.
-            scores: (N, K), of `activate`.
-            targets: of the N images.
+        The scores are those of `activate`, (N, K).
         """
 
     @abstractmethod
@@ -435,11 +417,7 @@ class Task(ABC):
     ) -> list[str]:
         """Return warnings on predictions that contradict the training targets.
 
-        Args:
-            training: targets of the training images.
-            scores: (N, K) of the evaluated images.
-            classes: K names.
-            scaling: gives decision thresholds.
+        `training` has the targets of the training images, and `scores`, (N, K), those of the evaluated images.
         """
         return []
 
