@@ -15,7 +15,15 @@ from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.metrics.calculator import Floats
-from convnext_cli.metrics.intervals import Interval, compute_intervals, count_units, estimate_fraction, number_units
+from convnext_cli.metrics.intervals import (
+    UNDEFINED,
+    Estimate,
+    Interval,
+    compute_intervals,
+    count_units,
+    estimate_fraction,
+    number_units,
+)
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.subgroups import (
     LEVEL,
@@ -36,17 +44,6 @@ SMALL_CLASS = 5  # images of each class
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MetricEstimate:
-    """A metric with its 95% CI; None where not defined."""
-
-    value: float | None
-    interval: Interval | None
-
-
-UNDEFINED = MetricEstimate(value=None, interval=None)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class SubgroupMetric:
     """A metric of a subgroup, and its gap to the rest."""
 
@@ -54,10 +51,10 @@ class SubgroupMetric:
     """Of the metric, in `metrics.registry`."""
     of: str
     """The class that it is of, and the target whose threshold decides; empty for all classes."""
-    estimate: MetricEstimate
-    rest: MetricEstimate
+    estimate: Estimate
+    rest: Estimate
     """Of all images with another known value."""
-    gap: MetricEstimate
+    gap: Estimate
     """Subgroup minus rest."""
     p_value: float | None = None
     """Of the permutation test over groups; None where there is nothing to permute."""
@@ -92,8 +89,8 @@ class SubgroupClass:
 
     name: str
     images: int
-    prevalence: MetricEstimate
-    estimates: dict[str, MetricEstimate]
+    prevalence: Estimate
+    estimates: dict[str, Estimate]
     """By key of the metric."""
 
 
@@ -105,7 +102,7 @@ class Subgroup:
     images: int
     groups: int
     """Number of groups; of images where groups are not known."""
-    prevalence: MetricEstimate | None
+    prevalence: Estimate | None
     """Fraction of the positive class, of two classes; else None."""
     metrics: tuple[SubgroupMetric, ...]
     classes: tuple[SubgroupClass, ...]
@@ -285,19 +282,19 @@ def _measure_subgroup(
     )
 
 
-def _estimate(images: EvaluatedImages, metrics: Sequence[_Metric]) -> list[MetricEstimate]:
+def _estimate(images: EvaluatedImages, metrics: Sequence[_Metric]) -> list[Estimate]:
     """Return each metric with its 95% CI, clustered by groups."""
     intervals = compute_intervals(images.make_calculator(), images.groups)
     values = _make_compute(images, metrics)(np.ones((1, len(images.targets))))[0]
     estimates = []
     for metric, value in zip(metrics, values, strict=True):
         if metric.threshold is not None:
-            interval = estimate_fraction(*_list_hits(images, metric), images.groups)[1]
+            interval = estimate_fraction(*_list_hits(images, metric), images.groups).interval
         elif metric.k is None:
             interval = intervals.overall[metric.key]
         else:
             interval = intervals.per_class[metric.k][metric.key]
-        estimates.append(MetricEstimate(value=none_if_nan(value), interval=interval))
+        estimates.append(Estimate(none_if_nan(value), interval))
     return estimates
 
 
@@ -341,21 +338,20 @@ def _test(images: EvaluatedImages, inside: NDArray[np.bool_], metrics: Sequence[
     return compute_p_values(compute, members, units, numbers, measure_influence(compute, units))
 
 
-def _subtract(one: MetricEstimate, two: MetricEstimate) -> MetricEstimate:
+def _subtract(one: Estimate, two: Estimate) -> Estimate:
     """Return a difference with its 95% CI from those of both values (MOVER; Zou and Donner 2008)."""
     if one.value is None or two.value is None:
         return UNDEFINED
     gap = one.value - two.value
     if one.interval is None or two.interval is None:
-        return MetricEstimate(value=gap, interval=None)
+        return Estimate(gap, None)
     down = math.hypot(one.value - one.interval.low, two.interval.high - two.value)
     up = math.hypot(one.interval.high - one.value, two.value - two.interval.low)
-    return MetricEstimate(value=gap, interval=Interval(gap - down, gap + up))
+    return Estimate(gap, Interval(gap - down, gap + up))
 
 
-def _estimate_prevalence(images: EvaluatedImages, k: int) -> MetricEstimate:
-    value, interval = estimate_fraction(*images.task.select_known(images.targets, k), images.groups)
-    return MetricEstimate(value=value, interval=interval)
+def _estimate_prevalence(images: EvaluatedImages, k: int) -> Estimate:
+    return estimate_fraction(*images.task.select_known(images.targets, k), images.groups)
 
 
 def _describe_classes(images: EvaluatedImages) -> tuple[SubgroupClass, ...]:

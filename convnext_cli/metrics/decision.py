@@ -8,23 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Floats
-from convnext_cli.metrics.intervals import Interval
+from convnext_cli.metrics.intervals import UNDEFINED, Estimate, Interval
 
 CURVE_THRESHOLDS = (0.01, 0.02, *(round(0.05 * step, 2) for step in range(1, 20)))
 """Threshold probabilities of a decision curve; beyond, a benefit hangs on few images."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """A value with its 95% CI."""
-
-    value: float
-    interval: Interval | None
-
-
-def make_estimate(value: float | None, interval: Interval | None) -> Estimate | None:
-    """Return a value with its 95% CI; None if it is not defined."""
-    return None if value is None else Estimate(value=value, interval=interval)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,34 +88,30 @@ def trace_decision_curve(
     )
 
 
-def estimate_ratio(first: Estimate, second: Estimate) -> Estimate | None:
-    """Return the ratio of two independent estimates, infinite where the second is 0; None where both are 0.
+def estimate_ratio(first: Estimate, second: Estimate) -> Estimate:
+    """Return the ratio of two independent estimates, infinite where the second is 0; undefined where both are 0.
 
     Source of the interval: MOVER-R (Donner and Zou 2012, doi:10.1177/0962280210383082, equation 9), in the form of the
     quadratic equations that its limits solve, which has no singularity. From Wilson's intervals it has limits for a
     ratio to 0, where the usual logarithmic interval (Simel et al. 1991) has none.
     """
     x, y = first.value, second.value
-    if x == y == 0:
-        return None
+    if x is None or y is None or x == y == 0:
+        return UNDEFINED
     value = x / y if y else math.inf
     if first.interval is None or second.interval is None:
-        return Estimate(value=value, interval=None)
+        return Estimate(value, None)
     product = x * y
     least, most = (end * (2 * x - end) for end in (first.interval.low, first.interval.high))
     narrow, wide = (end * (2 * y - end) for end in (second.interval.low, second.interval.high))
     divisor = product + math.sqrt(max(0.0, product**2 - wide * least))
     low = least / divisor if divisor > 0 else 0.0
     high = (product + math.sqrt(max(0.0, product**2 - narrow * most))) / narrow if narrow > 0 else math.inf
-    return Estimate(value=value, interval=Interval(min(low, value), max(high, value)))
+    return Estimate(value, Interval(min(low, value), max(high, value)))
 
 
-def estimate_likelihood_ratios(
-    sensitivity: Estimate | None, specificity: Estimate | None
-) -> tuple[Estimate | None, Estimate | None]:
-    """Return the positive and the negative likelihood ratio; None where they are not defined."""
-    if sensitivity is None or specificity is None:
-        return None, None
+def estimate_likelihood_ratios(sensitivity: Estimate, specificity: Estimate) -> tuple[Estimate, Estimate]:
+    """Return the positive and the negative likelihood ratio."""
     positive = estimate_ratio(sensitivity, complement(specificity))
     return positive, estimate_ratio(complement(sensitivity), specificity)
 
@@ -136,18 +119,20 @@ def estimate_likelihood_ratios(
 def complement(estimate: Estimate) -> Estimate:
     """Return 1 minus an estimate."""
     interval = estimate.interval and Interval(1 - estimate.interval.high, 1 - estimate.interval.low)
-    return Estimate(value=1 - estimate.value, interval=interval)
+    return estimate if estimate.value is None else Estimate(1 - estimate.value, interval)
 
 
-def update_prevalence(ratio: Estimate, prevalence: float) -> Estimate:
+def update_prevalence(ratio: Estimate, prevalence: float | None) -> Estimate:
     """Return the probability of a class after a result with a likelihood ratio (Bayes), with its 95% CI.
 
     The CI is that of the ratio, since the prevalence is stated; compare Mercaldo, Lau and Zhou 2007
     (doi:10.1002/sim.2677).
     """
+    if ratio.value is None or not prevalence:
+        return UNDEFINED
     interval = ratio.interval
     ends = interval and Interval(*(apply_ratio(end, prevalence) for end in (interval.low, interval.high)))
-    return Estimate(value=apply_ratio(ratio.value, prevalence), interval=ends)
+    return Estimate(apply_ratio(ratio.value, prevalence), ends)
 
 
 def apply_ratio(ratio: float, prevalence: float) -> float:

@@ -45,6 +45,17 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its 95% CI; None where not defined."""
+
+    value: float | None
+    interval: Interval | None
+
+
+UNDEFINED = Estimate(None, None)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intervals:
     """95% CIs of all metrics, by key. None where a metric or its variance is not defined."""
@@ -187,9 +198,7 @@ def resample(statistic: Callable[[Floats], T], units: Ints, resamples: int, *, s
         return list(pool.map(work, range(0, resamples, rows)))
 
 
-def estimate_fraction(
-    hits: NDArray[np.bool_], mask: NDArray[np.bool_], groups: Sequence[str] | None
-) -> tuple[float | None, Interval | None]:
+def estimate_fraction(hits: NDArray[np.bool_], mask: NDArray[np.bool_], groups: Sequence[str] | None) -> Estimate:
     """Return the fraction of hits among the images of a mask, with its 95% CI.
 
     The variance is that of a ratio of sums over units.
@@ -203,14 +212,15 @@ def estimate_fraction(
         None where the mask is empty; no CI where it holds one unit only.
     """
     if not mask.any():
-        return None, None
+        return UNDEFINED
     units = number_units(len(hits), groups)[mask]
     fraction = float(hits[mask].mean())
     residuals = np.bincount(units, hits[mask] - fraction)
     effective = count_effective(units)
     if effective < MIN_UNITS:
-        return fraction, None
-    return fraction, score_interval(fraction, float((residuals**2).sum()) / int(mask.sum()) ** 2, effective)
+        return Estimate(fraction, None)
+    variance = float((residuals**2).sum()) / int(mask.sum()) ** 2
+    return Estimate(fraction, score_interval(fraction, variance, effective))
 
 
 def score_interval(estimate: float, variance: float, units: float, low: float = 0.0, high: float = 1.0) -> Interval:

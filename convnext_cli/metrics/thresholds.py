@@ -18,13 +18,7 @@ from convnext_cli.errors import UsageError
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.confidence import Rate, count_independent, measure_confidence
 from convnext_cli.metrics.curves import count_down
-from convnext_cli.metrics.decision import (
-    Estimate,
-    complement,
-    estimate_likelihood_ratios,
-    make_estimate,
-    update_prevalence,
-)
+from convnext_cli.metrics.decision import complement, estimate_likelihood_ratios, update_prevalence
 from convnext_cli.metrics.intervals import Interval, estimate_fraction
 from convnext_cli.metrics.registry import METRICS, MISSING
 from convnext_cli.metrics.summary import Fraction
@@ -390,27 +384,34 @@ def apply_threshold(
     known = np.ones(len(scores), np.bool_) if known is None else known
     predicted, target = scores >= threshold.threshold, threshold.target
     yes, no = positive & known, ~positive & known
-    sensitivity = make_estimate(*estimate_fraction(predicted, yes, groups))
-    specificity = make_estimate(*estimate_fraction(~predicted, no, groups))
+    sensitivity, specificity = estimate_fraction(predicted, yes, groups), estimate_fraction(~predicted, no, groups)
     prevalence = target.prevalence
     if prevalence is None and yes.any() and no.any():
         prevalence = float(yes.sum() / known.sum())
     ratios = estimate_likelihood_ratios(sensitivity, specificity)
-    ppv, npv = (update_prevalence(ratio, prevalence) if ratio and prevalence else None for ratio in ratios)
-    estimates = {"sensitivity": sensitivity, "specificity": specificity, "ppv": ppv, "npv": npv and complement(npv)}
+    ppv, false_omission_rate = (update_prevalence(ratio, prevalence) for ratio in ratios)
+    estimates = {
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "ppv": ppv,
+        "npv": complement(false_omission_rate),
+    }
     sensitivity_rate, specificity_rate = (
-        Rate(np.array([estimate.value if estimate else 0.0]), count_independent(mask, groups))
+        Rate(np.array([estimate.value or 0.0]), count_independent(mask, groups))
         for estimate, mask in ((sensitivity, yes), (specificity, no))
     )
     results = []
     for bound in target.bounds:
         estimate, confidence = estimates[bound.metric], None
-        if estimate is not None:
+        if estimate.value is not None:
             rates = sensitivity_rate, specificity_rate
             confidence = float(measure_confidence(bound.metric, bound.value, *rates, prevalence or 0.5)[0])
-        results.append(BoundResult(bound=bound, **_flatten("", estimate), confidence=confidence))
+        results.append(
+            BoundResult(bound=bound, value=estimate.value, interval=estimate.interval, confidence=confidence)
+        )
     estimates |= {"positive_ratio": ratios[0], "negative_ratio": ratios[1]}
-    values = {key: value for name, estimate in estimates.items() for key, value in _flatten(name, estimate).items()}
+    values: dict[str, Any] = {name: estimate.value for name, estimate in estimates.items()}
+    values |= {f"{name}_interval": estimate.interval for name, estimate in estimates.items()}
     return OperatingPoint(threshold=threshold, prevalence=prevalence, results=tuple(results), **values)
 
 
@@ -459,12 +460,6 @@ def describe_unreachable(threshold: Threshold, fitted_on: str = "validation imag
 def show_confidence(confidence: float | None) -> str:
     """Return a confidence in whole percent; only what is exact is shown as 0% or 100%."""
     return MISSING if confidence is None else f"{format_percent(confidence)}%"
-
-
-def _flatten(name: str, estimate: Estimate | None) -> dict[str, Any]:
-    """Return value and CI of an estimate as two fields."""
-    value, interval = (estimate.value, estimate.interval) if estimate else (None, None)
-    return {name or "value": value, f"{name}_interval" if name else "interval": interval}
 
 
 def _count_needed(fraction: float, total: int) -> int:

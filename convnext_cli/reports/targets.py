@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from convnext_cli.inference.drift import is_other_data
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.inference.operating_points import trace_curves
-from convnext_cli.metrics.decision import estimate_likelihood_ratios, make_estimate
+from convnext_cli.metrics.decision import estimate_likelihood_ratios
+from convnext_cli.metrics.intervals import Estimate
 from convnext_cli.metrics.registry import METRICS, MISSING
 from convnext_cli.metrics.thresholds import PREDICTIVE, Bound, OperatingPoint, Target, show_confidence
 from convnext_cli.progress import Notice
@@ -137,9 +138,9 @@ def _tabulate_ratios(evaluation: Evaluation) -> list[Table]:
     """Return the likelihood ratios of predicting each class, without a target."""
     rows = []
     for entry, intervals in zip(evaluation.metrics.per_class, evaluation.intervals.per_class, strict=True):
-        rates = (make_estimate(getattr(entry, key), intervals[key]) for key in ("recall", "specificity"))
+        rates = (Estimate(getattr(entry, key), intervals[key]) for key in ("recall", "specificity"))
         cells = [
-            make_cell(METRICS[key], ratio.value, ratio.interval) if ratio else MISSING
+            make_cell(METRICS[key], ratio.value, ratio.interval)
             for key, ratio in zip(RATIOS, estimate_likelihood_ratios(*rates), strict=True)
         ]
         rows.append((entry.name, *cells))

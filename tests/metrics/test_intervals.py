@@ -5,6 +5,8 @@ from scipy.stats import t as student
 from benchmarks.coverage import Scenario, measure
 from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import (
+    UNDEFINED,
+    Estimate,
     bound_sum,
     compute_intervals,
     debias_sums,
@@ -146,14 +148,13 @@ def test_errors_in_grades_have_intervals_within_the_grades_also_where_all_are_eq
 
 def test_fraction_of_clustered_images_has_a_wider_interval() -> None:
     hits, counted = np.array([True, True, False, True] * 10), np.ones(40, bool)
-    share, plain = estimate_fraction(hits, counted, None)
-    _, clustered = estimate_fraction(hits, counted, [str(i // 4) for i in range(40)])
-    assert share == 0.75
+    plain = estimate_fraction(hits, counted, None).interval
+    clustered = estimate_fraction(hits, counted, [str(i // 4) for i in range(40)]).interval
     assert plain is not None
     assert clustered is not None
     assert (plain.low, plain.high) == pytest.approx((0.597, 0.859), abs=1e-2)
-    assert estimate_fraction(hits, ~counted, None) == (None, None)
-    assert estimate_fraction(hits, counted, ["p1"] * 40) == (0.75, None), "one group says nothing of the spread"
+    assert estimate_fraction(hits, ~counted, None) == UNDEFINED
+    assert estimate_fraction(hits, counted, ["p1"] * 40) == Estimate(0.75, None), "one group says nothing of the spread"
 
 
 @pytest.mark.parametrize("scenario", [Scenario("plain", 2.0, 1, 0.0), Scenario("clustered", 2.0, 5, 0.5)])

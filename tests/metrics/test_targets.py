@@ -13,14 +13,13 @@ from scipy.stats import beta, binomtest
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.confidence import Rate, count_independent, measure_confidence
 from convnext_cli.metrics.decision import (
-    Estimate,
     apply_ratio,
     estimate_likelihood_ratios,
     estimate_ratio,
     trace_decision_curve,
     update_prevalence,
 )
-from convnext_cli.metrics.intervals import Interval
+from convnext_cli.metrics.intervals import UNDEFINED, Estimate, Interval
 from convnext_cli.metrics.thresholds import (
     Bound,
     Target,
@@ -219,11 +218,10 @@ def test_quadrature_agrees_with_many_quantiles(sensitivity: float, specificity: 
 
 def test_likelihood_ratios_are_near_the_logarithmic_intervals_of_large_samples() -> None:
     # Simel, Samsa and Matchar 1991: log LR +- 1.96 sqrt((1 - sensitivity) / TP + specificity / FP)
-    sensitivity = Estimate(value=0.8, interval=Interval(0.7608, 0.8343))  # Wilson's, 360 of 450
-    specificity = Estimate(value=0.73, interval=Interval(0.6873, 0.7688))  # 328.5 of 450
+    sensitivity = Estimate(0.8, Interval(0.7608, 0.8343))  # Wilson's, 360 of 450
+    specificity = Estimate(0.73, Interval(0.6873, 0.7688))  # 328.5 of 450
     positive, negative = estimate_likelihood_ratios(sensitivity, specificity)
-    assert positive is not None
-    assert negative is not None
+    assert positive.value is not None
     assert positive.interval is not None
     assert positive.value == pytest.approx(0.8 / 0.27)
     spread = 1.96 * math.sqrt(0.2 / 360 + 0.73 / 121.5)
@@ -235,31 +233,30 @@ def test_likelihood_ratios_are_near_the_logarithmic_intervals_of_large_samples()
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.001, 0.3), st.floats(0.001, 0.3))
 def test_interval_of_a_ratio_contains_it_at_all_ends(x: float, y: float, left: float, right: float) -> None:
     first, second = (
-        Estimate(value=value, interval=Interval(max(0.0, value - width), min(1.0, value + width)))
+        Estimate(value, Interval(max(0.0, value - width), min(1.0, value + width)))
         for value, width in ((x, left), (y, right))
     )
     ratio = estimate_ratio(first, second)
-    if ratio is None:
+    if ratio.value is None:
         assert x == y == 0
         return
     assert ratio.interval is not None
     assert 0 <= ratio.interval.low <= ratio.value <= ratio.interval.high
     result = update_prevalence(ratio, 0.1)
+    assert result.value is not None
     assert result.interval is not None
     assert 0 <= result.interval.low <= result.value <= result.interval.high <= 1
 
 
 def test_ratio_without_false_positives_has_a_finite_lower_limit() -> None:
-    perfect = Estimate(value=1.0, interval=Interval(0.96, 1.0))
-    positive, negative = estimate_likelihood_ratios(Estimate(value=0.9, interval=Interval(0.8, 0.95)), perfect)
-    assert positive is not None
+    perfect = Estimate(1.0, Interval(0.96, 1.0))
+    positive, negative = estimate_likelihood_ratios(Estimate(0.9, Interval(0.8, 0.95)), perfect)
     assert positive.value == math.inf
     assert positive.interval is not None
     assert 15 < positive.interval.low < 25
     assert apply_ratio(math.inf, 0.02) == 1
-    assert negative is not None
     assert negative.value == pytest.approx(0.1)
-    assert estimate_likelihood_ratios(Estimate(value=0.0, interval=None), perfect)[0] is None
+    assert estimate_likelihood_ratios(Estimate(0.0, None), perfect)[0] == UNDEFINED
     assert apply_ratio(10, 0.02) == pytest.approx(0.2 / 1.18)
 
 
