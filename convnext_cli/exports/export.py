@@ -18,10 +18,11 @@ from convnext_cli.exports.request import EXPORT_RUN, ExportRequest
 from convnext_cli.exports.torch_export import ProgramClassifier, write_program
 from convnext_cli.exports.wrapper import make_metadata
 from convnext_cli.files import check_output, replace_output
-from convnext_cli.inference.calibration import load_calibration
+from convnext_cli.inference.calibration import Calibration, load_calibration
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
 from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.comparison import Comparison, compare
 from convnext_cli.options import make_path, make_paths, make_request
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
@@ -187,12 +188,7 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
             raise ParityError(parity)
         cost = None
         if request.int8 and not request.images:
-            task, targets = classifier.task, classifier.read_targets(index, rows)
-            float32, int8 = (
-                task.make_calculator(task.calibrate(logits, metadata.calibration), targets, metadata.calibration)
-                for logits in (before, after)
-            )
-            cost = compare(float32, int8, index.list_groups(rows))
+            cost = _measure_cost(classifier, index, rows, (before, after), metadata.calibration)
         if is_onnx:
             checks = _summarise_checks(parity, cost, headline)
             write_metadata(temporary, replace(metadata, measured=checks))
@@ -208,6 +204,19 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
         parity=parity,
         cost=cost,
     )
+
+
+def _measure_cost(
+    classifier: TorchClassifier,
+    index: Index,
+    rows: Sequence[int],
+    logits: tuple[Floats, Floats],
+    calibration: Calibration | None,
+) -> Comparison:
+    """Return the metrics of rows by the second logits minus those by the first."""
+    task, targets = classifier.task, classifier.read_targets(index, rows)
+    float32, int8 = (task.make_calculator(task.calibrate(part, calibration), targets, calibration) for part in logits)
+    return compare(float32, int8, index.list_groups(rows))
 
 
 def _list_parity_images(run: RunFolder, index: Index, rows: Sequence[int], request: ExportRequest) -> list[Path]:
