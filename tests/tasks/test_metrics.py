@@ -110,7 +110,7 @@ def test_regression_metrics_equal_scikit_learns(log: bool) -> None:
     assert result.pearson == pytest.approx(np.corrcoef(targets, predictions)[0, 1])
     difference = predictions - targets
     assert result.bias == pytest.approx(difference.mean())
-    assert result.limit_high == pytest.approx(difference.mean() + 1.96 * difference.std())
+    assert result.limit_high == pytest.approx(difference.mean() + 1.96 * difference.std(ddof=1))
     assert result.coverage is None
 
 
