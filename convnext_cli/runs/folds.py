@@ -11,7 +11,7 @@ from typing import Any
 from convnext_cli.data.split import FOLD, is_fold, name_fold
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.locks import LOCK
-from convnext_cli.runs.files import CHECKPOINT, FOLDS_PLAN, METRICS, MODEL, list_beginning
+from convnext_cli.runs.files import CHECKPOINT, FOLDS_PLAN, METRICS, MODEL, RUN_FILES, list_beginning
 from convnext_cli.runs.folder import RUNS, RunFolder, resume_command
 
 
@@ -109,7 +109,15 @@ def remove_aborted_start(path: Path) -> None:
 
 
 def open_folder(path: Path) -> RunFolder:
-    """Return the run at `path`, or the cross-validation if it is one."""
+    """Return the run at `path`, or the cross-validation if it is one.
+
+    Raises:
+        RunError: one of its files is a pipe or a device, from which reading might never end.
+    """
+    for folder in (path, *path.glob(f"{FOLD}*")):
+        for file in (place for kind in (FOLDS_PLAN, *RUN_FILES) for place in kind.find(folder)):
+            if file.exists() and not (file.is_file() or file.is_dir()):
+                raise RunError(f"{file} cannot be read: it is not a regular file", "Restore it, or give another run")
     folds = FoldsFolder(path)
     return folds if folds.is_begun else RunFolder(path)
 

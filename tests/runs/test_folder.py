@@ -13,7 +13,7 @@ from convnext_cli.errors import ConvnextError, RunError, UsageError
 from convnext_cli.files import replace_file, write_text
 from convnext_cli.runs.files import AUDIT, ORIGIN
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.folds import FoldsFolder, find_newest_run, name_runs
+from convnext_cli.runs.folds import FoldsFolder, find_newest_run, name_runs, open_folder
 from convnext_cli.runs.records import AuditRecord
 from tests.conftest import limit_files, save_image
 
@@ -149,6 +149,16 @@ def test_audit_is_copied_byte_for_byte_where_there_is_one(tmp_path: Path) -> Non
     (audited.path / "audit.json").write_bytes(b'{"damaged')
     fold.copy_audit(audited)
     assert (fold.path / "audit.json").read_bytes() == b'{"damaged'
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "fold-2/plan.toml", "folds.toml", "last/step-00000001.safetensors"]
+)
+def test_pipe_in_place_of_a_file_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(RunError, match=f"{name} cannot be read: it is not a regular file"):
+        open_folder(tmp_path)
 
 
 def test_second_run_of_a_second_has_a_number() -> None:
