@@ -141,7 +141,7 @@ def convert_image(image: Image.Image, name: str) -> Pixels:
 
 def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decoded:
     """Read an image other than DICOM; `name` is the format by its first bytes, empty if that is unknown."""
-    if name in ("SGI", "JPEG2000", "ICO"):
+    if name in ("SGI", "PSD", "JPEG2000", "ICO"):
         file.seek(0)
         refuse_deep(file, path, name)
     file.seek(0)

@@ -300,6 +300,8 @@ def refuse_deep(file: BinaryIO, path: Path, name: str) -> None:
     """Raise an `ImageError` for files of which Pillow would drop bits, if there is no other way to read them."""
     if name == "SGI" and file.read(4)[3:] == b"\2":
         raise ImageError(f"{path} is an SGI file of 16 bits, which cannot be read", REMEDY)
+    if name == "PSD" and (bits := int.from_bytes(file.read(24)[22:], "big")) > 8:
+        raise ImageError(f"{path} is a PSD file of {bits} bits, which cannot be read", REMEDY)
     if name == "JPEG2000":
         head = file.read(1 << 16)
         start = head.find(JPEG2000_CODESTREAM)

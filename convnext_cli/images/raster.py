@@ -78,7 +78,7 @@ def find_range(values: NDArray[Any], shown: NDArray[np.bool_] | None = None) -> 
         if part.dtype.kind == "f":
             part = part[np.isfinite(part)]
         if part.size:
-            low, high = min(low, float(part.min())), max(high, float(part.max()))
+            low, high = min(low, part.min().item()), max(high, part.max().item())  # exact, also of 64 bits
     return (low, high) if low <= high else None
 
 
@@ -87,13 +87,14 @@ def stretch_between(values: NDArray[Any], low: float, high: float) -> NDArray[np
     result = np.empty((*values.shape[:2], 3), np.uint8)
     table = None
     if values.dtype.kind in "ui" and high - low < 1 << 16:
-        table = _scale(np.arange(low, high + 1), low, high)
+        table = _scale(np.arange(high - low + 1), 0, high - low)
     for rows in cut_rows(values.shape):
         part = values[rows]
         if table is None:
             eight = _scale(part, low, high)
         else:  # the same numbers, each computed once
-            eight = table[np.clip(part.astype(np.int64) - int(low), 0, len(table) - 1)]
+            inside = np.clip(part, part.dtype.type(low), part.dtype.type(high))
+            eight = table[inside.astype(np.uint64) - np.uint64(int(low) % 2**64)]  # modulo 2**64, right for every type
         result[rows] = eight if values.ndim == 3 else eight[..., None]
     return result
 

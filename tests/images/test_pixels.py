@@ -261,6 +261,18 @@ def test_deep_images_are_turned_upright(tmp_path: Path, orientation: int) -> Non
     assert ("turned upright" in result.steps) == (1 < orientation < 9)
 
 
+@pytest.mark.parametrize(
+    ("kind", "start"), [("uint64", 2**63 + 1), ("uint64", 0), ("int64", -(2**62) - 1), ("int8", -128)]
+)
+def test_levels_far_from_zero_are_kept(kind: str, start: int, tmp_path: Path) -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    tifffile.imwrite(
+        tmp_path / "far.tif", levels.astype(kind) if start == -128 else levels.astype(kind) + np.array(start, kind)
+    )
+    expected = levels ^ 128 if start == -128 else levels
+    np.testing.assert_array_equal(decode_image(tmp_path / "far.tif")[..., 0], expected)
+
+
 def test_values_farther_apart_than_a_number_can_be_are_scaled(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "wide.tif", np.array([[-1.7e308, 0, 1.7e308]]))
     assert read_image(tmp_path / "wide.tif").pixels[0, :, 0].tolist() == [0, 128, 255]
@@ -407,6 +419,10 @@ def test_other_formats_are_read_deep_or_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "deep.sgi").write_bytes(sgi)
     with pytest.raises(ImageError, match="SGI file of 16 bits"):
         decode_image(tmp_path / "deep.sgi")
+    psd = b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 1, 48, 64, 16, 1) + bytes(14) + grey.astype(">u2").tobytes()
+    (tmp_path / "deep.psd").write_bytes(psd)
+    with pytest.raises(ImageError, match="PSD file of 16 bits"):
+        decode_image(tmp_path / "deep.psd")
     colour = bytearray(_encode_jp2(np.rint(WAVES[..., :3] * 255).astype(np.uint8)))
     place = colour.index(b"\xff\x4f\xff\x51") + 42
     colour[place] = colour[place + 3] = colour[place + 6] = 15
