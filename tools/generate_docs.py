@@ -12,9 +12,13 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING
+from dataclasses import MISSING, is_dataclass
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
+
+from convnext_cli.text import capitalise
 
 ROOT = Path(__file__).parents[1]
 
@@ -200,13 +204,65 @@ def show_conflicts() -> None:
 
 
 def show_api() -> None:
-    """Print the signature and the docstring of every public function."""
+    """Print the signature and the docstring of every public function, and the fields of its result."""
     import convnext_cli
 
     for name in convnext_cli.__all__:
         function = getattr(convnext_cli, name)
         print(f"\n## {name}\n\n```python\n{_show_signature(function)}\n```\n")
         print(_to_markdown(inspect.cleandoc(function.__doc__ or "")))
+        for result in _list_results(function):
+            print(f"\n**Fields of `{result.__module__}.{result.__qualname__}`**\n")
+            show_table(("field", "type", "content"), _list_fields(result))
+
+
+def _list_results(function: Any) -> list[type]:
+    """Return the dataclasses in a function's return annotation, which its module may import for type checkers only."""
+    module = inspect.getmodule(function)
+    assert module is not None
+    imports = [node for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.ImportFrom)]
+    homes = {alias.name: node.module for node in imports for alias in node.names}
+    [node] = ast.parse(inspect.getsource(function)).body
+    assert isinstance(node, ast.FunctionDef)
+    assert node.returns is not None
+    names = re.findall(r"[A-Z]\w+", ast.unparse(node.returns))
+    found = [getattr(import_module(homes.get(name) or module.__name__), name) for name in names]
+    return [kind for kind in found if isinstance(kind, type) and is_dataclass(kind)]
+
+
+def _list_fields(result: type) -> list[tuple[str, str, str]]:
+    """Return name, type and description of each field and property of a dataclass, in the order of its source."""
+    [node] = ast.parse(inspect.getsource(result)).body
+    assert isinstance(node, ast.ClassDef)
+    rows = []
+    for entry, after in pairwise([*node.body, ast.Pass()]):
+        if isinstance(entry, ast.AnnAssign):
+            name, annotation, text = ast.unparse(entry.target), entry.annotation, ""
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                text = str(after.value.value)
+        elif isinstance(entry, ast.FunctionDef) and "property" in map(ast.unparse, entry.decorator_list):
+            name, annotation = entry.name, entry.returns or ast.Constant(None)
+            text = capitalise((ast.get_docstring(entry) or "").split("\n\n")[0].removeprefix("Return "))
+        else:
+            continue
+        kind = ast.unparse(annotation).strip("'").replace(" | ", " or ")
+        rows.append((f"`{name}`", f"`{kind}`", " ".join(text.split())))
+    return rows
+
+
+def show_metrics() -> None:
+    """Print the keys of the metrics that the tasks show."""
+    from convnext_cli.metrics.registry import METRICS
+    from convnext_cli.tasks.registry import TASKS
+
+    rows = []
+    for key, metric in METRICS.items():
+        shown = [task for task in TASKS.values() if key in task.display.table]
+        by_class = [task for task in TASKS.values() if key in task.display.class_estimates + task.display.class_values]
+        place = "each class" if by_class else "all images"
+        if tasks := "; ".join(task.title for task in shown + by_class):
+            rows.append((f"`{key}`", metric.title, place, tasks))
+    show_table(("key", "metric", "of", "tasks"), rows)
 
 
 def _show_signature(function: Any) -> str:

@@ -41,13 +41,19 @@ class ExportedFile:
 
     path: Path
     format: str
+    """`onnx` or `pt2`."""
     precision: str
+    """`float32` or `int8`."""
     bytes: int
+    """Size of the file."""
     float32_bytes: int | None
     """With `int8`, the size before quantisation."""
     opset: int | None
+    """Of ONNX; None for `pt2`."""
     license: str | None
+    """The licences of base weights, teacher and images, joined; None if unknown."""
     parity: Parity
+    """Differences from the run: `images`, `same_top1`, `difference`."""
     headline: str
     """Key of the task's first metric."""
     cost: Comparison | None

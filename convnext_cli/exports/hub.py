@@ -32,6 +32,7 @@ class HubFolder:
     url: str | None
     """URL of the upload; None without `push`."""
     notes: tuple[str, ...]
+    """On the licence and the metrics, for the user."""
 
 
 def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrite: bool = False) -> Steps[HubFolder]:

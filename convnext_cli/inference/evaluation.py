@@ -70,17 +70,22 @@ class Evaluation:
     """Metrics of a run on a test set."""
 
     run: Path
+    """The run folder."""
     data: Path
+    """The folder or file of the images."""
     split: str
     """`train`, `val`, `test`, or `all`."""
     metrics: MetricSet
     """Of the calibrated probabilities where the run is calibrated."""
     intervals: Intervals
+    """Their 95% CIs: `overall` by key, and a dictionary for each class in `per_class`."""
     uncalibrated: MetricSet
     """Of the uncalibrated probabilities."""
     calibration: Calibration | None
     operating_points: tuple[OperatingPoint, ...]
+    """The threshold of each target, and what it reaches."""
     augmentation: AugmentationGain | None
+    """Cost and gain of test-time augmentation; None if not requested."""
     test_number: int | None = None
     """Number of this evaluation among those of the run on a test split, from 1; None for other splits."""
     notes: tuple[Notice, ...] = ()

@@ -48,6 +48,7 @@ class Prediction(Outcome):
     explanation: Path | None = None
     """The heat map, if requested."""
     error: ImageError | None = None
+    """The reason why the image cannot be read; None if it can."""
     group: str | None = None
     """Name of the group; None for a single image."""
     images: int = 1

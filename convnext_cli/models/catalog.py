@@ -84,6 +84,7 @@ class Architecture:
     """A ConvNeXt architecture with 1,000 classes, and its pretrained weights (the default tag first)."""
 
     name: str
+    """As in timm."""
     params: int
     backbone_params: int
     """Parameters without the classifier (timm's num_classes=0)."""
@@ -92,13 +93,16 @@ class Architecture:
     activation_mib: float
     """MiB that autograd keeps per image at 224 px in float32."""
     depths: tuple[int, ...]
+    """Blocks of each stage."""
     dims: tuple[int, ...]
+    """Channels of each stage."""
     stem: str
     norm: str
     head: str
     layer_scale: bool
     grn: bool
     tags: tuple[Tag, ...]
+    """The pretrained weights, the default first."""
 
     @property
     def parsed(self) -> ModelName:

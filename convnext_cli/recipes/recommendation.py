@@ -107,10 +107,13 @@ class Recommendation:
     """The candidates, best first, and the warnings about data and plan."""
 
     dataset_size: int
+    """Number of images, all splits together."""
     regime: str
     machine: Machine | None
     candidates: tuple[Candidate, ...]
+    """Models with their plans, the best first."""
     warnings: tuple[str, ...]
+    """About data and plan."""
     small_models: tuple[Candidate, ...]
     """Small models with permissive weights, larger ones first, for slow machines."""
     augment: str | None

@@ -99,6 +99,7 @@ class FinetuneResult:
     """A finished run."""
 
     run: Path
+    """The run folder."""
     task: str
     """Name of the task."""
     epoch: int
@@ -165,9 +166,11 @@ class CrossValidationResult:
     """A finished cross-validation."""
 
     run: Path
+    """The folder of the runs."""
     task: str
     """Name of the task."""
     folds: tuple[Fold, ...]
+    """The run and the validation metrics of each fold."""
     spread: dict[str, Spread]
     """By key of a metric."""
     left_out: tuple[LeftOut, ...] = ()

@@ -32,7 +32,9 @@ class Audit:
     """The result of checking a data set."""
 
     index: Index
+    """The images with their classes, groups and splits."""
     grouping: Grouping
+    """The groups, and the rule that gave them."""
     sizes: dict[str, tuple[int, int]]
     """Smallest, median and largest image: width and height in pixels."""
     formats: dict[str, int]
@@ -41,6 +43,7 @@ class Audit:
     unseen: dict[float, Unseen]
     """The fraction of the area that a square centre crop never sees, by `crop_pct`."""
     findings: tuple[Finding, ...]
+    """Each kind of fault, with `title`, `count`, `effect` and `action`."""
     unreadable: tuple[int, ...]
     clusters: tuple[tuple[int, ...], ...]
     """Sets of rows that show the same image: duplicates and near-duplicates."""
