@@ -231,11 +231,11 @@ def _list_results(function: Any) -> list[type]:
 
 
 def _list_fields(result: type) -> list[tuple[str, str, str]]:
-    """Return name, type and description of each field and property of a dataclass, in the order of its source."""
-    [node] = ast.parse(inspect.getsource(result)).body
-    assert isinstance(node, ast.ClassDef)
+    """Return name, type and description of each field and property of a dataclass, those of its bases last."""
+    parts = [ast.parse(inspect.getsource(part)).body[0] for part in result.__mro__ if is_dataclass(part)]
+    body = [entry for part in parts if isinstance(part, ast.ClassDef) for entry in part.body]
     rows = []
-    for entry, after in pairwise([*node.body, ast.Pass()]):
+    for entry, after in pairwise([*body, ast.Pass()]):
         if isinstance(entry, ast.AnnAssign):
             name, annotation, text = ast.unparse(entry.target), entry.annotation, ""
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
