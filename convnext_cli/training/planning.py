@@ -12,7 +12,7 @@ from convnext_cli.data.index import NONE, Index, check_trainable, digest_images,
 from convnext_cli.data.outside import check_outside_data
 from convnext_cli.data.split import Folds, choose_fold, explain_small_validation, leave_out, name_fold, split_index
 from convnext_cli.errors import DataError, UsageError, check_word
-from convnext_cli.files import check_outside, check_writable
+from convnext_cli.files import check_outside, check_writable, resolve_links
 from convnext_cli.locks import check_unlocked
 from convnext_cli.machine import Machine, count_process_cpus, detect_machine
 from convnext_cli.models.catalog import Architecture, Tag, find_model, resolve_weights
@@ -62,7 +62,7 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
         WeightsError: the weights do not exist.
         RunError: the run to resume is missing or damaged.
     """
-    _check_trackers(request.track)
+    _check_trackers(request.track, request.data)
     if request.resume is not None:
         return prepare_resumed(request, request.resume)
 
@@ -360,9 +360,13 @@ def _check_task(index: Index, plan: Plan) -> None:
             raise UsageError(f"{flag} does not go with {index.task.title}: {reason}", f"Leave out {flag}")
 
 
-def _check_trackers(names: tuple[str, ...]) -> None:
-    """Check that each tracker is known and installed."""
+def _check_trackers(names: tuple[str, ...], data: Path | None) -> None:
+    """Check that each tracker is known and installed, and writes nothing into the data folder."""
     for name in names:
         check_word("tracker", name, TRACKERS)
         if find_spec(name) is None:
             raise UsageError(f"{name} is not installed", f"Install it with `pip install 'convnext-cli[{name}]'`")
+        is_inside = data is not None and resolve_links(Path.cwd()).is_relative_to(resolve_links(data))
+        if name != "tensorboard" and is_inside:  # TensorBoard's files are in the run's folder
+            problem = f"{name} writes into the current folder, which lies in the data folder {data}"
+            raise UsageError(problem, "Start elsewhere, or use --track tensorboard")

@@ -9,6 +9,7 @@ from accelerate.utils import ProjectConfiguration
 
 from convnext_cli.errors import UsageError, shorten_error
 from convnext_cli.recipes.plan import Plan
+from convnext_cli.runs.files import ENVIRONMENT
 from convnext_cli.runs.folder import RunFolder, resume_command
 from convnext_cli.runs.folds import find_resumable
 
@@ -24,7 +25,11 @@ def track_metrics(accelerator: Accelerator, plan: Plan, run: Path) -> Iterator[N
         settings = {name: choice.value for name, choice in plan.choices.items()}
         resumable = find_resumable(RunFolder(run)).path
         name = run.name if resumable == run else f"{resumable.name}-{run.name}"
-        options = {"wandb": {"id": name, "name": name, "resume": "allow"}}
+        begun = (run / ENVIRONMENT.name).stat().st_mtime_ns  # a later run of the same name is another one
+        options = {
+            "wandb": {"id": f"{name}-{begun:x}", "name": name, "resume": "allow"},
+            "mlflow": {"run_name": name},
+        }
         accelerator.project_configuration = ProjectConfiguration(str(run), logging_dir=str(run))
         try:
             accelerator.init_trackers("convnext", {"model": plan.model, **settings}, options)

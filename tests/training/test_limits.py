@@ -201,6 +201,28 @@ def test_failing_tracker_loses_no_training(few_digits: Path, monkeypatch: pytest
     assert isinstance(resume("run")[-1], FinetuneResult)
 
 
+def test_a_new_run_of_the_same_name_is_another_one_in_wandb(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B takes no metrics of steps that its run has, and a resumed training keeps its run."""
+    ids: list[str] = []
+
+    def record(*arguments: Any) -> None:
+        options = arguments[-1]
+        assert options["wandb"]["name"] == options["mlflow"]["run_name"] == "run"
+        ids.append(options["wandb"]["id"])
+
+    monkeypatch.setattr("convnext_cli.training.planning.find_spec", lambda _: True)
+    monkeypatch.setattr("accelerate.accelerator.filter_trackers", lambda *_: ["wandb"])
+    monkeypatch.setattr("accelerate.Accelerator.init_trackers", record)
+    stop_after(tiny_request(few_digits, "run", track=("wandb",)), 5)
+    resume("run", track=("wandb",))
+    train(tiny_request(few_digits, "run", track=("wandb",), epochs=1, overwrite=True))
+    assert len(ids) == 3
+    assert ids[0] == ids[1] != ids[2]
+    monkeypatch.chdir(few_digits)
+    with pytest.raises(UsageError, match="wandb writes into the current folder, which lies in the data folder"):
+        next(finetune_steps(tiny_request(few_digits, "run", track=("wandb",))))
+
+
 def test_restart_by_torchrun_resumes_the_run(few_digits: Path, launched: pytest.MonkeyPatch) -> None:
     with launched.context() as alone:
         for name in LAUNCHER:
