@@ -20,9 +20,9 @@ from convnext_cli.metrics.confidence import Rate, count_independent, measure_con
 from convnext_cli.metrics.curves import count_down
 from convnext_cli.metrics.decision import complement, estimate_likelihood_ratios, update_prevalence
 from convnext_cli.metrics.intervals import Interval, estimate_fraction
-from convnext_cli.metrics.registry import METRICS, MISSING
+from convnext_cli.metrics.registry import METRICS, MISSING, format_ci
 from convnext_cli.metrics.summary import Fraction
-from convnext_cli.text import format_count, format_percent
+from convnext_cli.text import format_count, format_inside, format_percent
 
 TargetMetric = Literal["sensitivity", "specificity", "ppv", "npv"]
 TARGET_METRICS: tuple[TargetMetric, ...] = get_args(TargetMetric)
@@ -46,6 +46,12 @@ class Bound(Struct, frozen=True, rename={"metric": "figure"}):
     def is_above(self, value: float) -> bool:
         """Return True if the bound is above a value of the metric, by more than rounding."""
         return value < self.value - 1e-9
+
+    def format(self, value: float | None) -> str:
+        """Return a value of the metric in percent; one below the bound is not rounded up to it: `>94.9`."""
+        if value is None:
+            return MISSING
+        return format_inside(100 * value, 1, 0, 100 * self.value if self.is_above(value) else 100)
 
     def __str__(self) -> str:
         return f"{self.metric}={self.value:g}"
@@ -183,7 +189,8 @@ class BoundResult:
         return self.value is not None and self.bound.is_above(self.value)
 
     def __str__(self) -> str:
-        return f"{self.bound.title} {METRICS['recall'].format_estimate(self.value, self.interval)}"
+        ci = f", 95% CI {format_ci(self.interval)}" if self.interval else ""
+        return f"{self.bound.title} {self.bound.format(self.value)}{'%' * (self.value is not None)}{ci}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -428,9 +435,7 @@ def show_missed(target: Target, record: float | dict[str, float | None] | None) 
     """Return the bounds that a record of `OperatingPoint.to_record` does not reach; an empty string where it does."""
     values = record if isinstance(record, dict) else {target.metric: record}
     pairs = ((bound, values.get(bound.metric)) for bound in target.bounds)
-    return ", ".join(
-        f"{b.metric} {format_percent(value, 1)}%" for b, value in pairs if value is not None and b.is_above(value)
-    )
+    return ", ".join(f"{b.metric} {b.format(value)}%" for b, value in pairs if value is not None and b.is_above(value))
 
 
 def describe_met(point: OperatingPoint) -> str:
@@ -448,7 +453,7 @@ def describe_unreachable(threshold: Threshold, fitted_on: str = "validation imag
         return None
     target, asked = threshold.target, threshold.target.confidence
     parts = [
-        f"{bound.metric} {format_percent(part.value, 1)}%"
+        f"{bound.metric} {bound.format(part.value)}%"
         + (f" with confidence {show_confidence(part.confidence)}" if asked else "")
         for bound, part in zip(target.bounds, threshold.all_reached, strict=True)
     ]

@@ -7,7 +7,7 @@ from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.inference.operating_points import trace_curves
 from convnext_cli.metrics.decision import estimate_likelihood_ratios
 from convnext_cli.metrics.intervals import Estimate
-from convnext_cli.metrics.registry import METRICS, MISSING
+from convnext_cli.metrics.registry import METRICS, MISSING, format_ci
 from convnext_cli.metrics.thresholds import PREDICTIVE, Bound, OperatingPoint, Target, show_confidence
 from convnext_cli.progress import Notice
 from convnext_cli.reports import plots
@@ -84,8 +84,8 @@ def _tabulate_bounds(points: Sequence[OperatingPoint], fitted_on: str, note: str
         (
             str(point.threshold.target),
             result.bound.title,
-            Cell(text=format_percent(reached.value, 1), note=f"of {reached.images:,}"),
-            make_cell(METRICS["recall"], result.value, result.interval),
+            Cell(text=result.bound.format(reached.value), note=f"of {reached.images:,}"),
+            Cell(text=result.bound.format(result.value), note=format_ci(result.interval)),
             show_confidence(result.confidence),
             MISSING if result.value is None else "missed" if result.is_missed else "met",
         )

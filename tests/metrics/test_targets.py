@@ -156,6 +156,23 @@ def test_no_number_of_images_shows_that_a_metric_is_one(metric: str) -> None:
     assert measure_confidence(metric, 1.0, everything, everything, 0.5).tolist() == [0, 0]
 
 
+def test_a_value_just_below_its_target_is_not_rounded_up_to_it() -> None:
+    scores = np.repeat([0.9, 0.1, 0.2], [207, 11, 100])  # 207 of 218 are 94.954%
+    threshold = Threshold(target=Target("sensitivity", 0.95, "b"), threshold=0.5, reached=207 / 218, images=218)
+    point = apply_threshold(threshold, scores, np.arange(318) < 218, None)
+    assert "target sensitivity=0.95:b is not met on these images: sensitivity >94.9%, 95% CI [91" in describe_missed(
+        point
+    )
+    assert str(describe_unreachable(threshold)).endswith("set to sensitivity >94.9%")
+    assert show_missed(threshold.target, point.to_record()) == "sensitivity >94.9%"
+    assert [Bound("npv", 0.95).format(value) for value in (0.9499, 0.95, 0.9996, 0.0)] == [
+        ">94.9",
+        "95.0",
+        ">99.9",
+        "0.0",
+    ]
+
+
 def test_target_of_an_absent_class_is_neither_met_nor_missed() -> None:
     scores, positive = draw(200)
     threshold = find_threshold(scores, positive, Target("sensitivity", 0.9, "b"))
