@@ -65,7 +65,7 @@ class ExportWrapper(nn.Module):
         self.register_buffer("std", torch.tensor(metadata.preprocessing.std).view(1, -1, 1, 1))
         self.is_padded = metadata.preprocessing.is_padded
         if self.is_padded:
-            self.register_buffer("fill", torch.tensor(metadata.preprocessing.fill, dtype=torch.uint8))
+            self.register_buffer("fill", torch.tensor(metadata.preprocessing.fill, dtype=torch.float32))
         self.has_novelty = novelty is not None
         if novelty is not None:
             self.register_buffer("bank", torch.from_numpy(novelty.bank))
@@ -114,12 +114,13 @@ def _measure_pixels(pixels: Tensor) -> list[Tensor]:
 
 
 def _measure_inside(pixels: Tensor, fill: Tensor) -> list[Tensor]:
-    """Return the statistics of padded images, as `measure_pixels` computes them with `fill`, (3,) uint8."""
-    inside = (pixels != fill).to(torch.float32).amax(dim=3)
+    """Return the statistics of padded images, as `measure_pixels` computes them with `fill`, (3,)."""
+    values = pixels.to(torch.float32)
+    inside = (values != fill).to(torch.float32).amax(dim=3)  # ONNX Runtime compares uint8 from 1.21 only
     rows, columns = inside.amax(dim=2), inside.amax(dim=1)
     has_none = 1 - rows.amax(dim=1, keepdim=True)  # 1 for an image of that value
     rows, columns = torch.maximum(rows, has_none), torch.maximum(columns, has_none)
-    values = pixels.to(torch.float32) / 255
+    values = values / 255
     grey = values.mean(dim=3)
     mean = _average(grey, rows, columns)
     contrast = _average((grey - mean[:, None, None]).square(), rows, columns).sqrt()

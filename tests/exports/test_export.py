@@ -114,6 +114,26 @@ def test_both_engines_give_the_same_predictions(mine: RunFolder, pictures: list[
             assert b.decisions
 
 
+@pytest.mark.slow
+def test_file_of_padded_images_compares_floats(mine: RunFolder, pictures: list[Path], tmp_path: Path) -> None:
+    """Older versions of ONNX Runtime have no comparison of uint8."""
+    shutil.copytree(mine.path, tmp_path / "run")
+    config = tmp_path / "run/config.json"
+    values = json.loads(config.read_text())
+    values["pretrained_cfg"]["crop_mode"] = "border"
+    config.write_text(json.dumps(values))
+    file = export(RunFolder(tmp_path / "run"), output=tmp_path / "a.onnx", images=tuple(pictures)).path
+    graph = onnx.shape_inference.infer_shapes(onnx.load(file)).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
+    [compared] = [node.input for node in graph.node if node.op_type == "Equal"]
+    assert types[compared[0]] == onnx.TensorProto.FLOAT
+    by_torch, by_onnx = (
+        predict(pictures, tmp_path / "run", engine="torch", abstain=True),
+        predict(pictures, file, abstain=True),
+    )
+    assert [p.novelty for p in by_onnx] == pytest.approx([p.novelty for p in by_torch], rel=1e-3)
+
+
 def test_file_without_an_ood_score_says_why(mine: RunFolder, pictures: list[Path], tmp_path: Path) -> None:
     file, reason = tmp_path / "few.onnx", "the validation split has only 12 images"
     shutil.copy(mine.exported("onnx"), file)
