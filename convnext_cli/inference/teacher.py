@@ -1,6 +1,7 @@
 """The teacher of a distillation: a run, the folds of a cross-validation, an exported ONNX file, or a model of timm."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convnext_cli.errors import RunError, UsageError, WeightsError, shorten_error
+from convnext_cli.errors import RunError, UsageError, WeightsError
 from convnext_cli.files import checksum_file
 from convnext_cli.inference.classifier import Classifier, Heat, Outputs
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier
@@ -18,7 +19,7 @@ from convnext_cli.inference.torch_classifier import open_classifier
 from convnext_cli.models.build import read_preprocessing
 from convnext_cli.models.device_memory import BatchHalver, guard_memory
 from convnext_cli.models.forward import choose_device, prepare_input
-from convnext_cli.models.hub import HUB_FILE
+from convnext_cli.models.hub import HUB_FILE, OFFLINE, ask_hub, explain_failure, find_cached
 from convnext_cli.models.weights import read_weights_license
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.folder import RunFolder
@@ -72,19 +73,9 @@ class TimmClassifier(Classifier):
 
     def __init__(self, name: str, *, offline: bool = False) -> None:
         self.task = SINGLE
-        check_teacher_name(name)
-        if offline and not _is_cached(name):
-            raise WeightsError(
-                f"the weights of the teacher {name} are not in this machine's cache, and --offline or HF_HUB_OFFLINE "
-                "is set",
-                "Give a run or a file instead, or copy the Hub's cache of another machine",
-            )
-        try:
+        check_source(name, offline=offline)
+        with _report_failure(name):
             model = timm.create_model(name, pretrained=True)
-        except Exception as error:  # the Hub's client raises its HTTP library's errors, its own, and OSError
-            raise WeightsError(
-                f"cannot load the teacher {name} ({shorten_error(error)})", "Give a run or a file instead"
-            ) from error
         self.device, self.cfg = choose_device(), model.pretrained_cfg
         with guard_memory(f"the device has too little memory for the teacher {name}", "Use a smaller one", self.device):
             self.model = model.eval().to(self.device)
@@ -105,17 +96,6 @@ class TimmClassifier(Classifier):
         logits, vectors = (tensor.numpy() for tensor in self.halver.run(compute, images))
         empty = np.empty((len(images), 0, 0), np.float32)
         return Outputs(logits=logits, features=vectors if features else vectors[:, :0], heat=empty)
-
-
-def _is_cached(name: str) -> bool:
-    """Return True if the weights of a model of timm are in the Hub's local cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    cfg = timm.get_pretrained_cfg(name)
-    files = (HUB_FILE, "pytorch_model.bin")
-    return bool(cfg and cfg.hf_hub_id) and any(
-        isinstance(try_to_load_from_cache(cfg.hf_hub_id, file), str) for file in files
-    )
 
 
 def _name_classes(cfg: dict[str, object], number: int) -> tuple[str, ...]:
@@ -146,14 +126,38 @@ def open_teacher(name: str, *, offline: bool = False) -> Teacher:
     return _make_teacher(name, model, model.cfg["architecture"] + f".{model.cfg['tag']}", (model.cfg.get("license"),))
 
 
-def check_teacher_name(name: str) -> None:
-    """Check that there is a path or a model of timm with this name.
+def check_source(name: str, *, offline: bool = False) -> None:
+    """Check, before anything is loaded, that there is a teacher: a path, or a model of timm whose weights can be had.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such path or model.
+        WeightsError: the weights of timm's model are neither in this machine's cache nor on a Hub that answers.
     """
-    if not Path(name).exists() and not timm.is_model(name.removeprefix(TIMM).partition(".")[0]):
+    if Path(name).exists():
+        return
+    name = name.removeprefix(TIMM)
+    if not timm.is_model(name.partition(".")[0]):
         raise UsageError(f"there is no teacher {name!r}: no such path, and no model of timm", REMEDY)
+    cfg = timm.get_pretrained_cfg(name)
+    hub_id = cfg.hf_hub_id if cfg else None
+    if hub_id and any(find_cached(hub_id, file) for file in (HUB_FILE, "pytorch_model.bin")):
+        return
+    if offline:
+        problem = f"the weights of the teacher {name} are not in this machine's cache, and {OFFLINE}"
+        raise WeightsError(problem, "Give a run or a file instead, or copy the Hub's cache of another machine")
+    if hub_id:
+        with _report_failure(name):
+            ask_hub(hub_id)
+
+
+@contextmanager
+def _report_failure(name: str) -> Iterator[None]:
+    """Report in one line that the weights of a teacher of timm cannot be had."""
+    try:
+        yield
+    except Exception as error:  # the Hub's client raises its HTTP library's errors, its own, and OSError
+        problem = f"cannot load the teacher {name} ({explain_failure(error)})"
+        raise WeightsError(problem, "Give a run or a file instead") from error
 
 
 def _open_run(name: str, path: Path) -> Teacher:

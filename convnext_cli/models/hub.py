@@ -10,6 +10,7 @@ from convnext_cli.progress import Progress, Steps, finish
 
 HUB_FILE = "model.safetensors"
 HUB_TIMEOUT = 5.0  # seconds to wait for the Hub's first response
+OFFLINE = "--offline or HF_HUB_OFFLINE is set"
 MB = 1_000_000
 BLOCK = 512  # bytes of a block in `stat`
 
@@ -33,28 +34,50 @@ def find_weights_steps(architecture: Architecture, tag: Tag | None, *, offline: 
         )
     if tag.hub_id is None:
         return Path(__file__).with_name("builtin") / f"{architecture.name}.safetensors"
-    # The Hub's client retries a dead connection for over half a minute; a request with a short timeout comes first.
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-
-    cached = try_to_load_from_cache(tag.hub_id, HUB_FILE)
-    if isinstance(cached, str):
-        return Path(cached)
-    url = hf_hub_url(tag.hub_id, HUB_FILE)
+    if cached := find_cached(tag.hub_id):
+        return cached
     choices = (
-        f"Download {url} on another machine and give it with --weights PATH (or copy that machine's Hub cache), "
-        "or use the small built-in weights with --weights builtin (--weights none: random initialisation)"
+        f"Download {_name_url(tag.hub_id)} on another machine and give it with --weights PATH (or copy that machine's "
+        "Hub cache), or use the small built-in weights with --weights builtin (--weights none: random initialisation)"
     )
     if offline:
         raise WeightsError(
             f"the weights {tag.hub_id} are not in this machine's cache, and --offline or HF_HUB_OFFLINE is set", choices
         )
     try:
-        size = get_hf_file_metadata(url, timeout=HUB_TIMEOUT).size
-        return (yield from _download(tag.hub_id, size or 0))
+        size = ask_hub(tag.hub_id)
+        return (yield from _download(tag.hub_id, size))
     except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
         raise WeightsError(
             f"cannot fetch the weights {tag.hub_id} from the Hub ({explain_failure(error)})", choices
         ) from error
+
+
+def find_cached(hub_id: str, name: str = HUB_FILE) -> Path | None:
+    """Return a file of a repository in the Hub's local cache; None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(hub_id, name)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def ask_hub(hub_id: str) -> int:
+    """Ask the Hub for the weights of a repository, and return their bytes.
+
+    Its client retries a dead connection for half a minute and more; this waits for `HUB_TIMEOUT` once.
+
+    Raises:
+        Exception: the errors of the client, and those of its HTTP library.
+    """
+    from huggingface_hub import get_hf_file_metadata
+
+    return get_hf_file_metadata(_name_url(hub_id), timeout=HUB_TIMEOUT).size or 0
+
+
+def _name_url(hub_id: str) -> str:
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(hub_id, HUB_FILE)
 
 
 def explain_failure(error: Exception) -> str:

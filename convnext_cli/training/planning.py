@@ -114,20 +114,21 @@ def fetch_weights(request: TrainRequest) -> Steps[None]:
 
 
 def check_sources(request: TrainRequest) -> None:
-    """Check the files that a new model would learn from: its weights, and the name of its teacher. Imports torch.
+    """Check what a new model would learn from: its file of weights, and its teacher. Imports torch.
 
     Raises:
-        WeightsError: the weights cannot be read, or are of another model than the request names.
+        WeightsError: the weights cannot be read, or are of another model than the request names; those of a teacher of
+            timm cannot be had.
         UsageError: there is no such teacher.
     """
-    from convnext_cli.inference.teacher import check_teacher_name
+    from convnext_cli.inference.teacher import check_source
     from convnext_cli.models.weights import check_weights
 
     request = _resolve_weights(request)
     if request.resume is None and request.model is not None and request.weights not in ("auto", "none"):
         check_weights(Path(request.weights), find_model(request.model)[0])
     if request.teacher is not None:
-        check_teacher_name(request.teacher)
+        check_source(request.teacher, offline=request.offline)
 
 
 def _resolve_weights(request: TrainRequest) -> TrainRequest:
