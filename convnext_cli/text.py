@@ -119,6 +119,12 @@ def format_inside(value: float, digits: int, low: float, high: float) -> str:
     return f">{high - step:.{digits}f}" if value < high and text == f"{high:.{digits}f}" else text
 
 
+def format_digits(value: float, digits: int) -> str:
+    """Return a number with some significant digits, and below a million without an exponent: `0.0123`, `12345`."""
+    is_whole = 10**digits - 0.5 <= abs(value) < 1e6
+    return f"{value:.0f}" if is_whole else f"{value:.{digits}g}"
+
+
 def format_percent(fraction: float, digits: int = 0) -> str:
     """Return a fraction in percent, without the sign: `61`; `<1` or `>99` where only rounding would give 0 or 100."""
     return format_inside(100 * fraction, digits, 0, 100)

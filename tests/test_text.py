@@ -12,6 +12,7 @@ from convnext_cli.cli import console
 from convnext_cli.text import (
     MAX_NAME,
     format_count,
+    format_digits,
     format_p,
     format_part,
     format_percent,
@@ -160,6 +161,13 @@ def test_only_exact_percentages_and_p_values_are_shown_as_the_end_of_their_range
     assert [format_percent(value) for value in (0, 0.001, 0.5, 0.996, 1)] == ["0", "<1", "50", ">99", "100"]
     assert [format_percent(value, 1) for value in (1e-9, 0.0004, 0.9996, 1.0)] == ["<0.1", "<0.1", ">99.9", "100.0"]
     assert [format_p(value) for value in (0.0, 0.0312, 1.0)] == ["< 1e-300", "= 0.031", "= 1"]
+
+
+def test_numbers_below_a_million_have_no_exponent() -> None:
+    values = (0.012345, 1.0, 999.4, 999.6, 12345.6, 999999.0, 1.5e6, -2500.0, 0.0)
+    assert [format_digits(value, 3) for value in values] == [
+        "0.0123", "1", "999", "1000", "12346", "999999", "1.5e+06", "-2500", "0",
+    ]  # fmt: skip
 
 
 def test_names_of_any_length_and_number_make_a_short_sentence() -> None:

@@ -32,7 +32,7 @@ from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.task import Targets, Task
-from convnext_cli.text import format_count, format_p
+from convnext_cli.text import format_count, format_digits, format_p
 
 OOD = "ood"
 STATISTICS = {0: ("brightness", "brightness"), 1: ("contrast", "log contrast"), 2: ("colour", "log colourfulness"),
@@ -70,8 +70,8 @@ class DriftMeasure:
         difference = self.difference
         return (
             self.title,
-            f"{difference.validation:.3g}",
-            f"{difference.here:.3g}",
+            format_digits(difference.validation, 3),
+            format_digits(difference.here, 3),
             f"{difference.distance:.2f}",
             MISSING if self.p_holm is None else format_p(self.p_holm).removeprefix("= "),
             MISSING if self.p_holm is None else "yes" if self.is_drift else "no",
@@ -295,4 +295,4 @@ def describe_drift(drift: Drift) -> list[Notice]:
 
 
 def _describe_medians(shift: Shift) -> str:
-    return f"{shift.here:.3g} here, {shift.validation:.3g} on validation"
+    return f"{format_digits(shift.here, 3)} here, {format_digits(shift.validation, 3)} on validation"

@@ -26,7 +26,7 @@ from convnext_cli.metrics.intervals import Interval
 from convnext_cli.metrics.registry import METRICS, Metric
 from convnext_cli.metrics.summary import ClassMetrics
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.text import make_visible, shorten_name
+from convnext_cli.text import format_digits, make_visible, shorten_name
 
 COLOURS = ("#3b78c9", "#d9822b", "#2f9e78", "#c24d7e", "#7a63c7", "#9a8a1f", "#3aa0b5", "#a8634a")
 MAX_CURVES = len(COLOURS)  # of a plot; of more classes, those with the lowest ROC AUC
@@ -235,7 +235,9 @@ def plot_bland_altman(evaluation: Evaluation) -> Figure:
     axes.plot((true + predicted) / 2, predicted - true, ".", color=COLOURS[0], markersize=3)
     for key, style in (("bias", "-"), ("limit_low", ":"), ("limit_high", ":")):
         value, title = getattr(evaluation.metrics, key), METRICS[key].title
-        axes.axhline(value, color=COLOURS[1], linewidth=0.9, linestyle=style, label=f"{title} {value:.3g}")
+        axes.axhline(
+            value, color=COLOURS[1], linewidth=0.9, linestyle=style, label=f"{title} {format_digits(value, 3)}"
+        )
     axes.set(xlabel="mean of predicted and true", ylabel="predicted - true")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.35 * (high - low))  # the legend lies above the lines

@@ -34,7 +34,7 @@ from convnext_cli.tasks.reading import (
     sort_folders,
 )
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
-from convnext_cli.text import format_count, format_part
+from convnext_cli.text import format_count, format_digits, format_part
 
 COVERAGE = 0.9  # of prediction intervals
 BINS = 10  # quantiles by which a split is stratified
@@ -285,10 +285,12 @@ class Regression(Task):
     ) -> list[str]:
         """Return the predicted number beside the true one, and their difference."""
         assert outcome.value is not None
-        interval = f" (90% interval [{outcome.interval[0]:.4g}, {outcome.interval[1]:.4g}])" if outcome.interval else ""
+        interval = f" ({_show_interval(outcome.interval)})" if outcome.interval else ""
         error = outcome.value - float(target)
-        size = f"{abs(error):.3g} too {'high' if error > 0 else 'low'}"
-        return [f"predicted {outcome.value:.4g}{interval}, labelled {float(target):.4g}: {size}"]
+        size = f"{format_digits(abs(error), 3)} too {'high' if error > 0 else 'low'}"
+        return [
+            f"predicted {format_digits(outcome.value, 4)}{interval}, labelled {format_digits(float(target), 4)}: {size}"
+        ]
 
     # Groups
 
@@ -328,23 +330,27 @@ class Regression(Task):
     def describe_results(self, metrics: MetricSet, scores: Floats, targets: Targets) -> list[str]:
         """Return how far predictions are off, and for which third of the numbers most."""
         errors = np.abs(scores[:, 0] - targets)
-        half, most = np.quantile(errors, [0.5, 0.9])
-        sentences = [f"Half of the predictions are off by at most {half:.3g}, 9 of 10 by at most {most:.3g}."]
+        half, most = (format_digits(size, 3) for size in np.quantile(errors, [0.5, 0.9]))
+        sentences = [f"Half of the predictions are off by at most {half}, 9 of 10 by at most {most}."]
         low, high = np.quantile(targets, [1 / 3, 2 / 3])
+        first, second = (format_digits(end, 4) for end in (low, high))
         thirds = {
-            f"up to {low:.4g}": targets <= low,
-            f"between {low:.4g} and {high:.4g}": (targets > low) & (targets < high),
-            f"from {high:.4g} on": targets >= high,
+            f"up to {first}": targets <= low,
+            f"between {first} and {second}": (targets > low) & (targets < high),
+            f"from {second} on": targets >= high,
         }
         means = {name: errors[mask].mean() for name, mask in thirds.items() if mask.any()}
         worst = max(means, key=lambda name: means[name])
-        return [*sentences, f"Least accurate for numbers {worst}: off by {means[worst]:.3g} on average."]
+        return [*sentences, f"Least accurate for numbers {worst}: off by {format_digits(means[worst], 3)} on average."]
 
     def measure_chance(self, metrics: MetricSet, targets: Targets) -> Chance:
         """Return the mean absolute error of always giving the median, which has the smallest."""
         median = float(np.median(targets))
         value = float(np.abs(targets - median).mean())
-        return Chance(value=value, text=f"always predicting {median:.4g}, the median, is off by {value:.3g} on average")
+        text = (
+            f"always predicting {format_digits(median, 4)}, the median, is off by {format_digits(value, 3)} on average"
+        )
+        return Chance(value=value, text=text)
 
     # Text
 
@@ -363,8 +369,15 @@ class Regression(Task):
 
     def list_parts(self, outcome: Outcome, top_k: int, pad: Pad) -> list[str]:
         """Return the number with its interval."""
-        interval = f"  90% interval [{outcome.interval[0]:.4g}, {outcome.interval[1]:.4g}]" if outcome.interval else ""
-        return [f"{outcome.value:.4g}{interval}"]
+        assert outcome.value is not None
+        interval = f"  {_show_interval(outcome.interval)}" if outcome.interval else ""
+        return [f"{format_digits(outcome.value, 4)}{interval}"]
+
+
+def _show_interval(interval: tuple[float, float]) -> str:
+    """Return a prediction interval in words."""
+    low, high = (format_digits(end, 4) for end in interval)
+    return f"90% interval [{low}, {high}]"
 
 
 def _needs_logarithm(numbers: Sequence[float]) -> bool:

@@ -107,3 +107,5 @@ def test_number_names_the_third_with_the_largest_errors() -> None:
     assert Regression().list_differences(outcome, 14.0, ("age",), None) == [
         "predicted 12.5 (90% interval [10, 15]), labelled 14: 1.5 too low"
     ]
+    large = Outcome(value=12345.0, interval=(10000.0, 15000.0))
+    assert Regression().list_parts(large, 1, str) == ["12345  90% interval [10000, 15000]"]
