@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import tomli_w
 
-from convnext_cli.errors import UsageError, suggest
+from convnext_cli.encoding import decode_text
+from convnext_cli.errors import DataError, UsageError, suggest
 from convnext_cli.machine import Machine
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.options import AUTO, is_unicode
@@ -157,7 +158,7 @@ def read_reasons(path: Path) -> dict[str, str]:
     """
     raw = _read_tables(path)
     if "reasons" not in raw:
-        return parse_comments(path.read_text(encoding="utf-8"))
+        return parse_comments(_read_text(path))
     choices = {name: _restore(value, raw["reasons"].get(name)) for name, value in raw.get("settings", {}).items()}
     return {
         name: f"{choice.source} ({choice.reason})" if choice.reason else choice.source
@@ -214,17 +215,25 @@ _DEPENDENCIES = {
 }
 
 
+def _read_text(path: Path) -> str:
+    """Return the text of a plan, which an editor may have saved in another encoding."""
+    return decode_text(path.read_bytes(), f"the plan {path}")[0]
+
+
 def _read_tables(path: Path) -> dict[str, Any]:
     """Read and check a plan file.
 
     Raises:
         UsageError: it cannot be read, or holds unknown keys or values; all are named.
     """
+    remedy = "Give a TOML file as `finetune` writes it"
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raw = tomllib.loads(_read_text(path))
+    except DataError as error:
+        raise UsageError(error.problem, remedy) from error
+    except (OSError, tomllib.TOMLDecodeError, RecursionError) as error:
         text = f"cannot read the plan {path}: {error.strerror if isinstance(error, OSError) else error}"
-        raise UsageError(text, "Give a TOML file as `finetune` writes it") from error
+        raise UsageError(text, remedy) from error
     kinds = {"model": str, "weights": str, "teacher": str, "settings": dict, "reasons": dict}
     unknown = [f"{key!r} is not a key of a plan. {suggest(key, kinds)}".rstrip() for key in raw if key not in kinds]
     if unknown:

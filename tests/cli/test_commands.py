@@ -163,6 +163,12 @@ def test_recommend_shows_reasons_and_the_next_command(convnext: Convnext, digits
     assert next(m for m in result["models"] if m["model"] == "convnextv2_small")["why_not"]
 
 
+def test_header_names_weights_of_the_user(convnext: Convnext, digits: Path, run: RunFolder) -> None:
+    outcome = convnext("finetune", digits, "--model", "test_convnext", "--weights", run.path, "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert f", weights from {run.path}" in "".join((outcome.out + outcome.err).splitlines())
+
+
 def test_recommend_writes_a_plan_that_finetune_reads(convnext: Convnext, digits: Path, tmp_path: Path) -> None:
     assert convnext("recommend", digits, "-o", "plan.toml").code == 0
     flags = ("--model", "test_convnext", "--weights", "none", "--epochs", 1, "--image-size", 32, "-o", "run")

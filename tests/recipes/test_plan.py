@@ -216,6 +216,21 @@ def test_reasons_in_comments_of_version_0_1_are_read(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16", "cp1252"])
+def test_plan_file_is_read_in_the_encoding_of_an_editor(codec: str, tmp_path: Path) -> None:
+    text = 'model = "convnext_tiny"\r\nweights = "Büro.pth"\r\n[settings]\r\nepochs = 3\r\n'
+    (tmp_path / "plan.toml").write_bytes(text.encode(codec))
+    plan = read_plan(tmp_path / "plan.toml")
+    assert (plan.weights, plan.settings) == ("Büro.pth", {"epochs": 3})
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 5000 + "]" * 5000, "a = \0"])
+def test_plan_file_that_is_no_toml_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(UsageError, match=r"the plan .*plan\.toml"):
+        read_plan(tmp_path / "plan.toml")
+
+
 def test_all_problems_of_a_plan_file_are_named_at_once(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     path.write_text("[settings]\nlearning_rate = 1\nepochs = -1\nlr = 'fast'\namp = 'fp8'\nbatch_size = 2.5\n")
