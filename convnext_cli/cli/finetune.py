@@ -8,7 +8,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, repeat_command, with_options
-from convnext_cli.cli.plan_view import count_splits, describe_data, describe_sizes, list_decided
+from convnext_cli.cli.plan_view import count_splits, describe_data, describe_model, describe_sizes, list_decided
 from convnext_cli.cli.streams import survive_lost_reader
 from convnext_cli.cli.training_view import follow, show_finished
 from convnext_cli.machine import is_launched
@@ -123,7 +123,7 @@ def _show_preparation(preparation: "Preparation", memory: int, time: "RunTime") 
 
     plan, index = preparation.plan, preparation.index
     settings, classes = plan.settings, len(index.classes)
-    console.show(plan.model, style="bold")
+    console.show(describe_model(plan), style="bold")
     fold = f" in the first of {settings.folds} folds" if preparation.folds else ""
     console.show(f"{describe_data(index)}{fold}")
     console.show(describe_sizes(preparation.architecture, settings, classes))

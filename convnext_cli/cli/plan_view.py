@@ -4,6 +4,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from convnext_cli.data.index import SPLITS
+from convnext_cli.models.catalog import BUILTIN
 from convnext_cli.options import AUTO
 from convnext_cli.recipes.settings import UNCORRECTED, declare_settings
 from convnext_cli.text import format_count
@@ -33,6 +34,12 @@ def list_decided(plan: "Plan", task: "Task | None") -> list[tuple[str, str, str,
         *rows,
         (f"{others} others", "", "default", "`convnext finetune --help-all` lists them"),
     ]
+
+
+def describe_model(plan: "Plan") -> str:
+    """Return the model's name, with the weights if they are the user's own."""
+    own = "" if plan.weights in (AUTO, BUILTIN, "none") else f", weights from {plan.weights}"
+    return f"{plan.model}{own}"
 
 
 def describe_sizes(model: "Architecture", settings: "Settings", classes: int) -> str:

@@ -5,12 +5,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convnext_cli.cli import console
-from convnext_cli.cli.plan_view import describe_data, describe_sizes, describe_splits, list_decided, list_main_settings
+from convnext_cli.cli.plan_view import (
+    describe_data,
+    describe_model,
+    describe_sizes,
+    describe_splits,
+    list_decided,
+    list_main_settings,
+)
 from convnext_cli.cli.signals import get_stopping_signal
 from convnext_cli.errors import StoppedError
 from convnext_cli.metrics.registry import METRICS
-from convnext_cli.models.catalog import BUILTIN, find_model
-from convnext_cli.options import AUTO
+from convnext_cli.models.catalog import find_model
 from convnext_cli.text import format_count, quote
 
 if TYPE_CHECKING:
@@ -199,8 +205,7 @@ def _name_left_out(planned: "Planned") -> str:
 
 def _show_plan(planned: "Planned", *, is_verbose: bool, is_brief: bool) -> None:
     plan, index = planned.plan, planned.index
-    own = "" if plan.weights in (AUTO, BUILTIN, "none") else f", weights from {plan.weights}"
-    console.say(f"{plan.model}{own}", style="bold")
+    console.say(describe_model(plan), style="bold")
     number = f"; fold {plan.settings.fold} of {plan.settings.folds}{_name_left_out(planned)}"
     fold = number if plan.settings.folds else ""
     console.say(f"{describe_data(index)}{fold}")

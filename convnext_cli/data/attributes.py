@@ -27,7 +27,7 @@ DICOM_NAMES = {
     "sex": "PatientSex", "age": "PatientAge", "site": "InstitutionName", "device": "ManufacturerModelName",
 }  # fmt: skip
 """DICOM attributes by the usual names of columns."""
-_DICOM_AGE = re.compile(r"(\d{3})([DWMY])")  # PS3.5, value representation AS
+_DICOM_AGE = re.compile(r"(\d{1,3})([DWMY])")  # PS3.5, value representation AS; tables leave the zeros out
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 
 
@@ -118,7 +118,7 @@ def _read_column(index: Index, tables: Sequence[Table], name: str) -> Attribute 
         if column is None:
             continue
         column = find_named(table, name, "")  # the exact name before another spelling
-        rows = _match_paths(index, table) or _match_groups(index, table, column)
+        rows = _match_paths(index, table, column) or _match_groups(index, table, column)
         if not rows:
             continue
         cells = table.columns[column]
@@ -127,16 +127,29 @@ def _read_column(index: Index, tables: Sequence[Table], name: str) -> Attribute 
     return None
 
 
-def _match_paths(index: Index, table: Table) -> dict[int, int]:
-    """Return the table's row of each image that it names by its path; empty if it names none."""
+def _match_paths(index: Index, table: Table, attribute: str) -> dict[int, int]:
+    """Return the table's row of each image that it names by its path; empty if it names none.
+
+    Raises:
+        DataError: the table gives an image two values of the attribute.
+    """
     for root in dict.fromkeys((index.root, table.path.parent)):
         finder = FileFinder(root, None, search=True, encoding=table.encoding)
         try:
             column = find_columns(table, finder, AUTO_OPTIONS)["path"]
         except DataError:
             continue
-        places = _locate(root, finder.find_all(table.columns[column]))
+        names = finder.find_all(table.columns[column])
+        places = _locate(root, names)
         images = _locate(index.root, index.paths)
+        cells = table.columns[attribute]
+        for row, place in enumerate(_list_absolute(root, names)):
+            if place in images and cells[places[place]] != cells[row]:
+                raise DataError(
+                    f"{table.path} gives {table.columns[column][row]} two values of {attribute!r}: "
+                    f"{cells[places[place]]!r} and {cells[row]!r}",
+                    "Give one row per image",
+                )
         if rows := {row: places[path] for path, row in images.items() if path in places}:
             return rows
     return {}
@@ -144,12 +157,18 @@ def _match_paths(index: Index, table: Table) -> dict[int, int]:
 
 def _locate(root: Path, paths: Sequence[str | None]) -> dict[str, int]:
     """Return the place of each path in a list by its absolute form; the first of equal ones."""
-    start = os.path.abspath(root)  # noqa: PTH100  (strings throughout: a Path per file is slow)
     places: dict[str, int] = {}
-    for place, path in enumerate(paths):
-        if path is not None:
-            places.setdefault(os.path.normpath(os.path.join(start, path)), place)  # noqa: PTH118
+    for place, path in enumerate(_list_absolute(root, paths)):
+        places.setdefault(path, place)
+    places.pop("", None)
     return places
+
+
+def _list_absolute(root: Path, paths: Sequence[str | None]) -> Iterator[str]:
+    """Yield the absolute form of each path, empty for None."""
+    start = os.path.abspath(root)  # noqa: PTH100  (strings throughout: a Path per file is slow)
+    for path in paths:
+        yield "" if path is None else os.path.normpath(os.path.join(start, path))  # noqa: PTH118
 
 
 def _match_groups(index: Index, table: Table, column: str) -> dict[int, int]:

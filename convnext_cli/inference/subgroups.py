@@ -378,7 +378,7 @@ def _explain_small(images: EvaluatedImages) -> str | None:
     """Return why a subgroup is small: few groups, or few images of a class; None if it is not."""
     groups = count_units(len(images.targets), images.groups)
     if groups < SMALL_GROUPS:
-        return f"{groups} {'groups' if images.groups is not None else 'images'}"
+        return format_count(groups, "group" if images.groups is not None else "image")
     few = []
     for k, name in enumerate(images.classes):
         positive, known = images.task.select_known(images.targets, k)

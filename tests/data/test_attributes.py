@@ -82,6 +82,17 @@ def test_second_table_matches_by_path_without_suffix_or_by_group(tmp_path: Path)
     by_group.write_text("who,race\np0,A\np0,B\n")
     with pytest.raises(DataError, match="two values"):
         read(index, "race", by_group)
+    by_path.write_text("image,device\n00,A\n01,A\n00,B\n")
+    with pytest.raises(DataError, match="gives 00 two values of 'device': 'A' and 'B'"):
+        read(index, "device", by_path)
+
+
+def test_ages_with_a_unit_are_numbers(tmp_path: Path) -> None:
+    index = scan_data(write_data(tmp_path / "data"))
+    table = tmp_path / "ages.csv"
+    table.write_text("image,age\n" + "".join(f"{number:02},{number * 9}Y\n" for number in range(11)))
+    [age] = read(index, "age", table)
+    assert age.levels == ("< 18", "18 to < 65", ">= 65")
 
 
 def test_unknown_column_and_foreign_table_raise_an_error(tmp_path: Path) -> None:
