@@ -38,3 +38,14 @@ def count_down(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Flo
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     true = np.cumsum(positive[order])[last].astype(np.float64)
     return true, last + 1 - true
+
+
+def list_thresholds(scores: Floats) -> NDArray[np.float64]:
+    """Return all thresholds that decide differently, the highest first: above, between and below distinct scores.
+
+    They lie halfway; between neighbouring floats there is nothing, and the threshold is the higher one.
+    """
+    distinct = np.unique(scores)[::-1].astype(np.float64)
+    halfway = (np.append(1.0, distinct) + np.append(distinct, 0.0)) / 2
+    thresholds: NDArray[np.float64] = np.maximum(halfway, np.nextafter(np.append(distinct, -1.0), 2.0))
+    return thresholds

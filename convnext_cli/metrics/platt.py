@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.metrics.curves import count_down
+from convnext_cli.metrics.curves import count_down, list_thresholds
 from convnext_cli.metrics.multilabel import binary_cross_entropy, sigmoid
 
 MAX_SCALE = 20.0
@@ -44,5 +44,4 @@ def choose_threshold(probabilities: NDArray[np.float64], positive: NDArray[np.bo
         return 0.5
     true, false = count_down(probabilities, positive)
     best = int((2 * true / (true + false + positive.sum())).argmax())
-    scores = np.append(np.unique(probabilities)[::-1], 0.0)
-    return float((scores[best] + scores[best + 1]) / 2)
+    return float(list_thresholds(probabilities)[best + 1])

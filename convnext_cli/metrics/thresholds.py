@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from convnext_cli.errors import UsageError
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.confidence import Rate, count_independent, measure_confidence
-from convnext_cli.metrics.curves import count_down
+from convnext_cli.metrics.curves import count_down, list_thresholds
 from convnext_cli.metrics.decision import complement, estimate_likelihood_ratios, update_prevalence
 from convnext_cli.metrics.intervals import Interval, estimate_fraction
 from convnext_cli.metrics.registry import METRICS, MISSING, format_ci
@@ -320,14 +320,10 @@ def find_threshold(
 
 def _list_candidates(scores: Floats, positive: NDArray[np.bool_], groups: Sequence[str] | None) -> _Candidates:
     """Return all thresholds that decide differently: above, between and below the distinct scores."""
-    distinct = np.unique(scores)[::-1].astype(np.float64)
-    thresholds = (np.append(1.0, distinct) + np.append(distinct, 0.0)) / 2
-    if distinct[0] >= 1:
-        thresholds[0] = np.nextafter(1.0, 2.0)  # above it no image is positive
     true, false = (np.append(0.0, counts) for counts in count_down(scores, positive))
     negative = ~positive
     return _Candidates(
-        thresholds,
+        list_thresholds(scores),
         Rate(true / positive.sum(), count_independent(positive, groups)),
         Rate(1 - false / negative.sum(), count_independent(negative, groups)),
     )

@@ -20,6 +20,7 @@ from convnext_cli.metrics.decision import (
     update_prevalence,
 )
 from convnext_cli.metrics.intervals import UNDEFINED, Estimate, Interval
+from convnext_cli.metrics.platt import choose_threshold
 from convnext_cli.metrics.thresholds import (
     Bound,
     Target,
@@ -154,6 +155,15 @@ def test_confidence_is_clopper_pearsons_level() -> None:
 def test_no_number_of_images_shows_that_a_metric_is_one(metric: str) -> None:
     everything = Rate(np.array([1.0, 0.9]), 1e6)
     assert measure_confidence(metric, 1.0, everything, everything, 0.5).tolist() == [0, 0]
+
+
+def test_threshold_between_neighbouring_floats_decides_as_stated() -> None:
+    for low in (0.5, np.nextafter(0.5, 1), 1 - 2**-53):
+        scores, positive = np.array([low, np.nextafter(low, 2)]), np.array([False, True])
+        threshold = find_threshold(scores, positive, Target("specificity", 1.0, "b"))
+        point = apply_threshold(threshold, scores, positive, None)
+        assert (threshold.reached, point.specificity, point.sensitivity) == (1, 1, 1)
+        assert (scores >= choose_threshold(scores, positive)).tolist() == [False, True]
 
 
 def test_a_value_just_below_its_target_is_not_rounded_up_to_it() -> None:
