@@ -100,7 +100,8 @@ def export(run: Path | str | None = None, *, on_event: OnEvent = None, **options
     """Export the model of a run, and check a file's outputs against those of the run.
 
     A file takes `pixels`, (B, H, W, 3) uint8 RGB, resized and cropped as its metadata say. It gives `logits` and
-    `probabilities` (B, K), `features` (B, D) and, if the run has an OOD score, `novelty` (B,), 0 or more.
+    `probabilities` (B, K), of numbers `value` (B, 1); `features` (B, D); and, if the run has an OOD score, `novelty`
+    (B,), 0 or more.
 
     Args:
         run: the run folder; None takes the newest under `runs/`.

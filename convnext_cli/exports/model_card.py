@@ -22,6 +22,7 @@ from convnext_cli.runs.records import PretrainedCfg
 from convnext_cli.text import format_count, format_inside, make_visible
 
 HUB_LICENSES = frozenset({"apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-4.0"})  # the Hub has a key for these
+PATHS = frozenset({"exclude", "image_root"})  # settings that may hold a path of the data
 DATA_LICENSE = "The licence of the training images may restrict the use further; ask their owner."
 LIMITATIONS = (
     "The metrics hold for images like those of the evaluation. Performance on other sources, devices or populations is "
@@ -229,7 +230,7 @@ def _describe_preprocessing(preprocessing: PretrainedCfg) -> str:
 
 def _describe_settings(run: RunFolder, settings: dict[str, Any]) -> str:
     reasons = read_reasons(run.plan) if settings else {}
-    rows = [(name, str(value), reasons.get(name, "")) for name, value in settings.items() if name != "exclude"]
+    rows = [(name, str(value), reasons.get(name, "")) for name, value in settings.items() if name not in PATHS]
     return _render_table(("setting", "value", "source"), rows)
 
 

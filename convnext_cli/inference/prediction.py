@@ -87,9 +87,9 @@ def predict(
     """Classify one image or several with a run: classes, probabilities and decisions for each.
 
     Args:
-        images: one or several paths, PIL images and NumPy arrays, in any mixture. Arrays are uint8, 0 to 255: (H, W)
-            grey, (H, W, 3) RGB, or (N, H, W, 3) for N images. A PIL image is read like its file: turned upright by
-            its EXIF orientation, transparent pixels composited on white.
+        images: one or several paths of image files, PIL images and NumPy arrays, in any mixture. Arrays are uint8, 0
+            to 255: (H, W) grey, (H, W, 3) RGB, or (N, H, W, 3) for N images. A PIL image is read like its file: turned
+            upright by its EXIF orientation, transparent pixels composited on white.
         run: the run folder, or an exported ONNX file; None takes the newest run under `runs/`. For a cross-validation,
             probabilities are the mean over its models.
         on_event: called with each `Progress`.

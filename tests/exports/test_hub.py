@@ -97,6 +97,15 @@ def test_model_card_has_metrics_data_settings_and_use(mine: RunFolder, convnext:
     assert convnext("export", mine.path, "--format", "hub", "-o", tmp_path / "out", "--overwrite").code == 2
 
 
+def test_model_card_has_no_path_of_the_data(mine: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(mine.path, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    plan = run.plan.read_text().replace('image_root = "auto"', 'image_root = "/clinic/patients"')
+    assert "/clinic" in plan
+    run.plan.write_text(plan)
+    assert "/clinic" not in render_card(run, None, find_license(run))
+
+
 def test_what_a_killed_export_left_does_not_block_the_next(mine: RunFolder, tmp_path: Path) -> None:
     output = tmp_path / "out"
     output.mkdir()
