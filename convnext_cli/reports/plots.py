@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from convnext_cli.files import replace_file
 from convnext_cli.inference.evaluation import Evaluation
@@ -254,7 +254,7 @@ def plot_decision(curve: DecisionCurve) -> Figure:
     axes.plot(curve.thresholds, curve.model, color=COLOURS[0], label="model")
     top = max(curve.prevalence, *curve.model)
     axes.set(xlabel="threshold probability", ylabel="net benefit", xlim=(0, 1), ylim=(-0.25 * top, 1.05 * top))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
     _add_legend(axes, "best")
     return figure
 
@@ -322,7 +322,7 @@ def _draw_accuracy(axes: Axes, log: Log) -> None:
         axes.axvline(best[-1], color=_MUTED, linewidth=0.8, linestyle=":")
     axes.set_title("Validation metrics; dotted: best epoch")
     if shown and shown[0].unit:
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def _draw_epochs(axes: Axes, log: Log, lines: Sequence[tuple[str, str]]) -> None:
@@ -348,7 +348,7 @@ def _square(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     figure, axes = _start(4.2, 3.9, title)
     axes.set(xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+        axis.set_major_formatter(PercentFormatter(1))
     return figure, axes
 
 

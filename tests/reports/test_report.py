@@ -421,6 +421,10 @@ def test_training_curves_are_drawn(run: RunFolder) -> None:
     numbers = [{"epoch": n, "train_loss": 0.2, "val_rmse": 50.0, "val_r2": 0.5, "val_mae": 40.0} for n in (1, 2)]
     labels = [[str(line.get_label()) for line in axes.lines] for axes in plot_training(numbers).axes]
     assert labels == [["training"], ["MAE", "R2", "RMSE"]], "an error in the target's unit is beside no training loss"
+    precise = [{"epoch": n, "train_loss": 1.0, "val_log_loss": 1.0, "val_top1": 0.992 + 0.002 * n} for n in (1, 2)]
+    [accuracy] = plot_accuracy(precise).axes
+    ticks = accuracy.yaxis.get_major_formatter().format_ticks(list(accuracy.get_yticks()))
+    assert len(set(ticks)) == len(ticks), "each tick has its value: 99.4%, 99.6%"
     [loss, _] = plot_training(log[:1]).axes
     low, high = loss.get_xlim()
     assert [tick for tick in loss.get_xticks() if low <= tick <= high] == [1]

@@ -207,13 +207,13 @@ def _find_shortcuts(evidence: Evidence) -> Iterator[Finding]:
     for shortcut in evidence.shortcuts:
         if shortcut.is_predictive:
             kind, name = _SHORTCUTS[shortcut.name]
-            score, chance = map(format_percent, (shortcut.score, shortcut.chance))
+            score, spread, chance = map(format_percent, (shortcut.score, shortcut.spread, shortcut.chance))
             yield Finding(
                 kind=kind,
                 severity="note",
                 title=f"classes predictable from the {name} alone",
                 count=0,
-                examples=(f"balanced accuracy {score}% ± {shortcut.spread:.0%}; chance {chance}%",),
+                examples=(f"balanced accuracy {score}% ± {spread}%; chance {chance}%",),
                 effect="the model may learn this instead of what the images show, and fail on images from elsewhere"
                 + ("; padding and squashing show the model the proportions" if shortcut.name == "size" else ""),
                 action="kept; prepare all classes in the same way, and test on images from another source",
