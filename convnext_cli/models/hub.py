@@ -41,9 +41,7 @@ def find_weights_steps(architecture: Architecture, tag: Tag | None, *, offline: 
         "Hub cache), or use the small built-in weights with --weights builtin (--weights none: random initialisation)"
     )
     if offline:
-        raise WeightsError(
-            f"the weights {tag.hub_id} are not in this machine's cache, and --offline or HF_HUB_OFFLINE is set", choices
-        )
+        raise WeightsError(f"the weights {tag.hub_id} are not in this machine's cache, and {OFFLINE}", choices)
     try:
         size = ask_hub(tag.hub_id)
         return (yield from _download(tag.hub_id, size))
