@@ -161,7 +161,7 @@ def _list_split_notes(test_set: TestSet) -> list[Notice]:
         trained = "these images" if counts["train"] == images else f"{counts['train']:,} of these {images:,} images"
         text = f"the model was trained on {trained}: the metrics do not show its performance on new images"
         return [Notice(text=text, severity="warning")]
-    return [Notice(text=f"validation images: {_SELECTION_BIAS}")] if counts["val"] else []
+    return [Notice(text=f"validation images: {_SELECTION_BIAS}", severity="warning")] if counts["val"] else []
 
 
 def _list_audit_notes(audit: AuditRecord | None, *, has_own_groups: bool) -> list[Notice]:
@@ -200,7 +200,7 @@ def _choose_from_folds(index: Index, split: str | None) -> tuple[TestSet, list[N
         "images, that model's best epoch and calibration were chosen on them; metrics may be slightly too high"
     )
     rows = [row for row, name in enumerate(index.splits) if is_fold(name)]
-    return TestSet(index=index, split="val", rows=rows), [Notice(text=text)]
+    return TestSet(index=index, split="val", rows=rows), [Notice(text=text, severity="warning")]
 
 
 def _choose_left_out(index: Index, split: str | None) -> tuple[TestSet, list[Notice]]:

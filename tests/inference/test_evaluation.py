@@ -61,6 +61,14 @@ def test_evaluation_that_cannot_be_recorded_fails(mine: RunFolder) -> None:
         evaluate(mine.path)
 
 
+def test_images_that_the_epoch_was_chosen_by_give_a_warning(mine: RunFolder) -> None:
+    def list_warnings(split: str) -> list[str]:
+        return [note.text for note in evaluate(mine.path, split=split).notes if note.severity == "warning"]
+
+    assert any("metrics may be slightly too high" in text for text in list_warnings("val"))
+    assert not any("too high" in text for text in list_warnings("test"))
+
+
 def test_damaged_record_still_counts_as_an_evaluation(mine: RunFolder) -> None:
     assert mine.record_test({"images": 1}) == 1
     with mine.tests.open("a") as file:
