@@ -246,7 +246,8 @@ class RunFolder:
             with replace_file(path) as temporary:
                 temporary.write_bytes(save(arrays, metadata))
         except OSError as error:
-            raise ConvnextError(f"cannot write {path} ({error})", "Check the disk's space and permissions") from error
+            problem = f"cannot write {path}: {error.strerror}"
+            raise ConvnextError(problem, "Check the disk's space and permissions") from error
 
     def write_plan(self, toml: str) -> None:
         """Write the plan."""
