@@ -83,8 +83,9 @@ def finetune(
         data: a folder of `<class>/` or `{train,val,test}/<class>/` folders, a CSV file, or a zip file; None for those
             of the run that `resume` names.
         on_event: called with each event: `Progress` of checking and preparing, then `Planned`, `Started`, a `StepDone`
-            for each optimizer step, an `EpochDone` for each epoch, `Notice` (a text for the user) and `Trained`. An
-            exception that it raises stops the training; `resume` continues it from the last checkpoint.
+            for each optimizer step, an `EpochDone` for each epoch, `Notice` (a text for the user) and `Trained`, of
+            `convnext_cli.progress` and `convnext_cli.training.events`. An exception that it raises stops the training;
+            `resume` continues it from the last checkpoint.
         **options: the options of `convnext finetune --help-all`, such as `model="convnext_nano"`, `epochs=30`,
             `imbalance="weights"` or `resume="runs/…"`. `max_time` is in seconds; `audit` is `--check`.
 
