@@ -28,6 +28,7 @@ from convnext_cli.options import make_path, make_paths, make_request
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import check_single, find_newest_run
+from convnext_cli.tasks.task import Task
 from convnext_cli.text import quote
 
 TOLERANCE = Tolerance(1e-4)
@@ -113,7 +114,8 @@ def export(run: Path | str | None = None, *, on_event: OnEvent = None, **options
             run's own; it needs `output`. `int8`: quantise to 8 bits, `onnx` only. `images`: image files to check
             parity on, by default up to 500 of the run's validation images; not with `hub`. `tolerance`: largest
             difference of a probability, by default 1e-4; with `int8` the largest fraction of images that change their
-            class, by default 0.02; not with `hub`. `push`: a repository, OWNER/NAME, to upload to, which is made
+            class, by default 0.02; of numbers the largest difference in standard deviations, with `int8` by default 1;
+            not with `hub`. `push`: a repository, OWNER/NAME, to upload to, which is made
             private if it does not exist; `hub` only. `overwrite`: replace what is at `output`.
 
     Returns:
@@ -189,7 +191,7 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
             quantise(temporary, metadata, _list_quantisation_images(index) or paths)
         exported: Classifier = OnnxClassifier(temporary) if is_onnx else ProgramClassifier(temporary)
         parity, before, after = yield from check_parity_steps(
-            classifier, exported, paths, metadata.calibration, _choose_tolerance(request)
+            classifier, exported, paths, metadata.calibration, _choose_tolerance(request, classifier.task)
         )
         if not parity.holds:
             raise ParityError(parity)
@@ -241,11 +243,14 @@ def _list_parity_images(run: RunFolder, index: Index, rows: Sequence[int], reque
     return paths
 
 
-def _choose_tolerance(request: ExportRequest) -> Tolerance:
-    """Return the tolerance of the request, else the default of the precision."""
-    if request.int8:
-        return INT8_TOLERANCE if request.tolerance is None else replace(INT8_TOLERANCE, changed=request.tolerance)
-    return TOLERANCE if request.tolerance is None else replace(TOLERANCE, difference=request.tolerance)
+def _choose_tolerance(request: ExportRequest, task: Task) -> Tolerance:
+    """Return the tolerance of the request, else the default of the precision. A number has no class that may change."""
+    tolerance = INT8_TOLERANCE if request.int8 else TOLERANCE
+    if request.tolerance is None:
+        return tolerance
+    if request.int8 and not task.is_continuous:
+        return replace(tolerance, changed=request.tolerance)
+    return replace(tolerance, difference=request.tolerance)
 
 
 def _list_quantisation_images(index: Index) -> list[Path]:

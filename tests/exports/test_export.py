@@ -15,7 +15,7 @@ from PIL import Image
 from convnext_cli import evaluate, finetune, predict
 from convnext_cli.errors import ConvnextError, RunError, UsageError
 from convnext_cli.exports import quantisation
-from convnext_cli.exports.export import ExportedFile, export_steps
+from convnext_cli.exports.export import INT8_TOLERANCE, ExportedFile, _choose_tolerance, export_steps
 from convnext_cli.exports.onnx_file import write_metadata
 from convnext_cli.exports.parity import Parity, ParityError, Tolerance
 from convnext_cli.exports.request import ExportRequest
@@ -24,6 +24,8 @@ from convnext_cli.inference.metadata import Metadata
 from convnext_cli.inference.onnx_classifier import OnnxClassifier, find_onnx_classifier
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.regression import Regression
+from convnext_cli.tasks.single import Single
 from tests.conftest import SMALL, Convnext, draw_picture
 
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
@@ -211,6 +213,13 @@ def test_differences_of_numbers_are_said_in_standard_deviations() -> None:
         "parity check failed: the exported model's numbers differ from the run's by up to 1.2 standard deviations "
         "(allowed 1), most on a.png"
     )
+
+
+def test_tolerance_of_8_bits_is_for_classes_or_for_numbers() -> None:
+    request = ExportRequest(int8=True, tolerance=0.5)
+    assert _choose_tolerance(request, Single()) == replace(INT8_TOLERANCE, changed=0.5)
+    assert _choose_tolerance(request, Regression()) == replace(INT8_TOLERANCE, difference=0.5)
+    assert _choose_tolerance(replace(request, int8=False), Single()).difference == 0.5
 
 
 def test_outdated_onnx_file_is_not_used(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:
