@@ -1,6 +1,7 @@
 """Fine-tune one model."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from threading import Thread
 
 from convnext_cli.errors import UsageError
@@ -68,6 +69,8 @@ def prepare_while_importing(request: TrainRequest) -> TrainSteps[Preparation]:
         importing.join()
     if failures:
         raise failures[0]
+    if get_local_rank() == 0:  # those of a recommended model; others are there
+        yield from fetch_weights(replace(preparation.request, model=preparation.plan.model))
     return preparation
 
 

@@ -218,6 +218,7 @@ def test_wrong_files_end_a_training_before_the_plan(digits: Path, run: RunFolder
         ),
         ({"weights": str(tmp_path / "bad.pth")}, "cannot be read as weights"),
         ({"teacher": "nonsense"}, "there is no teacher 'nonsense'"),
+        ({"model": None, "weights": "auto"}, "HF_HUB_OFFLINE is set"),  # of the recommended model
     ):
         events: list[Any] = []
         with pytest.raises(ConvnextError, match=error):
