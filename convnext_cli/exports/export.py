@@ -140,12 +140,8 @@ def export_steps(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile |
     Raises:
         UsageError, RunError, DataError, ParityError, ConvnextError: as `export`.
     """
-    if request.format == "hub":
-        return (yield from _export_hub(run, request))
-    return (yield from _export_file(run, request))
-
-
-def _export_hub(run: RunFolder, request: ExportRequest) -> Steps[HubFolder]:
+    if request.format != "hub":
+        return (yield from _export_file(run, request))
     if request.output is None:
         raise UsageError("--format hub needs --output", "Give a new folder")
     if any((request.int8, request.images, request.tolerance is not None, request.calibration)):

@@ -75,8 +75,7 @@ class ExportWrapper(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Return logits and scores (B, K), features (B, D), and OOD scores (B,) if there is an OOD model.
 
-        Args:
-            pixels: (B, H, W, 3) uint8.
+        The pixels are (B, H, W, 3) uint8.
         """
         values = pixels.permute(0, 3, 1, 2).to(torch.float32)
         if self.is_grey:

@@ -81,7 +81,9 @@ def _open_with_own_calibration(run: Path, request: PredictRequest, num_images: i
     if run.is_file() and run.suffix != ONNX_SUFFIX:
         raise RunError(f"{run} is neither a run folder nor an {ONNX_SUFFIX} file", "Give one of them")
     if run.suffix == ONNX_SUFFIX and not run.is_dir():
-        file = _open_file(run, request)
+        if reason := "--engine torch needs torch" if request.engine == "torch" else _needs_torch(request):
+            raise UsageError(f"{run} does not support it: {reason}", "Give the run folder")
+        file = OnnxClassifier(run)
         calibration = file.metadata.calibration
         threshold = _get_ood_threshold(run, calibration) if request.abstain else None
         return CalibratedClassifier(classifier=file, calibration=calibration, threshold=threshold)
@@ -118,13 +120,6 @@ def _open_run(run: Path, request: PredictRequest, num_images: int) -> Classifier
     from convnext_cli.inference.torch_classifier import TorchClassifier  # takes seconds to import
 
     return TorchClassifier(run, tta=request.tta)
-
-
-def _open_file(path: Path, request: PredictRequest) -> OnnxClassifier:
-    """Return the classifier of an exported file."""
-    if reason := "--engine torch needs torch" if request.engine == "torch" else _needs_torch(request):
-        raise UsageError(f"{path} does not support it: {reason}", "Give the run folder")
-    return OnnxClassifier(path)
 
 
 def _open_folds(folder: FoldsFolder, request: PredictRequest, num_images: int) -> CalibratedClassifier:

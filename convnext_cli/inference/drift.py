@@ -270,19 +270,23 @@ def describe_drift(drift: Drift) -> list[Notice]:
         )
         return [Notice(text=text)]
     notices = []
-    images = [measure for measure in drift.measures if measure.is_drift and not measure.is_class]
-    balance = [measure for measure in drift.measures if measure.is_drift and measure.is_class]
+    images, balance = (
+        ", ".join(
+            f"{measure.title} ({_describe_medians(measure.difference)})"
+            for measure in drift.measures
+            if measure.is_drift and measure.is_class == is_class
+        )
+        for is_class in (False, True)
+    )
     if images:
-        parts = ", ".join(f"{measure.title} ({_describe_medians(measure.difference)})" for measure in images)
         text = (
-            f"drift: these images differ from the run's validation images: {parts}. The run's "
+            f"drift: these images differ from the run's validation images: {images}. The run's "
             "calibration and thresholds may not hold here; --recalibrate fits the calibration on a few of them"
         )
         notices.append(Notice(text=text, severity="warning"))
     if balance:
-        parts = ", ".join(f"{measure.title} ({_describe_medians(measure.difference)})" for measure in balance)
         effect = "Metrics that depend on their distribution, such as predictive values and R2, do not carry over"
-        text = f"other targets than on validation: {parts}. {effect}"
+        text = f"other targets than on validation: {balance}. {effect}"
         notices.append(Notice(text=text, severity="warning"))
     if not notices:
         has_ood = any(measure.key == OOD for measure in drift.measures)

@@ -28,7 +28,6 @@ from convnext_cli.inference.recalibration import (
     Recalibration,
     divide_test_set,
     measure_recalibration,
-    name_fit_images,
     refit_calibration,
 )
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
@@ -116,7 +115,7 @@ class Evaluation:
     @property
     def fitted_on(self) -> str:
         """Return the images that calibration and thresholds were fitted on, in words."""
-        return name_fit_images(self.recalibration)
+        return "validation images" if self.recalibration is None else "recalibration images"
 
     @property
     def probabilities(self) -> NDArray[np.float64]:

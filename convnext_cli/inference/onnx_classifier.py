@@ -22,9 +22,6 @@ INSTALL = "Install what it needs: pip install 'convnext-cli[onnx]'"
 class OnnxClassifier(Classifier):
     """The model of an exported ONNX file.
 
-    Args:
-        path: written by `convnext export --format onnx`.
-
     Raises:
         RunError: the file cannot be read, or `convnext export` did not write it.
         ConvnextError: ONNX Runtime is not installed.

@@ -23,7 +23,7 @@ from convnext_cli.recipes.plan import read_plan
 from convnext_cli.recipes.settings import UNCORRECTED
 from convnext_cli.runs.files import AUDIT, POOLING
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.folds import FoldsFolder, open_folder
+from convnext_cli.runs.folds import FoldsFolder
 from convnext_cli.runs.records import AuditRecord, convert_record
 from convnext_cli.tasks.task import Scaling, Targets, Task
 from convnext_cli.text import format_count
@@ -197,20 +197,6 @@ def choose_negative(task: Task, classes: tuple[str, ...], name: str | None) -> s
         matching = [known for known in classes if re.sub(r"[\W_]+", "", known).casefold() in NEGATIVE_NAMES]
         return matching[0] if len(matching) == 1 else None
     return classes[find_class(name, classes, "--negative-class")]
-
-
-def open_poolable(run: Path, *, has_explanation: bool) -> RunFolder:
-    """Return the folder of a run whose predictions can be pooled.
-
-    Raises:
-        UsageError: it is an exported file, which has no pooling; or heat maps, which are of single images, are
-            requested.
-    """
-    if has_explanation:
-        raise UsageError("--explain draws single images", "Leave out --per group, or --explain")
-    if not run.is_dir():
-        raise UsageError(f"--per group: {run} has no pooling of its own", "Give the run folder with --run")
-    return open_folder(run)
 
 
 def open_pooling(run: RunFolder, model: Classifier, calibration: Calibration | None, group_from: str) -> Pooling:

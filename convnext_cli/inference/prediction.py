@@ -14,7 +14,7 @@ from convnext_cli.inference.calibrated_classifier import CalibratedClassifier, o
 from convnext_cli.inference.calibration import describe_unreliable_ood, read_calibration
 from convnext_cli.inference.heat_maps import prepare_heat_maps
 from convnext_cli.inference.operating_points import find_missed
-from convnext_cli.inference.pooling import Pooling, name_groups, open_poolable, open_pooling, read_pooling
+from convnext_cli.inference.pooling import Pooling, name_groups, open_pooling, read_pooling
 from convnext_cli.inference.request import PREDICT_RUN, PredictRequest
 from convnext_cli.inference.sources import ImageInput, Source, list_sources
 from convnext_cli.metrics.thresholds import Threshold, describe_unreachable
@@ -205,7 +205,11 @@ class _Member:
 
 def _predict_groups(run: Path, sources: Sequence[Source], request: PredictRequest) -> Iterator[Prediction]:
     """Yield the prediction of each group, in the order of their first images."""
-    folder = open_poolable(run, has_explanation=request.explain is not None)
+    if request.explain is not None:
+        raise UsageError("--explain draws single images", "Leave out --per group, or --explain")
+    if not run.is_dir():
+        raise UsageError(f"--per group: {run} has no pooling of its own", "Give the run folder with --run")
+    folder = open_folder(run)
     if request.calibration is not None:
         raise UsageError("--calibration is for single images", "Leave out --per group")
     groups = name_groups(folder, [source.path for source in sources], request.group_from)

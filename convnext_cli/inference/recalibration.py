@@ -145,11 +145,6 @@ def _refit_threshold(
     return find_threshold(scores[:, k], positive, threshold.target, groups, known)
 
 
-def name_fit_images(recalibration: Recalibration | None) -> str:
-    """Return the images that the calibration of an evaluation was fitted on, in words."""
-    return "validation images" if recalibration is None else "recalibration images"
-
-
 def measure_recalibration(
     images: EvaluatedImages, own: Calibration | None, fit_set: TestSet | None
 ) -> Recalibration | None:

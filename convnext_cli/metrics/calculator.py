@@ -51,8 +51,7 @@ class Calculator(ABC):
     def compute_gaps(self, weights: Floats) -> dict[str, Floats]:  # noqa: ARG002  (not all tasks have such metrics)
         """Return the summands of metrics that are sums of absolute values, before these are taken.
 
-        Args:
-            weights: (C, N), as in `compute`.
+        The weights are (C, N), as in `compute`.
 
         Returns:
             For the keys of such metrics (C, B) if they are in `overall`, (C, K, B) if they are in `per_class`.

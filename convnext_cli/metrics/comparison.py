@@ -54,10 +54,7 @@ class Comparison:
 def compare(first: Calculator, second: Calculator, groups: Sequence[str] | None = None) -> Comparison:
     """Compare two models image by image.
 
-    Args:
-        first: of N images.
-        second: of the same images and targets, predicted by another model.
-        groups: (N,) names; images of the same group are not independent.
+    The second model predicts the same images and targets. Images of the same group are not independent.
 
     Returns:
         The differences, the second model minus the first.

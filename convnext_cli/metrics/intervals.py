@@ -203,10 +203,7 @@ def estimate_fraction(hits: NDArray[np.bool_], mask: NDArray[np.bool_], groups: 
 
     The variance is that of a ratio of sums over units.
 
-    Args:
-        hits: (N,).
-        mask: (N,) images that count.
-        groups: (N,) names, or None.
+    `mask` has the images that count, and `groups` the N names, or None.
 
     Returns:
         None where the mask is empty; no CI where it holds one unit only.

@@ -16,7 +16,7 @@ from convnext_cli.metrics.registry import METRICS, Metric
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.reports import per_group, performance, plots, provenance, sites, subgroups, targets
 from convnext_cli.reports.gallery import draw_images, pick_images
-from convnext_cli.reports.section import Plot, Plots, ReportData, Section, Table
+from convnext_cli.reports.section import Plots, ReportData, Section, Table
 from convnext_cli.reports.verdict import answer_questions
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.text import make_visible
@@ -66,7 +66,7 @@ def write_report_steps(evaluation: Evaluation) -> Steps[Path]:
             if section is None:
                 continue
             sections.append(section)
-            shown = list_plots(section)
+            shown = [plot for block in section.blocks if isinstance(block, Plots) for plot in block.plots]
             for plot in shown:
                 svg[plot.name] = Markup(plots.make_svg(plot.figure, plot.name))  # noqa: S704  (matplotlib escapes names)
             for plot in (*shown, *section.files):
@@ -93,11 +93,6 @@ def collect_data(evaluation: Evaluation) -> ReportData:
         mistakes=tuple(images[i] for i in worst if i in images),
         uncertain=tuple(images[i] for i in unsure if i in images),
     )
-
-
-def list_plots(section: Section) -> list[Plot]:
-    """Return the plots that a section shows."""
-    return [plot for block in section.blocks if isinstance(block, Plots) for plot in block.plots]
 
 
 def render_page(report: ReportData, sections: Sequence[Section], svg: Mapping[str, Markup]) -> str:

@@ -9,7 +9,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from convnext_cli import compare, evaluate
-from convnext_cli.data.index import Index
 from convnext_cli.errors import DataError, ImageError, RunError, UsageError
 from convnext_cli.inference.calibration import ABSTAIN_RATE, read_calibration
 from convnext_cli.inference.evaluation import compare_evaluations, evaluate_steps
@@ -19,13 +18,7 @@ from convnext_cli.metrics.thresholds import parse_target
 from convnext_cli.progress import Progress, finish
 from convnext_cli.runs.folder import RunFolder
 from tests.conftest import Convnext
-
-
-@pytest.fixture
-def mine(run: RunFolder, tmp_path: Path) -> RunFolder:
-    """A copy of the small run that a test may write to."""
-    shutil.copytree(run.path, tmp_path / "mine", ignore=shutil.ignore_patterns("tests.jsonl"))
-    return RunFolder(tmp_path / "mine")
+from tests.inference.conftest import shrink_validation
 
 
 def test_fine_tuned_run_is_calibrated(run: RunFolder) -> None:
@@ -85,16 +78,8 @@ def test_known_groups_are_resampled(mine: RunFolder) -> None:
     assert result.intervals.units == len({groups[row] for row in index.rows("test")}) < 45
 
 
-def shrink_validation(run: RunFolder) -> Index:
-    index = run.read_split()
-    kept = set(index.rows("val")[:4])
-    splits = tuple("train" if s == "val" and row not in kept else s for row, s in enumerate(index.splits))
-    run.write_split(replace(index, splits=splits))
-    return index
-
-
 def test_small_validation_split_is_not_calibrated(mine: RunFolder) -> None:
-    shrink_validation(mine)
+    shrink_validation(mine, 4)
     (mine.path / "calibration.json").unlink()
     result = evaluate(mine.path)
     assert result.calibration is not None

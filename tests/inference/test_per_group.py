@@ -28,6 +28,7 @@ from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import SINGLE
 from tests.conftest import Convnext
 from tests.images.dicom import XRAY, save_dicom
+from tests.inference.conftest import shrink_validation
 
 PATIENTS, IMAGES = 120, 5
 SETTINGS: dict[str, Any] = {
@@ -343,13 +344,6 @@ def test_few_validation_groups_are_pooled_by_the_mean(bags: RunFolder) -> None:
     assert (pooling.rule, pooling.temperature, pooling.losses) == ("mean", 1.0, {})
     assert "the validation split has only" in str(pooling.unfitted_reason)
     assert any(note.severity == "warning" and "pooled by the mean" in note.text for note in result.per_group.notes)
-
-
-def shrink_validation(run: RunFolder, images: int) -> None:
-    """Let all but some validation images of a run's split be training images."""
-    index = run.read_split()
-    more = set(index.rows("val")[images:])
-    run.write_split(replace(index, splits=tuple("train" if r in more else s for r, s in enumerate(index.splits))))
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,6 @@ from convnext_cli.runs.folder import RunFolder
 from tests.conftest import Convnext, save_image
 
 
-@pytest.fixture
-def mine(run: RunFolder, tmp_path: Path) -> RunFolder:
-    """A copy of the small run that a test may write to."""
-    shutil.copytree(run.path, tmp_path / "mine")
-    return RunFolder(tmp_path / "mine")
-
-
 def paths_of(run: RunFolder, split: str) -> list[Path]:
     index = run.read_split()
     return [index.root / index.paths[row] for row in index.rows(split)]
