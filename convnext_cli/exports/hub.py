@@ -21,6 +21,7 @@ from convnext_cli.text import quote
 
 MODEL_FILES = (CONFIG.name, MODEL.name)
 CARD = "README.md"
+FILES = (*MODEL_FILES, CARD)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,11 +52,11 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
     """
     check_single(run.path)
     check_outside_data(output, run.read_split())
-    leftovers = {path for name in (*MODEL_FILES, CARD) for path in output.glob(f".{name}.*.tmp")}  # of a killed export
+    leftovers = {path for name in FILES for path in output.glob(f".{name}.*.tmp")}  # of a killed export
     existing = {path.name for path in output.iterdir() if path not in leftovers} if output.is_dir() else set()
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise UsageError(f"{output} is not a folder", "Choose another --output")
-    if existing and not (overwrite and existing <= {*MODEL_FILES, CARD}):
+    if existing and not (overwrite and existing <= set(FILES)):
         raise UsageError(f"{output} exists already", "Choose another --output; --overwrite replaces an earlier export")
     run.fingerprint_weights()  # fails for a run without weights before anything is written
     repository = _make_repository(push) if push else None  # a refusal must not cost an evaluation on the test split
@@ -93,8 +94,7 @@ def _replace_all(output: Path, *, overwrite: bool) -> Iterator[dict[str, Path]]:
     output.mkdir(parents=True, exist_ok=True)
     try:
         with ExitStack() as stack:
-            names = (*MODEL_FILES, CARD)
-            yield {name: stack.enter_context(replace_output(output / name, overwrite=overwrite)) for name in names}
+            yield {name: stack.enter_context(replace_output(output / name, overwrite=overwrite)) for name in FILES}
     except BaseException:
         with suppress(OSError):  # a folder that is not empty stays
             for folder in new_folders:
@@ -131,6 +131,6 @@ def _upload(folder: Path, repository: str) -> str:
     """
     from huggingface_hub import HfApi
 
-    files = [*MODEL_FILES, CARD]
+    files = list(FILES)
     with _report_failure(repository, f"{folder} is complete: `hf upload {repository} {quote(folder)}` tries again"):
         return str(HfApi().upload_folder(repo_id=repository, folder_path=folder, allow_patterns=files))

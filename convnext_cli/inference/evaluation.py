@@ -190,9 +190,9 @@ def evaluate_all_steps(request: EvalRequest) -> Steps[list[Evaluation]]:
     All runs are read before the first evaluation on a test split is recorded.
     """
     runs = [RunFolder(path) for path in request.runs] or [find_newest_run(EVAL_RUN)]
-    if len(runs) > 1 and request.recalibrate is not None:
-        raise UsageError("--recalibrate is for one run", "Evaluate each run by itself")
     if len(runs) > 1:
+        if request.recalibrate is not None:
+            raise UsageError("--recalibrate is for one run", "Evaluate each run by itself")
         for run in runs:
             check_records(run)
             check_comparable(runs[0], run)

@@ -126,12 +126,7 @@ def keep_labels(fitted: Calibration, previous: Calibration, labels: Sequence[int
         pairs = zip(getattr(fitted, key), getattr(previous, key), strict=True)
         return tuple(old if k in labels else new for k, (new, old) in enumerate(pairs))
 
-    return structs.replace(
-        fitted,
-        label_scale=join("label_scale"),
-        label_offset=join("label_offset"),
-        label_thresholds=join("label_thresholds"),
-    )
+    return structs.replace(fitted, **{key: join(key) for key in ("label_scale", "label_offset", "label_thresholds")})
 
 
 def _refit_threshold(
