@@ -1,7 +1,7 @@
 """Prediction for new images: probabilities, decisions, abstention and heat maps."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -182,7 +182,7 @@ def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> I
                 index=source.index,
                 item=source.item,
                 task=classifier.task,
-                **asdict(outcome),
+                **_list_fields(outcome),
                 decisions=_decide(calibration.thresholds if calibration else (), classes, image_scores),
                 missed_targets=model.missed_targets,
                 novelty=score,
@@ -252,12 +252,17 @@ def _pool(members: Sequence[_Member], model: CalibratedClassifier, pooling: Pool
         images=len(readable),
         unreadable=failures,
         task=task,
-        **asdict(task.summarise(scores, classes, pooling)),
+        **_list_fields(task.summarise(scores, classes, pooling)),
         decisions=_decide(pooling.thresholds, classes, scores),
         missed_targets=model.missed_targets,
         novelty=novelty,
         abstained=model.abstain(novelty),
     )
+
+
+def _list_fields(outcome: Outcome) -> dict[str, Any]:
+    """Return the fields by name; `asdict` would copy each class."""
+    return {entry.name: getattr(outcome, entry.name) for entry in fields(outcome)}
 
 
 def _decide(
