@@ -30,7 +30,6 @@ from convnext_cli.metrics.registry import MISSING
 from convnext_cli.metrics.subgroups import correct_holm
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.files import IMAGE_HASHES
-from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.task import Targets, Task
 from convnext_cli.text import format_count, format_digits, format_p
 
@@ -114,27 +113,17 @@ class ImageMeasures:
     groups: Sequence[str] | None
 
 
-def is_other_data(run: RunFolder, test_set: TestSet) -> bool:
-    """Return True if the images of an evaluation are not those of the run's own split."""
-    return not test_set.index.has_split_of(run.read_split())
-
-
 def measure_drift(
-    run: RunFolder, classifier: Classifier, calibration: Calibration | None, test_set: TestSet, outputs: Outputs
+    classifier: Classifier, calibration: Calibration | None, test_set: TestSet, outputs: Outputs
 ) -> Steps[tuple[Drift | None, list[Notice]]]:
-    """Compare the images of an evaluation with the run's validation images.
+    """Compare the images of an evaluation of other data, whose outputs have features, with the run's validation images.
 
     Those of a cross-validation are the validation images of all folds. Their OOD scores are of different models, and
     are not compared.
 
-    The `outputs` have features, unless the images are the run's own.
-
     Returns:
-        The drift with notes on it; None for the run's own images, and, with the reason, where there is nothing to
-        compare with.
+        The drift with notes on it; None, with the reason, where there is nothing to compare with.
     """
-    if not is_other_data(run, test_set):
-        return None, []
     members = _list_members(classifier)
     is_single = len(members) == 1
     calibrations = [calibration] if is_single else [read_calibration(member.run) for member in members]

@@ -18,7 +18,7 @@ from convnext_cli.inference.agreement import check_comparable, check_records, de
 from convnext_cli.inference.calibration import Calibration, describe_unreliable_ood, read_calibration, write_calibration
 from convnext_cli.inference.calibration_fit import calibrate_steps, describe_worse_calibration
 from convnext_cli.inference.classifier import Classifier, Outputs
-from convnext_cli.inference.drift import Drift, is_other_data, measure_drift
+from convnext_cli.inference.drift import Drift, measure_drift
 from convnext_cli.inference.ensemble import Ensemble
 from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.operating_points import TEST_TARGETS, add_targets, measure_points, trace_curves
@@ -61,7 +61,7 @@ class AugmentationGain:
     """Augmented minus plain."""
 
 
-_LEFT_OUT = ("audit", "test_set", "images", "per_group")  # of the JSON output, or there in another form
+_LEFT_OUT = ("audit", "test_set", "is_own", "images", "per_group")  # of the JSON output, or there in another form
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +104,9 @@ class Evaluation:
     recalibration: Recalibration | None
     """Effect of a calibration on a part of the images on the others; None if not requested."""
     test_set: TestSet
+    """The images, as rows of an index."""
+    is_own: bool
+    """True if the images are of the run's own split."""
     images: EvaluatedImages
     """The images with their outputs and the calibration."""
 
@@ -240,10 +243,7 @@ def compare(
 
 
 def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | None = None) -> Steps[Evaluation]:
-    """Evaluate a run, as `evaluate` does; `request.runs` is not read.
-
-    `test_set` has the images where several runs are compared on the same; None takes those of the request.
-    """
+    """Evaluate a run, as `evaluate` does, on the images of the request, or those that another run was evaluated on."""
     operating_targets = [parse_target(text) for text in request.targets]
     test_set, notes = yield from _choose_images(run, request, test_set)
     audit, audit_notes = yield from audit_steps(run)
@@ -252,13 +252,13 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
     attributes = yield from read_subgroups(request, test_set)
     classifier = open_classifier(run, cache=request.cache)
     targets = classifier.read_targets(test_set.index, test_set.rows)
-    own_calibration, calibration_notes = yield from _prepare_calibration(run, classifier, operating_targets)
-    calibration, refit_notes = yield from refit_calibration(classifier, fit_set, own_calibration, run)
+    own, calibration_notes = yield from _prepare_calibration(run, classifier, operating_targets)
+    calibration, refit_notes = yield from refit_calibration(classifier, fit_set, own, run)
     notes += audit_notes + leakage + calibration_notes + refit_notes
     if request.save_calibration is not None and calibration is not None:
         write_calibration(request.save_calibration, calibration, overwrite=request.overwrite)
-    features = is_other_data(run, test_set)  # for the drift
-    outputs, seconds = yield from _classify(classifier, test_set, "evaluating", features=features)
+    is_own = test_set.index.has_split_of(run.read_split())
+    outputs, seconds = yield from _classify(classifier, test_set, "evaluating", features=not is_own)
     images = EvaluatedImages(
         task=classifier.task,
         classes=classifier.classes,
@@ -267,7 +267,7 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         calibration=calibration,
         groups=test_set.groups,
     )
-    drift, drift_notes = yield from measure_drift(run, classifier, own_calibration, test_set, outputs)
+    drift, drift_notes = (None, []) if is_own else (yield from measure_drift(classifier, own, test_set, outputs))
     augmentation = None
     if request.tta:
         images, augmentation = yield from _augment(run, test_set, images, seconds, cache=request.cache)
@@ -290,8 +290,9 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         audit=audit,
         subgroups=(yield from measure_subgroups(images, attributes)) if attributes else None,
         drift=drift,
-        recalibration=measure_recalibration(images, own_calibration, fit_set),
+        recalibration=measure_recalibration(images, own, fit_set),
         test_set=test_set,
+        is_own=is_own,
         images=images,
     )
     return replace(

@@ -114,7 +114,7 @@ def render_page(report: ReportData, sections: Sequence[Section], svg: Mapping[st
         value=getattr(evaluation.metrics, headline.key),
         interval=evaluation.intervals.overall[headline.key],
         chance=evaluation.task.measure_chance(evaluation.metrics, evaluation.images.targets).value,
-        questions=answer_questions(report),
+        questions=answer_questions(evaluation),
         notes=[note for note in evaluation.notes if note.severity == "note"],
         sections=sections,
         metrics=list_metrics(evaluation, sections),

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from convnext_cli.inference.drift import is_other_data
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.inference.operating_points import trace_curves
 from convnext_cli.metrics.decision import estimate_likelihood_ratios
@@ -21,11 +20,11 @@ RATIOS = ("positive_ratio", "negative_ratio")
 def show_targets(report: ReportData) -> Section | None:
     """Return which targets are met, with likelihood ratios, predictive values and decision curves."""
     evaluation = report.evaluation
-    points, images = evaluation.operating_points, evaluation.test_set
+    points = evaluation.operating_points
     if not evaluation.metrics.per_class:
         return None
     sentences: list[str | Notice] = []
-    is_own = not evaluation.recalibration and not is_other_data(report.run, images)
+    is_own = evaluation.is_own and not evaluation.recalibration
     is_fitted_here = is_own and evaluation.split in ("val", "all")
     if not points:
         sentences.append("No target was set. eval --target sensitivity=0.95:CLASS sets a threshold on validation.")

@@ -1,25 +1,22 @@
 """The first screen of a report: how good the model is, for whom, and whether the result can be trusted."""
 
-from convnext_cli.inference.drift import is_other_data
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.thresholds import describe_missed, describe_unreachable
 from convnext_cli.progress import Notice
-from convnext_cli.reports.section import ReportData, Section
+from convnext_cli.reports.section import Section
 from convnext_cli.reports.targets import describe_point
-from convnext_cli.runs.folder import RunFolder
 from convnext_cli.text import format_count
 
 MAX_CLASSES = 6  # whose numbers of images are listed
 
 
-def answer_questions(report: ReportData) -> tuple[Section, ...]:
+def answer_questions(evaluation: Evaluation) -> tuple[Section, ...]:
     """Return the three questions that a reader has first, with their answers."""
-    evaluation = report.evaluation
     return (
         Section(title="How good is it?", sentences=_describe_quality(evaluation)),
         Section(title="For whom?", sentences=_describe_images(evaluation)),
-        Section(title="Can it be trusted?", sentences=_describe_trust(evaluation, report.run)),
+        Section(title="Can it be trusted?", sentences=_describe_trust(evaluation)),
     )
 
 
@@ -48,7 +45,7 @@ def _describe_images(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _describe_trust(evaluation: Evaluation, run: RunFolder) -> list[str | Notice]:
+def _describe_trust(evaluation: Evaluation) -> list[str | Notice]:
     """Return all warnings, then what was checked without one."""
     points = evaluation.operating_points
     fitted_on = evaluation.fitted_on
@@ -56,7 +53,7 @@ def _describe_trust(evaluation: Evaluation, run: RunFolder) -> list[str | Notice
     known = {describe_missed(point) for point in points} | unreachable
     warnings = [note for note in evaluation.notes if note.severity == "warning" and note.text not in known]
     targets = [text for point in points for text in describe_point(point, fitted_on)]
-    statements = [describe_chance(evaluation), *describe_leakage(evaluation, run), *targets]
+    statements = [describe_chance(evaluation), *describe_leakage(evaluation), *targets]
     if number := evaluation.test_number:
         first = "This is the first evaluation of this run on a test split."
         again = f"This is evaluation {number} on a test split. Choosing a model by these results biases them upward."
@@ -78,7 +75,7 @@ def describe_chance(evaluation: Evaluation) -> str | Notice:
     return Notice(text=text, severity="warning")
 
 
-def describe_leakage(evaluation: Evaluation, run: RunFolder) -> list[str]:
+def describe_leakage(evaluation: Evaluation) -> list[str]:
     """Return that no leakage was found, or that it is unknown; nothing where a warning of the evaluation has it."""
     overlap, audit = evaluation.overlap, evaluation.audit
     if evaluation.split == "train":
@@ -87,7 +84,7 @@ def describe_leakage(evaluation: Evaluation, run: RunFolder) -> list[str]:
         is_clean = not (overlap.trained or overlap.trained_near)
         clean = "The model was trained on none of these images, nor on a near-duplicate of one."
         return [clean] if is_clean else []
-    if is_other_data(run, evaluation.test_set) or audit is None:
+    if not evaluation.is_own or audit is None:
         return ["It is not known whether training images are among these."]
     if any(finding.falsifies for finding in audit.findings):
         return []

@@ -443,19 +443,17 @@ def test_verdict_says_whether_the_images_were_trained_on(run: RunFolder, tmp_pat
         evaluate(mine.path, tmp_path / "test"),
         evaluate(mine.path, tmp_path / "train"),
     )
-    assert describe_leakage(own, mine) == [
+    assert describe_leakage(own) == [
         "No leakage found: none of these images is a duplicate or near-duplicate of a training image."
     ]
     text = "The model was trained on none of these images, nor on a near-duplicate of one."
-    assert describe_leakage(new, mine) == [text]
-    assert describe_leakage(known, mine) == []
-    assert describe_leakage(evaluate(mine.path, split="train"), mine) == [], "the split says it"
-    trust = answer_questions(ReportData(evaluation=known, run=mine, config=run.read_config()))[2].sentences
+    assert describe_leakage(new) == [text]
+    assert describe_leakage(known) == []
+    assert describe_leakage(evaluate(mine.path, split="train")) == [], "the split says it"
+    trust = answer_questions(known)[2].sentences
     assert isinstance(trust[0], Notice), "warnings come first"
     assert any("were trained on" in sentence.text for sentence in trust if isinstance(sentence, Notice))
-    assert describe_leakage(replace(own, audit=None), mine) == [
-        "It is not known whether training images are among these."
-    ]
+    assert describe_leakage(replace(own, audit=None)) == ["It is not known whether training images are among these."]
 
 
 def test_verdict_compares_the_headline_with_chance(run: RunFolder, tmp_path: Path) -> None:
