@@ -65,12 +65,8 @@ _ERROR_VALUE = re.compile(r"#(?:N/?[ABDV]|[¡¿]?[\w/]+[!?])|err:\d{3}", re.IGNO
 """An error of a spreadsheet in any language: #N/A, #NV, #DIV/0!, #¡VALOR!, Err:502."""
 _UNKNOWN = frozenset(("none", "?", "unknown"))
 """Cells of a flag or a number that hold no value, as people write them too; a class may have such a name."""
-ATTRIBUTES = frozenset(
-    (
-        "sex", "gender", "male", "female", "smoker", "is_test", "is_train", "left", "right", "site", "hospital",
-        "device", "scanner", "manufacturer",
-    )
-)  # fmt: skip
+_FLAGS = frozenset(("sex", "gender", "male", "female", "smoker", "is_test", "is_train", "left", "right"))
+ATTRIBUTES = _FLAGS | frozenset(("site", "hospital", "device", "scanner", "manufacturer"))
 """Columns that describe the subject or the image, and are targets only where no other column can be."""
 
 
@@ -214,7 +210,7 @@ def is_unknown(cell: str) -> bool:
 
 def is_flag(table: Table, name: str) -> bool:
     """Return True if a column can hold one label: yes, no, uncertain or unknown, with at least one yes."""
-    if fold_column(name) in ATTRIBUTES | _MEASURES:
+    if fold_column(name) in _FLAGS | _MEASURES:
         return False
     flags = {parse_flag(cell) for cell in table.columns[name]}
     return None not in flags and 1.0 in flags
