@@ -97,6 +97,8 @@ def start_training(preparation: Preparation, run: RunFolder, accelerator: Accele
         contents = yield from digest_contents(index, threads=count_process_cpus())
     if origin is not None:
         do_on_first_rank(accelerator, partial(check_contents, run, origin, index, contents))
+    if preparation.plan.teacher is not None:
+        yield Progress(done=0, total=1, activity="opening the teacher")
     teacher = _open_teacher(preparation)
     context = build_context(preparation, run, accelerator, teacher)
     identity, licenses = (teacher.identity, teacher.licenses) if teacher else ("", ())

@@ -18,7 +18,7 @@ from convnext_cli.machine import Machine, count_process_cpus, detect_machine
 from convnext_cli.models.catalog import Architecture, Tag, find_model, resolve_weights
 from convnext_cli.models.hub import find_weights_steps
 from convnext_cli.options import is_unicode
-from convnext_cli.progress import Notice, Steps, finish
+from convnext_cli.progress import Notice, Progress, Steps, finish
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint, compute_fingerprint, explain_domain
 from convnext_cli.recipes.framing import warn_unseen
 from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan
@@ -311,6 +311,7 @@ def _label_by_teacher(request: TrainRequest, dataset: Dataset) -> Steps[Dataset]
     from convnext_cli.training.teaching import label_images
 
     assert request.teacher is not None
+    yield Progress(done=0, total=1, activity="opening the teacher")
     teacher, index = open_teacher(request.teacher, offline=request.offline), dataset.index
     labels = yield from label_images(index, teacher, cache=request.cache)
     text = (
