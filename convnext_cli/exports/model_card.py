@@ -33,7 +33,7 @@ LIMITATIONS = (
 
 TRANSFORMERS = (
     "With transformers, `AutoModelForImageClassification.from_pretrained(…)` gives the same logits. Its `pipeline` "
-    "applies a softmax or sigmoid of its own in place of the calibration below."
+    "applies a softmax, to several labels a sigmoid and to a number nothing, without the calibration below."
 )
 
 

@@ -52,7 +52,8 @@ def write_model(model: nn.Module, folder: Path, weights: Mapping[str, Tensor], m
         "mean": preprocessing.mean,
         "std": preprocessing.std,
     }
-    outputs = read_task(task, folder, MODEL_REMEDY).count_outputs(len(classes))
+    known = read_task(task, folder, MODEL_REMEDY)
+    outputs = known.count_outputs(len(classes))
     # Drop timm's description, which is of the base weights.
     cfg = {"license": metadata.license, "description": None, "num_classes": outputs}
     with replace_file(CONFIG.path(folder)) as path:
@@ -66,6 +67,8 @@ def write_model(model: nn.Module, folder: Path, weights: Mapping[str, Tensor], m
         del config["model_args"]["num_classes"]  # a duplicate, which transformers 5.23 rejects
         if task is not None:
             config["task"] = task
+        if known.problem_type is not None:
+            config["problem_type"] = known.problem_type
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tensors(weights, MODEL.path(folder), {"format": "pt"})
 

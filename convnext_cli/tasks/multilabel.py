@@ -56,6 +56,7 @@ class Multilabel(Task):
     title: ClassVar[str] = "several labels per image"
     loss: ClassVar[str] = "binary_cross_entropy"
     activation: ClassVar[str] = "sigmoid"
+    problem_type: ClassVar[str | None] = "multi_label_classification"
     metrics: ClassVar[type] = MultilabelMetrics
     has_values: ClassVar[bool] = True
     has_several: ClassVar[bool] = True

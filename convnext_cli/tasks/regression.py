@@ -60,6 +60,7 @@ class Regression(Task):
     title: ClassVar[str] = "a number per image"
     loss: ClassVar[str] = "huber"
     scores: ClassVar[str] = "value"
+    problem_type: ClassVar[str | None] = "regression"
     metrics: ClassVar[type] = RegressionMetrics
     has_values: ClassVar[bool] = True
     is_continuous: ClassVar[bool] = True

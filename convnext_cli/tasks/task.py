@@ -125,6 +125,8 @@ class Task(ABC):
     """True if the targets are `Index.values`, not the classes `Index.labels`."""
     is_continuous: ClassVar[bool] = False
     """True if the targets are numbers, so that hardly two images have the same."""
+    problem_type: ClassVar[str | None] = None
+    """The name that transformers has for the task, which decides what its pipeline applies; None for its default."""
     has_several: ClassVar[bool] = False
     """True if an image may have several of the classes, each of which has its own explanation."""
     unsupported: ClassVar[dict[str, str]] = {"class_weights=asymmetric": "it is for several labels per image"}

@@ -161,7 +161,10 @@ def test_stopped_run_resumes_to_the_same_bytes(kind: str, tables: dict[str, Path
 def test_timm_loads_the_model(kind: str, task_run: Runs) -> None:
     run = task_run(kind)
     model = timm.create_model(f"local-dir:{run.path}", pretrained=True).eval()
-    assert json.loads((run.path / "config.json").read_text())["task"]["name"] == kind
+    config = json.loads((run.path / "config.json").read_text())
+    assert config["task"]["name"] == kind
+    problems = {"multilabel": "multi_label_classification", "regression": "regression"}  # transformers' names
+    assert config.get("problem_type") == problems.get(kind)
     with torch.inference_mode():
         outputs = model(torch.zeros(2, 3, 32, 32))
     assert outputs.shape == (2, KINDS[kind]().count_outputs(len(run.read_config().label_names)))
