@@ -207,6 +207,11 @@ AMBIGUOUS = {
     "patients as folders": ("patient0001/study1/ patient0002/study1/", "look like patients"),
     "patients in a split": ("train/patient0001/s1/ train/patient0002/s1/", "look like patients"),
     "classes inside numbered patients": ("10253/0/ 10253/1/ 10254/0/ 10254/1/", "the same folders \\(0, 1\\)"),
+    "classes inside sites": (
+        "hamburg/NORMAL/ hamburg/SICK/ berlin/NORMAL/ berlin/SICK/",
+        "same folders \\(NORMAL, SICK\\)",
+    ),
+    "classes inside products": ("bottle/ok/ bottle/scratch/ cap/ok/ cap/scratch/", "same folders \\(ok, scratch\\)"),
     "classes inside variants": ("color/a/ color/b/ grayscale/a/ grayscale/b/", "the same folders \\(a, b\\)"),
     "classes inside sets": (
         "Original~Images/a/ Original~Images/b/ Augmented~Images/a/ Augmented~Images/b/",

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from convnext_cli.data.folders.masks import has_mask_words
 from convnext_cli.data.folders.splits import ENGLISH_NAMES, AmbiguousLayoutError, find_split_folders, list_split_folders
 from convnext_cli.data.folders.words import (
+    FINDING_WORDS,
     GENERIC_WORDS,
     IMAGE_WORDS,
     PLAIN_IMAGE_WORDS,
@@ -81,12 +82,13 @@ def _check_inner_folders(tops: Sequence[Folder], words: Sequence[set[str]], *, i
     common = set.intersection(*inside)
     are_variants = all(_is_subset(top_words, GENERIC_WORDS | VARIANT_WORDS) for top_words in words)
     are_same = all(inner == common for inner in inside)
+    are_findings = _name_findings(common) and not _name_findings(names)
     are_many = len(common) > max(MAX_VIEWS, len(tops)) and not all(re.search(r"\d", name) for name in common)
-    if are_same and len(common) > 1 and (is_numbered or are_variants or are_many):
+    if are_same and len(common) > 1 and (is_numbered or are_variants or are_findings or are_many):
         raise AmbiguousLayoutError(
             f"{list_names(tops)} each have the same folders ({shorten_names(sorted(common))}), so those seem to be the "
             "classes",
-            f"Give one of them, such as {tops[0].path}, or a CSV file with path and label (and patient)",
+            f"Give one of them, such as {tops[0].path}, or a CSV file with path and label (and patient, site)",
         )
     misspelled = any(get_close_matches(name.casefold(), ENGLISH_NAMES, cutoff=0.75) for name in names)
     if misspelled and len(common) > 1:
@@ -130,6 +132,11 @@ def check_inner_splits(classes: Iterable[tuple[Folder, str]], start: Folder) -> 
                     "Give a folder of <class>/ or {train,val,test}/<class>/ folders, or a CSV file with path, label "
                     "and split",
                 )
+
+
+def _name_findings(names: Iterable[str]) -> bool:
+    """Return True if one of the names is of a finding, as in `hamburg/normal`."""
+    return any(FINDING_WORDS.intersection(list_words(name)) for name in names)
 
 
 def _is_subset(words: set[str], others: frozenset[str]) -> bool:

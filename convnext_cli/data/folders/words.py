@@ -35,6 +35,15 @@ VARIANT_WORDS = frozenset(
 )  # fmt: skip
 """Words for a processed copy of a whole data set."""
 
+FINDING_WORDS = frozenset(
+    (
+        "normal", "abnormal", "healthy", "sick", "diseased", "positive", "negative", "pos", "neg", "benign",
+        "malignant", "control", "tumor", "tumour", "cancer", "pneumonia", "covid", "good", "bad", "ok", "nok", "ng",
+        "pass", "fail", "defect", "defects", "defective", "intact", "damaged", "infected", "uninfected", "infested",
+    )
+)  # fmt: skip
+"""Words for what is found in an image, not for where it comes from or how it was taken."""
+
 
 def list_words(name: str) -> list[str]:
     """Return the words and numbers of a name in lower case: `JPEGImages_2` -> jpeg, images, 2."""
