@@ -54,7 +54,7 @@ def main(data: Path, folder: Path) -> None:
     print("report:", write_report(evaluation))
 
     path = audit.index.root / audit.index.paths[0]
-    with Image.open(path) as image:  # a path and PIL images in one call
+    with Image.open(path, formats=["JPEG", "PNG"]) as image:  # a path and PIL images in one call
         predictions = predict([path, image, Image.new("RGB", image.size)], result.run, on_event=show)
     for name, prediction in zip(("file", "PIL image", "black image"), predictions, strict=True):
         print(f"{name}: {prediction.classes[0]} ({prediction.probabilities[0]:.2f}), {prediction.decisions}")
