@@ -131,7 +131,7 @@ def _describe_only_table(name: str, table: Index, layout: Layout, forms: Sequenc
 
 def _choose_example(tables: Iterable[str]) -> str:
     """Return the table that most likely has the training labels."""
-    return min(tables, key=lambda name: ((find_split(Path(name).stem) or ("",))[0] != "train", name))
+    return min(tables, key=lambda name: (find_split(Path(name).stem) != "train", name))
 
 
 def _explain_missing_classes(

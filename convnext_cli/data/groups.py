@@ -194,7 +194,7 @@ def _list_inside(path: str, name: str, split: str) -> list[str]:
     parts = path.split("/")[:-1]
     place = next((at for at, part in enumerate(parts) if part == name or normalise_name(part) == name), None)
     inside = parts[1 if place is None else place + 1 :]
-    if split and inside and (match := find_split(inside[0])) and match[0] == split:
+    if split and inside and find_split(inside[0]) == split:
         return inside[1:]  # `<class>/train`
     return inside
 

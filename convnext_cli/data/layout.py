@@ -208,7 +208,7 @@ def _enter_wrappers(tree: Folder, name: str, layout: Layout) -> Folder:
         only_name = normalise_name(only.name).casefold()
         has_name_of_set = only_name == normalise_name(name).casefold()
         split = find_split(only.name)
-        if split and not has_name_of_set and (split[0] == "train" or only_name in SPLIT_NAMES):
+        if split and not has_name_of_set and (split == "train" or only_name in SPLIT_NAMES):
             break  # a single split
         siblings = [other for other in folder.folders if other is not only]
         are_empty = all(not sibling.others and not sibling.folders for sibling in siblings)  # classes without images?

@@ -34,11 +34,11 @@ SPLIT_NAMES = ENGLISH_NAMES | {
     "시험": "test", "평가": "test", "اختبار": "test", "परीक्षण": "test", "uji": "test", "δοκιμή": "test",
 }  # fmt: skip
 UNLABELLED = "unlabelled"
-_UNLABELLED_NAMES = dict.fromkeys(
+_SPLIT_OF = SPLIT_NAMES | dict.fromkeys(
     ("pred", "preds", "predict", "prediction", "predictions", "inference", "unlabelled", "unlabeled", "unsup"),
     UNLABELLED,
 )
-_ANY_SPLIT = re.compile("|".join(sorted({*SPLIT_NAMES, *_UNLABELLED_NAMES})))
+_ANY_SPLIT = re.compile("|".join(sorted(_SPLIT_OF)))
 
 SplitFolders = dict[str, list[Folder]]
 """The folders of one set of splits, by split."""
@@ -48,20 +48,16 @@ class AmbiguousLayoutError(DataError):
     """Folders that could mean several things."""
 
 
-def find_split(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """Return the split that a folder's or file's name means, and the other words of the name; None if it means none.
+def find_split(name: str) -> str | None:
+    """Return the split that a folder's or file's name means; None if it means none.
 
     One of the words is the name of a split: `seg_train`, `Training Set`, `1_train`. Not so in `trainer`, and not in
     `train_test`, which has two.
     """
     if not _ANY_SPLIT.search(normalise_name(name).casefold()):
         return None
-    words = list_words(name)
-    split_of = SPLIT_NAMES | _UNLABELLED_NAMES
-    matches = [word for word in words if word in split_of]
-    if len(matches) != 1:
-        return None
-    return split_of[matches[0]], tuple(word for word in words if word != matches[0] and not word.isdigit())
+    matches = [word for word in list_words(name) if word in _SPLIT_OF]
+    return _SPLIT_OF[matches[0]] if len(matches) == 1 else None
 
 
 def find_split_folders(folders: Iterable[Folder]) -> SplitFolders:
@@ -108,8 +104,9 @@ def _group_by_split(folders: Sequence[Folder]) -> tuple[SplitFolders, dict[tuple
         name = normalise_name(folder.name).casefold()
         if name in SPLIT_NAMES:
             simple.setdefault(SPLIT_NAMES[name], []).append(folder)
-        if match := find_split(folder.name):
-            sets.setdefault(match[1], {}).setdefault(match[0], []).append(folder)
+        if split := find_split(folder.name):
+            others = tuple(word for word in list_words(folder.name) if word not in _SPLIT_OF and not word.isdigit())
+            sets.setdefault(others, {}).setdefault(split, []).append(folder)
     return simple, sets
 
 
@@ -152,9 +149,8 @@ def enter_split(folder: Folder) -> Folder:
     name, split = normalise_name(folder.name).casefold(), find_split(folder.name)
     while not folder.images and len(folder.filled) == 1:
         [only] = folder.filled
-        inner_split = find_split(only.name)
         is_repetition = normalise_name(only.name).casefold() == name or set(list_words(only.name)) <= GENERIC_WORDS
-        if not is_repetition and not (inner_split and split and inner_split[0] == split[0]):
+        if not is_repetition and not (split and find_split(only.name) == split):
             break
         folder = only
     return folder

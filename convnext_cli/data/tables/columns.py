@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from convnext_cli.data.folders.splits import SPLIT_NAMES, find_split
+from convnext_cli.data.folders.splits import SPLIT_NAMES, UNLABELLED, find_split
 from convnext_cli.data.index import NONE
 from convnext_cli.data.split import name_fold
 from convnext_cli.data.tables.files import FileFinder
@@ -147,8 +147,8 @@ def _parse_split(cell: str) -> str | None:
         return ""
     if cell.casefold() in SPLIT_NAMES:
         return SPLIT_NAMES[cell.casefold()]
-    match = find_split(cell)
-    return match[0] if match and match[0] in SPLIT_NAMES.values() else None
+    split = find_split(cell)
+    return None if split == UNLABELLED else split
 
 
 def read_folds(table: Table, columns: dict[str, str], splits: Sequence[str]) -> list[str]:

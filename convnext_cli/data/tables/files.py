@@ -31,7 +31,7 @@ class FileFinder:
         encoding: of the table.
     """
 
-    def __init__(self, root: Path, split: tuple[str, tuple[str, ...]] | None, *, search: bool, encoding: str) -> None:
+    def __init__(self, root: Path, split: str | None, *, search: bool, encoding: str) -> None:
         self.root, self.split, self.search, self.encoding = str(root), split, search, encoding
         self.notes: list[str] = []
         self.ambiguous: list[str] = []
@@ -141,8 +141,7 @@ class FileFinder:
             if matches:
                 break
         if len(matches) > 1 and self.split:
-            split = self.split[0]
-            of_split = [path for path in matches if any(_has_split(part, split) for part in path.split("/")[:-1])]
+            of_split = [path for path in matches if self.split in map(find_split, path.split("/")[:-1])]
             return of_split or matches
         return matches
 
@@ -190,11 +189,6 @@ def _list_subfolders(root: str, folder: str) -> list[str]:
     except OSError:
         return []
     return [f"{folder}/{name}" if folder else name for name in names]
-
-
-def _has_split(part: str, split: str) -> bool:
-    match = find_split(part)
-    return match is not None and match[0] == split
 
 
 def _split_path(text: str) -> list[str]:
