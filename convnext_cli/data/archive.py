@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
@@ -93,14 +93,13 @@ def check_inside(archive: Path, root: Path, paths: Iterable[str]) -> None:
 
 
 def _list_members(
-    archive: Path, members: Iterable[zipfile.ZipInfo]
+    archive: Path, members: Sequence[zipfile.ZipInfo]
 ) -> tuple[dict[PurePosixPath, zipfile.ZipInfo], set[PurePosixPath]]:
     """Return the archive's files by their paths, and its folders.
 
     Raises:
         DataError: a member is not an ordinary file or folder inside the archive.
     """
-    members = list(members)
     has_slash = any("/" in member.filename for member in members)
     files: dict[PurePosixPath, zipfile.ZipInfo] = {}
     folders: set[PurePosixPath] = set()

@@ -114,8 +114,7 @@ def _read_column(index: Index, tables: Sequence[Table], name: str) -> Attribute 
         DataError: the table has the column, and is not of these images.
     """
     for table in tables:
-        column = next((column for column in table.columns if fold_column(column) == fold_column(name)), None)
-        if column is None:
+        if fold_column(name) not in map(fold_column, table.columns):
             continue
         column = find_named(table, name, "")  # the exact name before another spelling
         rows = _match_paths(index, table, column) or _match_groups(index, table, column)
@@ -237,7 +236,7 @@ def _make_levels(attribute: Attribute, cuts: Sequence[float], option: str) -> At
         raise UsageError(
             f"{attribute.name} has cuts, but values that are not numbers, such as {example!r}", "Leave out the cuts"
         )
-    is_age = "age" in re.split(r"_", fold_column(attribute.name)) or attribute.name == DICOM_NAMES["age"]
+    is_age = "age" in fold_column(attribute.name).split("_") or attribute.name == DICOM_NAMES["age"]
     if are_numbers and (cuts or is_age or len(numbers) > MAX_NUMBERS):
         known = {value: number for value, number in numbers.items() if number is not None}
         return _bin(attribute, known, tuple(cuts), is_age=is_age)

@@ -174,9 +174,7 @@ def _read_patients(index: Index) -> Steps[dict[int, str]]:
 
 def _group_by_folder(index: Index) -> Iterator[dict[int, str]]:
     """Yield the groups by each level of folders inside the class folder, the outermost first: `NORMAL/p001/a.png`."""
-    inside = []
-    for row, path in enumerate(index.paths):
-        inside.append(_list_inside(path, index.describe_target(row), index.splits[row]))
+    inside = [_list_inside(path, index.describe_target(row), index.splits[row]) for row, path in enumerate(index.paths)]
     for depth in range(max(map(len, inside), default=0)):
         yield {row: folders[depth] for row, folders in enumerate(inside) if len(folders) > depth}
 

@@ -255,10 +255,7 @@ def _drop_copies(start: Folder, layout: Layout) -> None:
 
 def _join_names(placements: Sequence[Placement], layout: Layout) -> list[Placement]:
     """Return the placements with one form of each class's name, and note which spellings were joined."""
-    spellings: dict[str, set[str]] = {}
-    for placement in placements:
-        spellings.setdefault(normalise_name(placement.name), set()).add(placement.name)
-    layout.notes += describe_joined(spellings)
+    layout.notes += describe_joined(placement.name for placement in placements)
     return [replace(placement, name=normalise_name(placement.name)) for placement in placements]
 
 

@@ -63,13 +63,10 @@ def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
     groups = read_groups(table, columns)
     table = replace(table, has_repeats=len(set(paths)) < len(paths))
     targets, joined = _join_rows(paths, read_targets(table, columns, options))
-    spellings: dict[str, set[str]] = {}
-    for label in set(targets.labels):
-        spellings.setdefault(normalise_name(label), set()).add(label)
     notes = [
         *([f"read as {table.encoding}, as it is not UTF-8"] if table.encoding != UTF_8 else []),
         *finder.notes,
-        *describe_joined(spellings),
+        *describe_joined(targets.labels),
         *_describe_columns(table, columns, targets.columns, folds),
         *_describe_groups(columns.get("group", ""), groups),
         *targets.notes,

@@ -73,7 +73,7 @@ def scan_unlabelled(root: Path, *, exclude: str = NONE) -> Index:
     check_cache_outside([root])
     tree, _, skipped = _walk(root, exclude)
     start = len(os.path.join(root, ""))  # noqa: PTH118
-    paths = tuple(sorted(path[start:].replace(os.sep, "/") for path in tree.list_images()))
+    paths = tuple(sorted(path[start:] for path in tree.list_images()))
     if not paths:
         raise DataError(f"no images under {root}", "Give a folder of JPEG, PNG, TIFF, DICOM or other readable images")
     return Index(
@@ -105,7 +105,7 @@ def _walk(root: Path, exclude: str) -> tuple[Folder, set[str], Counter[str]]:
 def _make_index(root: Path, layout: Layout, skipped: Counter[str]) -> Index:
     start = len(os.path.join(root, ""))  # noqa: PTH118  (strings throughout: a Path per file is slow)
     images = [
-        (path[start:].replace(os.sep, "/"), placement.name, placement.split)
+        (path[start:], placement.name, placement.split)
         for placement in layout.placements
         for path in placement.folder.list_images()
     ]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -176,19 +177,15 @@ class _Store:
 
     def read(self) -> tuple[NDArray[Any], list[str]]:
         """Return the cached measures, (0,) if there are none, and the notes that they refer to."""
-        try:
-            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-                if int(saved["version"]) == VERSION and (measures := saved["measures"]).dtype == MEASURES:
-                    return measures, list(json.loads(str(saved["notes"])))
-        except Exception:  # no file, or a damaged one, for which zipfile and NumPy raise a dozen kinds
-            return np.zeros(0, MEASURES), []
-        return np.zeros(0, MEASURES), []  # of another version
+        with suppress(Exception), self.path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            if int(saved["version"]) == VERSION and (measures := saved["measures"]).dtype == MEASURES:
+                return measures, list(json.loads(str(saved["notes"])))
+        # no file, one of another version, or a damaged one, for which zipfile and NumPy raise a dozen kinds
+        return np.zeros(0, MEASURES), []
 
     def write(self, measurements: Measurements) -> None:
         """Save the measurements. If that is not possible, the next audit measures again."""
-        try:
+        with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replace_file(self.path) as temporary, temporary.open("wb") as file:
                 np.savez(file, version=VERSION, measures=measurements.measures, notes=json.dumps(measurements.notes))
-        except OSError:
-            return

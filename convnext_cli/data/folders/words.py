@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from convnext_cli.data.index import TABLE_SUFFIXES
 from convnext_cli.data.tree import Folder
@@ -56,12 +56,11 @@ def is_table(name: str) -> bool:
     return name.lower().endswith(TABLE_SUFFIXES)
 
 
-def describe_joined(spellings: dict[str, set[str]]) -> list[str]:
-    """Return a note on the names that look the same and were joined, if there are any.
-
-    Args:
-        spellings: the spellings of each normalised name.
-    """
+def describe_joined(names: Iterable[str]) -> list[str]:
+    """Return a note on the names that look the same, which are joined, if there are any."""
+    spellings: dict[str, set[str]] = {}
+    for name in set(names):
+        spellings.setdefault(normalise_name(name), set()).add(name)
     joined = [name for name, forms in sorted(spellings.items()) if len(forms) > 1]
     if not joined:
         return []

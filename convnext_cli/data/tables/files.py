@@ -44,9 +44,7 @@ class FileFinder:
         sample = filled[:: max(1, len(filled) // 20)]
         if not sample:
             return False
-        if 2 * sum(self.find(cell) is not None for cell in sample) > len(sample):
-            return True
-        for cut in self._list_cuts(sample):
+        for cut in (0, *self._list_cuts(sample)):
             if 2 * sum(self.find(cell, cut) is not None for cell in sample) > len(sample):
                 return True
         return self.search and 2 * sum(bool(self._find_below(cell)) for cell in sample) > len(sample)
