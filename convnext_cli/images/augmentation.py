@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from convnext_cli.images.preprocessing import MAX_MAGNITUDE
-from convnext_cli.images.raster import Pixels
+from convnext_cli.images.raster import Pixels, is_grey
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
@@ -53,14 +53,6 @@ def turn_crop(
     y = (tall - height * (cos + sin * (width / height))) / 2
     turned = scaled.transform(size, Image.Transform.AFFINE, (cos, -sin, x, sin, cos, y), resample=resample)
     return turned.convert("RGB")
-
-
-def is_grey(image: Pixels) -> bool:
-    """Return True if the three channels of (H, W, 3) are equal."""
-    return all(
-        bool((part[..., 0] == part[..., 1]).all() and (part[..., 1] == part[..., 2]).all())
-        for part in (image[::16, ::16], image)  # a few pixels show most colours
-    )
 
 
 def jitter_light(image: Image.Image, random: np.random.Generator, most: float) -> Image.Image:

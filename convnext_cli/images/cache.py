@@ -29,7 +29,7 @@ from PIL import Image
 from convnext_cli.cache_folder import IMAGES, SPARED, find_cache_folder
 from convnext_cli.images.decode import RULES
 from convnext_cli.images.hashing import make_key, open_digests
-from convnext_cli.images.raster import Pixels
+from convnext_cli.images.raster import Pixels, is_grey
 
 LIMIT = "CONVNEXT_CACHE_GIB"  # environment variable: GiB that all cached images together may take
 DEFAULT_LIMIT = 32.0  # GiB: 200,000 grey X-rays of 400 px, or 60,000 photos of 366 x 488
@@ -155,9 +155,7 @@ class _Store:
         if self.failure:
             return
         height, width, _ = image.shape
-        grey = image[..., 0]
-        is_grey = np.array_equal(grey, image[..., 1]) and np.array_equal(grey, image[..., 2])
-        pixels = np.ascontiguousarray(grey if is_grey else image).tobytes()
+        pixels = np.ascontiguousarray(image[..., 0] if is_grey(image) else image).tobytes()
         with self._lock:
             self._waiting[content] = (content, height, width, _sum(height, width, pixels), pixels)
             self._bytes += len(pixels)

@@ -414,11 +414,11 @@ def _show_grey(stored: NDArray[Any], view: "Dataset", dataset: "Dataset", steps:
 
     def transform(levels: NDArray[Any]) -> NDArray[np.uint8]:
         hidden = np.zeros(levels.shape, bool) if padding is None else (levels >= padding[0]) & (levels <= padding[1])
-        values, notes = _apply_luts(levels, view, ~hidden if not hidden.all() else ~np.zeros(levels.shape, bool))
+        shown = np.ones(levels.shape, bool) if hidden.all() else ~hidden
+        values, notes = _apply_luts(levels, view, shown)
         if inverted:
             values = -values
-        shown = values[~hidden] if not hidden.all() else values
-        low, high = find_range(shown.reshape(1, -1)) or (0.0, 0.0)
+        low, high = find_range(values[shown].reshape(1, -1)) or (0.0, 0.0)
         steps.extend(notes)
         if not any(note in ("VOI LUT", _WINDOWED) for note in notes):
             ends = (-high, -low) if inverted else (low, high)

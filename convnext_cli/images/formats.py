@@ -195,20 +195,14 @@ def _starts_like_dicom(head: bytes, order: str, explicit: bool) -> bool:
         tag = group << 16 | element
         if tag <= last or group not in (0x0002, 0x0008, 0x0010, 0x0018, 0x0020, 0x0028) or (not last and group > 8):
             return False
-        size = 8
+        at, layout = place + 4, f"{order}L"  # of the element's length
         if explicit:
             representation = head[place + 4 : place + 6]
             if representation not in _VALUE_REPRESENTATIONS:
                 return False
-            size = 12 if representation in _LONG_REPRESENTATIONS else 8
-            (length,) = (
-                struct.unpack_from(f"{order}L", head, place + 8)
-                if size == 12
-                else struct.unpack_from(f"{order}H", head, place + 6)
-            )
-        else:
-            (length,) = struct.unpack_from(f"{order}L", head, place + 4)
+            at, layout = (place + 8, layout) if representation in _LONG_REPRESENTATIONS else (place + 6, f"{order}H")
+        (length,) = struct.unpack_from(layout, head, at)
         if length % 2 and length != 0xFFFFFFFF:
             return False
-        place, last = place + size + length, tag
+        place, last = at + struct.calcsize(layout) + length, tag
     return True

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from convnext_cli.errors import ImageError
@@ -37,8 +37,5 @@ def reserve_memory(path: Any, width: int, height: int, bytes_per_pixel: float) -
             f"(the limit is {MAX_BYTES / 1e9:.1f} GB)",
             "Scale it down, or cut it into tiles",
         )
-    if size < _LARGE:
+    with nullcontext() if size < _LARGE else _one_large_image:
         yield
-    else:
-        with _one_large_image:
-            yield

@@ -109,6 +109,14 @@ def _scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     return eight
 
 
+def is_grey(image: Pixels) -> bool:
+    """Return True if the three channels of (H, W, 3) are equal."""
+    return all(
+        bool((part[..., 0] == part[..., 1]).all() and (part[..., 1] == part[..., 2]).all())
+        for part in (image[::16, ::16], image)  # a few pixels show most colours
+    )
+
+
 def cut_rows(shape: tuple[int, ...]) -> Iterator[slice]:
     """Cut an image into slices of rows that are small enough to convert beside the whole image."""
     step = max(1, _PART // max(1, shape[1]))

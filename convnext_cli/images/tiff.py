@@ -164,8 +164,8 @@ def _read_planes(file: BinaryIO, page: Any, dtype: np.dtype[Any], path: Any) -> 
     """Decompress all segments into (H, W, C)."""
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
     contiguous = samples if page.planarconfig == 1 else 1
-    rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip or height, width)
-    rows = min(rows, height) if not page.is_tiled else rows
+    strip = min(page.rowsperstrip or height, height), width
+    rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else strip
     if rows < 1 or columns < 1:
         raise ImageError(f"{path} is a damaged TIFF file (strips of {rows} rows)", "Replace or remove the file")
     if rows * columns * contiguous * dtype.itemsize > MAX_BYTES // 4:

@@ -5,9 +5,9 @@ import math
 import numpy as np
 from PIL import Image
 
-from convnext_cli.images.augmentation import Box, erase, is_grey, jitter_light, rand_augment, turn_crop
+from convnext_cli.images.augmentation import Box, erase, jitter_light, rand_augment, turn_crop
 from convnext_cli.images.preprocessing import INTERPOLATIONS, Augmentation, Preprocessing
-from convnext_cli.images.raster import Pixels
+from convnext_cli.images.raster import Pixels, is_grey
 
 _FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 MAX_RESIZED = 50_000_000  # pixels
