@@ -59,16 +59,12 @@ def check(_context: typer.Context, values: OptionValues) -> None:
     check_trainable(audit.index)
     if not flags.as_json:
         _show_verdict(audit)
-        _show_next(flags.data, flags.fix_list if written else None, settings, audit)
+        reason, command = _build_next(flags.data, flags.fix_list if written else None, settings, audit)
+        if reason:
+            console.show(reason)
+        console.show(f"Next: {command}")
     if audit.falsifies:
         raise typer.Exit(FALSE_SCORE)
-
-
-def _show_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], audit: "Audit") -> None:
-    reason, command = _build_next(data, fix_list, settings, audit)
-    if reason:
-        console.show(reason)
-    console.show(f"Next: {command}")
 
 
 def _build_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], audit: "Audit") -> tuple[str, str]:

@@ -179,15 +179,9 @@ def find_files(words: Iterable[str]) -> "Inputs":
         ImageError: there are none.
         DataError: standard input is not a list.
     """
-    from convnext_cli.data.inputs import find_inputs
+    from convnext_cli.data.inputs import find_inputs, read_list
 
-    return find_inputs(entry for word in words for entry in (_read_stdin() if word == "-" else [word]))
-
-
-def _read_stdin() -> Iterator[str]:
-    from convnext_cli.data.inputs import read_list
-
-    return read_list(sys.stdin.buffer)
+    return find_inputs(entry for word in words for entry in (read_list(sys.stdin.buffer) if word == "-" else [word]))
 
 
 def _follow(
@@ -227,19 +221,14 @@ def _describe_prediction(prediction: "Prediction", top_k: int) -> dict[str, Any]
 
 def _show_csv(predictions: "Iterator[Prediction]", *, exact: bool, per_group: bool) -> None:
     """Print a row per image or group, with a column per class in the order of their names."""
-
-    def show_row(cells: list[Any]) -> None:
-        console.show_csv_row(cells, exact=exact)
-
     waiting: list[Prediction] = []  # failures, and the first prediction, which names the columns
     for prediction in predictions:
         waiting.append(prediction)
         if prediction.task is not None:
             break
     columns = _name_columns(waiting[-1], per_group=per_group)
-    show_row(columns.list_titles())
-    for prediction in chain(waiting, predictions):
-        show_row(columns.list_cells(prediction))
+    for cells in chain([columns.list_titles()], map(columns.list_cells, chain(waiting, predictions))):
+        console.show_csv_row(cells, exact=exact)
 
 
 def _name_columns(prediction: "Prediction", *, per_group: bool) -> "_Columns":

@@ -77,14 +77,14 @@ def _stack(grid: Sequence[Sequence[str]], width: int) -> Iterator[tuple[str, boo
 
 def _find_least(grid: Sequence[Sequence[str]], kept: Sequence[int]) -> int:
     """Return the width of a table of these columns folded between all words."""
-    longest = (max(count_cells(word) for row in grid for word in _split_words(row[at])) for at in kept)
+    longest = (max(count_cells(word) for row in grid for word in _BREAK.split(row[at])) for at in kept)
     return sum(longest) + len(_GAP) * (len(kept) - 1)
 
 
 def _narrow(widths: list[int], grid: Sequence[Sequence[str]], width: int) -> None:
     """Take from the widest columns until they fit; no column gets narrower than its longest word."""
     words = [
-        max(count_cells(word) for cell in column for word in _split_words(cell)) for column in zip(*grid, strict=True)
+        max(count_cells(word) for cell in column for word in _BREAK.split(cell)) for column in zip(*grid, strict=True)
     ]
     while sum(widths) > width:
         spare = [cells if cells > word else 0 for cells, word in zip(widths, words, strict=True)]
@@ -98,17 +98,12 @@ def count_cells(text: str) -> int:
     return sum(0 if combining(sign) else 2 if east_asian_width(sign) in "WF" else 1 for sign in text)
 
 
-def _split_words(text: str) -> list[str]:
-    """Return the parts of a text that are never broken: words, and numbers with their units."""
-    return _BREAK.split(text)
-
-
 def _fold(text: str, cells: int) -> list[str]:
     """Return lines of at most `cells`, broken between words, or within a word that is longer."""
     if count_cells(text) <= cells:
         return [text]
     lines = [""]
-    for word in _split_words(text):
+    for word in _BREAK.split(text):
         longer = f"{lines[-1]} {word}" if lines[-1] else word
         if count_cells(longer) <= cells:
             lines[-1] = longer

@@ -108,7 +108,8 @@ def show_finished(finished: "FinetuneResult | CrossValidationResult") -> None:
     if isinstance(finished, CrossValidationResult):
         _show_folds(finished)
         return
-    kept = _describe_kept(finished)
+    head = "" if finished.epoch else ", the head alone"
+    kept = f"epoch {finished.epoch}{head} ({finished.selected_by})"
     if finished.val is None:
         console.show(f"Kept {kept}")
     else:
@@ -123,11 +124,6 @@ def show_finished(finished: "FinetuneResult | CrossValidationResult") -> None:
         console.show(f"Not calibrated, because {calibration.unfitted_reason}")
     console.show(f"Run:  {finished.run}")
     console.show(f"Next: convnext eval {quote(finished.run)}")
-
-
-def _describe_kept(finished: "FinetuneResult") -> str:
-    head = "" if finished.epoch else ", the head alone"
-    return f"epoch {finished.epoch}{head} ({finished.selected_by})"
 
 
 def _show_folds(result: "CrossValidationResult") -> None:
