@@ -183,8 +183,7 @@ def make_train_request(options: Mapping[str, Any]) -> TrainRequest:
     sources = make_request(
         SettingSources, {name: value for name, value in options.items() if name in describe_options(SettingSources)}
     )
-    settings = {name: value for name, value in options.items() if name not in own and name != "config"}
-    settings = expand_settings(settings)
+    settings = expand_settings({name: value for name, value in options.items() if name not in {*own, "config"}})
     check_settings(settings)
     choices = {name: Choice(value=value, source="flag") for name, value in settings.items()}
     if sources.config is not None:

@@ -148,11 +148,9 @@ def _has_home() -> bool:
 
 
 def _find_base_folder() -> Path:
-    return _make_private_folder() if _lacks_home() else _find_user_cache()
-
-
-def _find_user_cache() -> Path:
-    """Return the platform's folder for cached files: `$XDG_CACHE_HOME` or `~/.cache` on Linux."""
+    """Return the user's folder for caches (`$XDG_CACHE_HOME` or `~/.cache` on Linux); a private one without a home."""
+    if _lacks_home():
+        return _make_private_folder()
     from platformdirs import user_cache_path  # 10 ms, which most commands do without
 
     return user_cache_path()

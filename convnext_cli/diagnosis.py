@@ -55,7 +55,9 @@ def diagnose_steps(*, offline: bool) -> Steps[Diagnosis]:
         offline: never contact the Hub.
     """
     yield Progress(done=0, total=3, activity="caches")
-    caches = {"weights (Hub)": _find_hub_cache(), "images and measurements": find_cache_folder()}
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    caches = {"weights (Hub)": Path(HF_HUB_CACHE), "images and measurements": find_cache_folder()}
     sizes = {name: Cache(path=path, bytes=measure_size(path)) for name, path in caches.items()}
     yield Progress(done=1, total=3, activity="contacting the Hub")
     hub = "not contacted: offline" if offline else _ask_hub()
@@ -85,12 +87,6 @@ def _list_devices() -> tuple[str, ...]:
     processor = detect_machine(use_gpu=False)
     names = [str(processor), f"{format_count(count_cpus(), 'CPU core')} available"]
     return (str(gpu), *names) if gpu.is_gpu else tuple(names)
-
-
-def _find_hub_cache() -> Path:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return Path(HF_HUB_CACHE)
 
 
 def _ask_hub() -> str:

@@ -208,10 +208,10 @@ def check_options(values: Mapping[str, Any], known: Mapping[str, Declaration], *
     """
     problems = []
     for name, value in values.items():
-        problem = explain_problem(known[name], value) if name in known else f"is not {_article(kind)}{kind}"
         if name not in known:
-            problem = f"{problem}. {suggest(name, known)}".rstrip()
-        problems += [f"{name} {problem}"] if problem else []
+            problems.append(f"{name} is not {_article(kind)}{kind}. {suggest(name, known)}".rstrip())
+        elif problem := explain_problem(known[name], value):
+            problems.append(f"{name} {problem}")
     if problems:
         raise UsageError("; ".join(problems), ALL_OPTIONS)
 
