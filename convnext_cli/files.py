@@ -108,7 +108,7 @@ def check_output(path: Path, option: str = "--output", *, overwrite: bool = Fals
         raise UsageError(f"cannot write {path}: its folder is not writable", f"Choose another {option}")
 
 
-def check_writable(folder: Path, option: str = "--output") -> None:
+def check_writable(folder: Path) -> None:
     """Check that files may be written into a folder that the user named, or that it may be made.
 
     Raises:
@@ -117,7 +117,7 @@ def check_writable(folder: Path, option: str = "--output") -> None:
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.access(path, os.F_OK))
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         reason = "is not writable" if nearest.is_dir() else "is not a folder"
-        raise UsageError(f"cannot write {folder}: {nearest} {reason}", f"Choose another {option}")
+        raise UsageError(f"cannot write {folder}: {nearest} {reason}", "Choose another --output")
 
 
 def write_text(path: Path, text: str) -> None:

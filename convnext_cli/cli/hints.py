@@ -62,9 +62,10 @@ def explain_usage(error: TyperException, words: Sequence[str]) -> str:
         words: the command line.
     """
     text = error.format_message().rstrip(".")
-    option = getattr(error, "option_name", None)  # Typer's NoSuchOption and BadOptionUsage, which it does not export
-    if option is not None and text.startswith("No such option"):
-        return _explain_option(error, option, words) or text
+    # of Typer's NoSuchOption and BadOptionUsage, which it does not export
+    option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if option is not None and context is not None and text.startswith("No such option"):
+        return _explain_option(context, option, words) or text
     if (command := re.fullmatch(r"No such command '([^']*)'", text)) and (meant := COMMANDS.get(command[1])):
         return f"{text}. Did you mean {meant!r}?"
     if isinstance(error, typer.BadParameter) and error.param is not None:
@@ -75,37 +76,32 @@ def explain_usage(error: TyperException, words: Sequence[str]) -> str:
     return text
 
 
-def _explain_option(error: TyperException, option: str, words: Sequence[str]) -> str | None:
-    known = _list_flags(error)
+def _explain_option(context: typer.Context, option: str, words: Sequence[str]) -> str | None:
+    known = _list_flags(context)
     typed = next((word for word in words if word.startswith(option)), option).partition("=")[0]
     name = typed.lstrip("-").lower().replace("_", "-")
     if f"--{name}" in known:
         return f"No such option: {typed}. Did you mean --{name}?"
     if (meant := NAMES.get(name)) in known:
         return f"No such option: {typed}. Did you mean {meant}?"
-    if word := _find_argument(error, name):
-        path = error.ctx.command_path  # type: ignore[attr-defined]  # of Typer's NoSuchOption
-        return f"No such option: {typed}. {word} is an argument: `{path} {word}`"
+    if word := _find_argument(context, name):
+        return f"No such option: {typed}. {word} is an argument: `{context.command_path} {word}`"
     if name in REASONS and "--lr" in known:  # of finetune alone
         return f"No such option: {typed}: {REASONS[name]}"
     near = suggest(f"--{name}", sorted(known)).strip()
     return f"No such option: {typed}. {near}" if near else None
 
 
-def _find_argument(error: TyperException, name: str) -> str | None:
-    """Return the argument of the command that failed whose word in the usage line is `name` or its plural."""
-    context = getattr(error, "ctx", None)
-    arguments = [p for p in context.command.params if p.param_type_name == "argument"] if context else []
+def _find_argument(context: typer.Context, name: str) -> str | None:
+    """Return the argument of the command whose word in the usage line is `name` or its plural."""
+    arguments = [p for p in context.command.params if p.param_type_name == "argument"]
     texts = [text.upper() for argument in arguments for text in (argument.name, argument.metavar) if text]
     words = {word for text in texts for word in re.findall("[A-Z]+", text)}
     return next((word for word in (name.upper(), f"{name.upper()}S") if word in words), None)
 
 
-def _list_flags(error: TyperException) -> set[str]:
-    """Return the flags of the command that failed, without former ones."""
-    context = getattr(error, "ctx", None)
-    if context is None:
-        return set()
+def _list_flags(context: typer.Context) -> set[str]:
+    """Return the flags of the command, without former ones."""
     options = [parameter for parameter in context.command.params if parameter.param_type_name == "option"]
     flags = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
     declared = getattr(context.command, "declared", {}).values()

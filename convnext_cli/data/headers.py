@@ -11,9 +11,9 @@ THREADS, FILES_PER_EVENT = 8, 100
 
 def list_dicom_rows(index: Index) -> list[int]:
     """Return the rows that may be DICOM: those without the suffix of another format."""
-    from convnext_cli.images.formats import PILLOW_SUFFIXES
+    from convnext_cli.images.formats import DICOM_SUFFIXES, IMAGE_SUFFIXES
 
-    others = frozenset[str]().union(*PILLOW_SUFFIXES.values())
+    others = IMAGE_SUFFIXES - DICOM_SUFFIXES
     return [row for row, path in enumerate(index.paths) if PurePosixPath(path).suffix.lower() not in others]
 
 

@@ -78,7 +78,7 @@ class Layout:
         return sorted({placement.name for placement in self.placements})
 
 
-def recognise_layout(tree: Folder, name: str, known_classes: Iterable[str] = ()) -> Layout:
+def recognise_layout(tree: Folder, name: str, known_classes: Iterable[str]) -> Layout:
     """Recognise the layout of a folder. Masks beside their images are removed from `tree`.
 
     Args:

@@ -115,7 +115,7 @@ def walk_folder(root: str, skipped: Counter[str]) -> Folder:
     return top
 
 
-def _skip(skipped: Counter[str], reason: str, path: str = "") -> None:
+def _skip(skipped: Counter[str], reason: str, path: str) -> None:
     """Count a skipped file; with a path, name the first file for this reason."""
     key = next((text for text in skipped if text.startswith(reason)), f"{reason}, such as {path}") if path else reason
     skipped[key] += 1

@@ -17,7 +17,7 @@ import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
@@ -247,12 +247,10 @@ def list_cached_sets() -> list[CachedSet]:
     sets = []
     for path in sorted(_files(), key=_used, reverse=True):
         try:
-            connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=WRITE_TIMEOUT)
-            try:
+            address = f"{path.absolute().as_uri()}?mode=rw"
+            with closing(sqlite3.connect(address, uri=True, timeout=WRITE_TIMEOUT)) as connection:
                 root, purpose = connection.execute("SELECT root, purpose FROM about").fetchone()
                 [images] = connection.execute("SELECT count(*) FROM pictures").fetchone()
-            finally:
-                connection.close()
         except (sqlite3.Error, TypeError):
             root, purpose, images = "?", "damaged", 0
         sets.append(CachedSet(path=path, root=root, purpose=purpose, images=images, size=_size(path), used=_used(path)))

@@ -156,7 +156,7 @@ def _to_rgb(image: Image.Image, *, is_transparent: bool) -> tuple[Pixels, bool]:
         return _part_to_rgb(image, is_transparent=is_transparent)
     result, has_alpha = np.empty((height, width, 3), np.uint8), False
     for rows in slices:
-        part = image.crop((0, rows.start, width, min(rows.stop, height)))
+        part = image.crop((0, rows.start, width, rows.stop))
         result[rows], is_part_transparent = _part_to_rgb(part, is_transparent=is_transparent)
         has_alpha |= is_part_transparent
     return result, has_alpha
@@ -180,7 +180,7 @@ def _to_array(image: Image.Image) -> NDArray[Any]:
     slices = list(cut_rows((height, width)))
     if len(slices) == 1:
         return np.asarray(image)
-    parts = (np.asarray(image.crop((0, rows.start, width, min(rows.stop, height)))) for rows in slices)
+    parts = (np.asarray(image.crop((0, rows.start, width, rows.stop))) for rows in slices)
     first = next(parts)
     result = np.empty((height, width, *first.shape[2:]), first.dtype)
     result[slices[0]] = first

@@ -121,7 +121,7 @@ def cut_rows(shape: tuple[int, ...]) -> Iterator[slice]:
     """Cut an image into slices of rows that are small enough to convert beside the whole image."""
     step = max(1, _PART // max(1, shape[1]))
     for top in range(0, shape[0], step):
-        yield slice(top, top + step)
+        yield slice(top, min(top + step, shape[0]))
 
 
 def finish_raster(raster: Raster, path: object) -> Decoded:
