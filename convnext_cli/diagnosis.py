@@ -49,11 +49,7 @@ class Diagnosis:
 
 
 def diagnose_steps(*, offline: bool) -> Steps[Diagnosis]:
-    """Check the installation; faults are part of the result.
-
-    Args:
-        offline: never contact the Hub.
-    """
+    """Check the installation; faults are part of the result. The Hub is not contacted if `offline`."""
     yield Progress(done=0, total=3, activity="caches")
     from huggingface_hub.constants import HF_HUB_CACHE
 

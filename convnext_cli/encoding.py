@@ -45,11 +45,7 @@ def read_text(path: Path, remedy: str = _REMEDY) -> tuple[str, str]:
 
 
 def decode_text(raw: bytes, source: str) -> tuple[str, str]:
-    """Decode text by the rules above; return it and the name of its encoding.
-
-    Args:
-        raw: the bytes of a whole file.
-        source: its name, for the message.
+    """Decode the bytes of a whole file by the rules above; return its text and the name of its encoding.
 
     Raises:
         DataError: the encoding is not known.
@@ -74,8 +70,7 @@ def decode_text(raw: bytes, source: str) -> tuple[str, str]:
         return raw.decode("utf-8"), UTF_8
     except UnicodeDecodeError as error:
         first = error.start
-    windows = _decode_windows(raw)
-    if windows is not None:
+    if (windows := _decode_windows(raw)) is not None:
         return windows, "Windows-1252"
     raise _refuse(raw, source, first, "it is neither UTF-8, UTF-16 nor Windows-1252")
 

@@ -42,12 +42,9 @@ class Machine:
 
 
 def detect_machine(*, use_gpu: bool = True) -> Machine:
-    """Return the first visible GPU with its free memory, or the CPU with this process's part of the memory.
+    """Return the first visible GPU with its free memory; else the CPU with this process's part of the memory.
 
     The driver is asked, not torch, which takes seconds to import. `find_torch_machine` asks torch.
-
-    Args:
-        use_gpu: False to return the CPU.
     """
     if use_gpu and (gpu := _first_gpu()):
         return describe_gpu_machine(*gpu)

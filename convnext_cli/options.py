@@ -135,11 +135,7 @@ def make_request(request: type[Request], values: Mapping[str, Any]) -> Request:
 
 
 def make_path(name: str, value: Any) -> Path:
-    """Return the path of an argument.
-
-    Args:
-        name: of the argument, for the message.
-        value: text or a path-like object.
+    """Return the path of an argument: text or a path-like object.
 
     Raises:
         UsageError: it is neither, or empty.
@@ -196,12 +192,7 @@ def convert_value(declaration: Declaration, value: Any) -> Any:
 
 
 def check_options(values: Mapping[str, Any], known: Mapping[str, Declaration], *, kind: str) -> None:
-    """Check names, types and bounds.
-
-    Args:
-        values: the values, by name.
-        known: the declarations.
-        kind: the word for one of them in messages.
+    """Check names, types and bounds of values by name; `kind` is the word for one of them in messages.
 
     Raises:
         UsageError: one or more are wrong; all of them are named.

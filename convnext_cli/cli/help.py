@@ -52,13 +52,7 @@ def show_full_help(context: typer.Context, value: bool) -> None:
 
 
 def describe_command(path: str, command: Command, *, is_full: bool) -> str:
-    """Return a help page.
-
-    Args:
-        path: the command as it is typed.
-        command: the command.
-        is_full: True for every option, False for the common ones.
-    """
+    """Return the help page of the command that is typed as `path`: every option if `is_full`, else the common ones."""
     width = min(MAX_WIDTH, shutil.get_terminal_size().columns)  # of the variable COLUMNS, if it is set
     entries = command.declared.values()
     arguments = [entry for entry in entries if entry.option.is_argument]

@@ -126,9 +126,7 @@ def _check_csv(inputs: "Inputs") -> None:
 def find_run(run: Path | None, naming: str) -> Path:
     """Return the run that the user names; else the newest one, which is named on the terminal.
 
-    Args:
-        run: the run that the user names.
-        naming: the command that names a run, for the error where there is none.
+    `naming` is the command that names a run, for the error where there is none.
     """
     from convnext_cli.runs.folds import find_newest_run
 

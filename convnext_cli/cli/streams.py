@@ -12,11 +12,7 @@ _GONE = (errno.EIO, errno.EPIPE, errno.EBADF, errno.ENXIO, errno.ECONNRESET)
 
 
 class Log:
-    """A stream of log lines. Lines that cannot be written are dropped: a log must not stop a training.
-
-    Args:
-        stream: the stream to write to.
-    """
+    """A stream of log lines. Lines that cannot be written are dropped: a log must not stop a training."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -41,10 +41,7 @@ def follow(
 ) -> "FinetuneResult | CrossValidationResult":
     """Train, show it, and return the result.
 
-    Args:
-        request: the request.
-        is_verbose: show every setting with its source and reason.
-        is_brief: leave the settings out.
+    The main settings are shown; all with source and reason if `is_verbose`, none if `is_brief`.
 
     Raises:
         StoppedError: a signal has arrived.

@@ -119,12 +119,7 @@ def read_tag(path: Path, keyword: str) -> str | None:
 
 
 class _LimitedFile:
-    """A file that refuses to be read in endlessly many pieces: pydicom makes objects of millions of empty elements.
-
-    Args:
-        file: to read from.
-        path: for the message.
-    """
+    """A file that refuses to be read in endlessly many pieces: pydicom makes objects of millions of empty elements."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.seek, self.tell, self._read = file.seek, file.tell, file.read

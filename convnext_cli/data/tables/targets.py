@@ -24,10 +24,7 @@ _LABEL_WORDS = frozenset(("label", "labels", "class", "category", "diagnosis", "
 def read_targets(table: Table, columns: dict[str, str], options: TableOptions) -> RawTargets:
     """Return the targets of each row: classes, labels, grades or numbers, as the options or the cells say.
 
-    Args:
-        table: the table.
-        columns: the known columns, as `find_columns` gives them.
-        options: the task and the columns, if the user names them.
+    The known columns are those that `find_columns` gives.
 
     Raises:
         OtherTaskError: the cells are not of the task that was asked for.
