@@ -30,10 +30,7 @@ def list_decided(plan: "Plan", task: "Task | None") -> list[tuple[str, str, str,
         if name not in ignored
     ]
     others = len(plan.choices) - len(plan.non_default)
-    return [
-        *rows,
-        (f"{others} others", "", "default", "`convnext finetune --help-all` lists them"),
-    ]
+    return [*rows, (f"{others} others", "", "default", "`convnext finetune --help-all` lists them")]
 
 
 def describe_model(plan: "Plan") -> str:

@@ -4,7 +4,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any, TextIO, cast
 
@@ -19,11 +19,7 @@ class Log:
 
     def write(self, text: str) -> int:
         """Write a text, if possible."""
-        with suppress(ValueError):  # closed
-            try:
-                self._stream.write(text)
-            except OSError as error:
-                drop_lost_stream(self._stream, error)
+        self._attempt(self._stream.write, text)
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:
@@ -33,20 +29,18 @@ class Log:
 
     def flush(self) -> None:
         """Flush the stream, if possible."""
-        with suppress(ValueError):
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, action: Callable[..., object], *arguments: str) -> None:
+        with suppress(ValueError):  # closed
             try:
-                self._stream.flush()
+                action(*arguments)
             except OSError as error:
-                drop_lost_stream(self._stream, error)
+                if error.errno in _GONE:  # its reader or terminal: every later write would fail too
+                    discard(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-def drop_lost_stream(stream: TextIO, error: OSError) -> None:
-    """Connect a stream to the null device if its reader or terminal has gone: every later write would fail too."""
-    if error.errno in _GONE:
-        discard(stream)
 
 
 def discard_unwritten(stream: TextIO) -> None:
