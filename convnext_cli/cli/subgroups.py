@@ -42,11 +42,7 @@ def _show_metrics(evaluation: "SubgroupEvaluation", target: str, *, has_counts: 
     for number, heading in enumerate(headings, start=bool(evaluation.positive)):
         columns += [heading, f"95% CI{' ' * number}"]
     rows = (
-        (
-            name,
-            *(_list_counts(subgroup, has_groups=evaluation.clustered) if has_counts else ()),
-            *_list_cells(metrics),
-        )
+        (name, *(_list_counts(subgroup, has_groups=evaluation.clustered) if has_counts else ()), *_list_cells(metrics))
         for name, subgroup, metrics in subgroups
     )
     console.show_table(["subgroup", *columns], rows, numbers=columns, spare=unit, part="subgroup")

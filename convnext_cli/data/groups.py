@@ -107,15 +107,8 @@ def describe_groups(groups: Sequence[str], paths: Sequence[str], source: str, ru
         if counts[group] > 1 and len(shown) < 3:
             shown.setdefault(group, path)
     examples = tuple((path, group) for group, path in shown.items())
-    is_guess = source in ("names", "folders")
-    return Grouping(
-        source=source,
-        rule=rule,
-        groups=len(counts),
-        examples=examples,
-        certainty="unsure" if is_guess else "given",
-        evidence="not tested on the images" if is_guess else "",
-    )
+    grouping = Grouping(source=source, rule=rule, groups=len(counts), examples=examples)
+    return replace(grouping, certainty="unsure", evidence="not tested on the images") if grouping.is_guess else grouping
 
 
 def _search(paths: Sequence[str], pattern: str) -> dict[int, str]:
