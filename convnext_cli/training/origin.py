@@ -161,19 +161,18 @@ def check_plan(run: RunFolder, origin: Origin, plan: "Plan") -> list[Notice]:
     return notices
 
 
-def check_split(run: RunFolder, origin: Origin, index: Index, *, folder: Path | None = None) -> None:
+def check_split(run: RunFolder, origin: Origin, index: Index, *, folder: Path) -> None:
     """Compare a run's split with what the run began with.
 
     Args:
         run: the run, which has the digests of its rows.
         origin: what the run began with.
         index: the split.
-        folder: folder of the split; None for the run's.
+        folder: folder of the split: the run's, or that of its cross-validation.
 
     Raises:
         RunError: rows or classes differ; it names the first five rows.
     """
-    folder = folder or run.path
     if list(index.classes) != origin.classes:
         raise RunError(
             f"the classes in {DATA.path(folder)} were changed: {shorten_names(index.classes)}; the run began with "

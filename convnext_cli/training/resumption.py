@@ -50,7 +50,7 @@ def check_unfinished(run: RunFolder) -> None:
 def prepare_resumed(request: TrainRequest, path: Path) -> Preparation:
     """Return the preparation of a run to resume, read from its folder."""
     run = open_folder(path)
-    _check_resume_request(request, path, run)
+    _check_resume_request(request, run)
     plan = _read_complete_plan(run)
     index = run.read_split()
     origin, changes = _compare_origin(run, index, plan)
@@ -96,17 +96,17 @@ def _locate_images(index: Index, data: Path | None, plan: Plan) -> Index:
     return replace(index, root=moved.root, table=moved.table, source=data)
 
 
-def _check_resume_request(request: TrainRequest, path: Path, run: RunFolder) -> None:
+def _check_resume_request(request: TrainRequest, run: RunFolder) -> None:
     """Check that a request has nothing that the run decides, and that the run can be resumed."""
-    if request != resume_request(request, path):
+    if request != resume_request(request, run.path):
         raise UsageError(
             "--resume reads the model, the settings and the split from the run",
             "Leave out all options but --devices, --no-cache, --no-autotune, --no-onnx, --track, --json, and the data "
             "folder if it has moved",
         )
     if not run.is_begun:
-        raise RunError(f"{path} is not a run that has begun", RUN_REMEDY)
-    check_unlocked(path)
+        raise RunError(f"{run.path} is not a run that has begun", RUN_REMEDY)
+    check_unlocked(run.path)
     if run.is_finished:
         run.drop_temporary()
     check_unfinished(run)
@@ -155,11 +155,8 @@ def _compare_origin(run: RunFolder, index: Index, plan: Plan) -> tuple[Origin | 
             raise RunError(f"{run.plan} has lr = {AUTO}; the run began with a number", "Set it back to that number")
         text = "the run was begun by a version that kept no digests: only sizes of the images are compared"
         return None, (Notice(text=text),)
-    if isinstance(run, FoldsFolder):
-        origin = replace(origin, settings=origin.settings | {"fold": 0})
-        notices = check_plan(run, origin, plan)
-        check_split(first, origin, choose_fold(index, fold), folder=run.path)
-        return None, tuple(notices)
+    if fold:
+        origin, index = replace(origin, settings=origin.settings | {"fold": 0}), choose_fold(index, fold)
     notices = check_plan(run, origin, plan)
-    check_split(run, origin, index)
-    return origin, tuple(notices)
+    check_split(first, origin, index, folder=run.path)
+    return None if fold else origin, tuple(notices)
