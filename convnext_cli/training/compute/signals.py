@@ -7,8 +7,8 @@ SIGUSR2 (Slurm's --signal), SIGXCPU (the soft limit on CPU time, repeated each s
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
@@ -44,8 +44,7 @@ class Signals:
         return StoppedError("stopped at once", self.remedy or "Saved files are intact", signal=number)
 
 
-@contextmanager
-def watch_signals(signals: Signals) -> Iterator[None]:
+def watch_signals(signals: Signals) -> AbstractContextManager[None]:
     """Record signals during the block, so that they do not end the process. In other threads it does nothing.
 
     Raises:
@@ -62,29 +61,26 @@ def watch_signals(signals: Signals) -> Iterator[None]:
         if is_repeated or (is_first and signals.remedy):
             raise signals.stop(number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, record) for number in list_signals()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return _handle_signals(record)
+
+
+def end_by_signals() -> AbstractContextManager[None]:
+    """Let signals end the process at once during the block: Python's handlers do not run while a C function waits."""
+    return _handle_signals(signal.SIG_DFL)
 
 
 @contextmanager
-def end_by_signals() -> Iterator[None]:
-    """Let signals end the process at once during the block: Python's handlers do not run while a C function waits."""
+def _handle_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
+    """Handle the signals that stop a training during the block, if it runs in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in list_signals()}
+    before = {number: signal.signal(number, handler) for number in list_signals()}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def list_signals() -> list[signal.Signals]:
