@@ -146,7 +146,7 @@ def run_training(
         )
         if training.head_epoch is not None:
             yield training.head_epoch
-        with track_metrics(accelerator, context.plan, run.path), watch_signals(context.signals):
+        with track_metrics(accelerator, context.plan, run), watch_signals(context.signals):
             state = yield from train_and_save(context, state)
             context.drop_compiled()  # the calibration needs its memory
             context.signals.remedy = describe_resume(run)

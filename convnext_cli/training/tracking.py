@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
@@ -15,24 +14,23 @@ from convnext_cli.runs.folds import find_resumable
 
 
 @contextmanager
-def track_metrics(accelerator: Accelerator, plan: Plan, run: Path) -> Iterator[None]:
+def track_metrics(accelerator: Accelerator, plan: Plan, run: RunFolder) -> Iterator[None]:
     """Open the trackers during the block; a resumed run keeps its name there.
 
     Raises:
         UsageError: a tracker cannot be opened.
     """
     if accelerator.log_with:
-        settings = {name: choice.value for name, choice in plan.choices.items()}
-        resumable = find_resumable(RunFolder(run)).path
-        name = run.name if resumable == run else f"{resumable.name}-{run.name}"
-        begun = (run / ENVIRONMENT.name).stat().st_mtime_ns  # a later run of the same name is another one
+        folder, resumable = run.path, find_resumable(run).path
+        name = folder.name if resumable == folder else f"{resumable.name}-{folder.name}"
+        begun = ENVIRONMENT.path(folder).stat().st_mtime_ns  # a later run of the same name is another one
         options = {
             "wandb": {"id": f"{name}-{begun:x}", "name": name, "resume": "allow"},
             "mlflow": {"run_name": name},
         }
-        accelerator.project_configuration = ProjectConfiguration(str(run), logging_dir=str(run))
+        accelerator.project_configuration = ProjectConfiguration(str(folder), logging_dir=str(folder))
         try:
-            accelerator.init_trackers("convnext", {"model": plan.model, **settings}, options)
+            accelerator.init_trackers("convnext", {"model": plan.model, **plan.values}, options)
         except Exception as error:  # each tracker has its own errors
             names = ", ".join(str(name) for name in accelerator.log_with)
             raise UsageError(
