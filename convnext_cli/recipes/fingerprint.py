@@ -86,17 +86,12 @@ def compute_fingerprint(index: Index) -> Fingerprint:
     """Return a data set's fingerprint. The sample is spread evenly over the sorted paths, so it is reproducible."""
     counts = sorted(zip(index.count_classes(), index.classes, strict=True))
     rows = range(0, len(index), max(1, -(-len(index) // SAMPLE)))
-    widths, heights, grey, shapes, failed = [], [], [], list[Shape](), 0
+    grey, shapes = [], list[Shape]()
     for at, row in enumerate(rows):
-        size = _read_size(index, row, detect_colour=at % (-(-len(rows) // COLOUR_SAMPLE)) == 0)
-        if size is None:
-            failed += 1
-            continue
-        width, height, is_grey = size
-        widths.append(width)
-        heights.append(height)
-        grey.append(is_grey)
-        shapes.append((index.name_class(row), width, height))
+        if size := _read_size(index, row, detect_colour=at % (-(-len(rows) // COLOUR_SAMPLE)) == 0):
+            width, height, is_grey = size
+            grey.append(is_grey)
+            shapes.append((index.name_class(row), width, height))
     return Fingerprint(
         images=len(index),
         classes=len(index.classes),
@@ -105,10 +100,10 @@ def compute_fingerprint(index: Index) -> Fingerprint:
         smallest_class=(counts[0][1], counts[0][0]),
         largest_class=(counts[-1][1], counts[-1][0]),
         sampled=len(rows),
-        median_size=(_median(widths), _median(heights)),
+        median_size=(_median([width for _, width, _ in shapes]), _median([height for _, _, height in shapes])),
         is_grey=bool(grey) and all(grey),
-        unreadable=failed,
-        dicom=sum(is_dicom(index.paths[row]) for row in rows),
+        unreadable=len(rows) - len(shapes),
+        dicom=sum(PurePosixPath(index.paths[row]).suffix.lower() in DICOM_SUFFIXES for row in rows),
         shapes=tuple(shapes),
     )
 
@@ -184,11 +179,6 @@ def _read_dicom_size(path: Path) -> tuple[int, int]:
         return int(read_tag(path, "Columns") or 0), int(read_tag(path, "Rows") or 0)
     except (ImageError, ValueError):
         return 0, 0
-
-
-def is_dicom(path: str) -> bool:
-    """Return True if a file's suffix is one of DICOM's."""
-    return PurePosixPath(path).suffix.lower() in DICOM_SUFFIXES
 
 
 def _median(values: Sequence[int]) -> int:
