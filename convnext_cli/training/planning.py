@@ -15,7 +15,7 @@ from convnext_cli.errors import DataError, UsageError, check_word
 from convnext_cli.files import check_outside, check_writable, resolve_links
 from convnext_cli.locks import check_unlocked
 from convnext_cli.machine import Machine, count_process_cpus, detect_machine
-from convnext_cli.models.catalog import Architecture, Tag, find_model, resolve_weights
+from convnext_cli.models.catalog import find_model, resolve_weights
 from convnext_cli.models.hub import find_weights_steps
 from convnext_cli.options import is_unicode
 from convnext_cli.progress import Notice, Progress, Steps, finish
@@ -149,21 +149,16 @@ def plan_again(preparation: Preparation, machine: Machine) -> Preparation:
     )
 
 
-def _find_chosen_model(request: TrainRequest) -> tuple[Architecture, Tag | None] | None:
-    """Return the model that a request names; None if it names none."""
-    return None if request.model is None else find_model(request.model)
-
-
 def _choose_inputs(request: TrainRequest, index: Index, machine: Machine, fingerprint: Fingerprint) -> PlanInputs:
     """Return what the plan is made from, with the recommended model where the request names none."""
     counts = DataCounts.from_index(index, fingerprint)
-    chosen_model = _find_chosen_model(request)
-    if chosen_model is None:
+    if request.model is None:
         best = recommend(
             len(index), machine=machine, recipe=request.recipe, counts=counts, fingerprint=fingerprint
         ).best
-        chosen_model = best.model, best.tag
-    architecture, tag = chosen_model
+        architecture, tag = best.model, best.tag
+    else:
+        architecture, tag = find_model(request.model)
     check_head(architecture, request.choices)
     guess = choose_augmentation(None, request.recipe, fingerprint) if request.augment is None else None
     return PlanInputs(
@@ -188,8 +183,7 @@ def _check_request(request: TrainRequest, data: Path, values: Mapping[str, Any])
     check_teacher(request.chosen, has_teacher=request.teacher is not None, unlabelled=values["unlabelled"])
     check_word("recipe", request.recipe, RECIPES)
     check_word("augmentation", request.augment, tuple(load_augmentations()))
-    model = _find_chosen_model(request)
-    check_head(model and model[0], request.choices)
+    check_head(None if request.model is None else find_model(request.model)[0], request.choices)
     check_outside(request.output or RUNS, data)
     if request.output is not None:
         folder = FoldsFolder(request.output) if has_folds(values) else RunFolder(request.output)

@@ -105,7 +105,7 @@ def guard_training(accelerator: Accelerator) -> Iterator[None]:
 def _plan_for_device(preparation: Preparation, accelerator: Accelerator) -> Preparation:
     """Return the preparation for the device that torch uses, with notices about it."""
     planned, used = preparation.machine, devices.find_torch_machine(accelerator)
-    notices = list(preparation.device_notices)
+    notices = []
     if planned.is_gpu and not used.is_gpu:
         notices.append(Notice(text=devices.explain_unusable_gpu(planned), severity="warning"))
     elif used.is_gpu and (not planned.is_gpu or abs(used.memory - planned.memory) > SIMILAR * planned.memory):

@@ -153,16 +153,12 @@ def _ask(process: "subprocess.Popen[bytes]", message: object) -> Any:
         assert process.stdout is not None
         answer = pickle.load(process.stdout)  # noqa: S301  # from a process of this program
     except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
-        raise _killed() from error
+        raise ConvnextError(
+            "a process that loads images was killed", "Use fewer --workers if the memory was full, and --resume"
+        ) from error
     if isinstance(answer, Exception):
         raise answer
     return answer
-
-
-def _killed() -> ConvnextError:
-    return ConvnextError(
-        "a process that loads images was killed", "Use fewer --workers if the memory was full, and --resume"
-    )
 
 
 def work(source: IO[bytes], target: IO[bytes]) -> None:

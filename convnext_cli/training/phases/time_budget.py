@@ -27,8 +27,8 @@ def fit_epochs(context: TrainingContext, state: TrainingState, seconds: float) -
     The steps change the model: the caller loads the checkpoint again. The number of epochs depends on the machine and
     its load; it is written into the plan, which repeats the run.
     """
-    plan = context.plan
-    steps, _ = plan_steps(context.settings, len(context.index.rows("train")))
+    plan, images = context.plan, len(context.index.rows("train"))
+    steps, _ = plan_steps(context.settings, images)
     done, started, skipped = 0, time.perf_counter(), 0
     with suppress(DivergedError), closing(train(context, deepcopy(state))) as events:  # the run halves its rate then
         for event in events:
@@ -43,7 +43,6 @@ def fit_epochs(context: TrainingContext, state: TrainingState, seconds: float) -
                     break
     wait_for_gpu(context.accelerator.device)
     step_seconds = (time.perf_counter() - started) / max(1, done - skipped)
-    images = len(context.index.rows("train"))
     epoch_seconds = step_seconds * steps * (1 + VALIDATION * len(context.index.rows("val")) / images)
     fitting = max(1, int(seconds * (1 - RESERVE) / epoch_seconds))
     (negated,) = agree(context.accelerator, -fitting)  # the maximum of the negated numbers: the slowest rank's
