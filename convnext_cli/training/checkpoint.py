@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -30,7 +29,7 @@ from convnext_cli.progress import Notice
 from convnext_cli.runs.files import PLAN
 from convnext_cli.runs.folder import RESTART_REMEDY, RunFolder, restore_remedy
 from convnext_cli.text import format_count
-from convnext_cli.training.compute.ranks import is_sharded
+from convnext_cli.training.compute.ranks import do_on_first_rank, is_sharded
 from convnext_cli.training.parts.distillation import drop_projection
 from convnext_cli.training.state import TrainingState
 
@@ -140,19 +139,15 @@ def load_checkpoint(run: RunFolder, context: "TrainingContext") -> tuple[Trainin
     """
     accelerator, model, optimizer = context.accelerator, context.model, context.optimizer
     tensors: Tensors = {}
-    result: Any = None
-    if accelerator.is_main_process:
-        try:
-            tensors, *result = _read_newest(run)
-            _check_fit(_part(tensors, "model."), context)
-        except RunError as error:  # all ranks stop with it
-            result = error
-    [result] = broadcast_object_list([result])
-    if isinstance(result, RunError):
-        raise result
-    text, notices = result
+
+    def read() -> tuple[str, list[Notice]]:
+        nonlocal tensors
+        tensors, text, notices = _read_newest(run)
+        _check_fit(_part(tensors, "model."), context)
+        return text, notices
+
+    text, notices = do_on_first_rank(accelerator, read)
     state = _parse_state(run, text)
-    options = _make_options(context)
     if context.ema is not None:
         with context.ema.in_place():
             put_weights(context, _part(tensors, "average."))
@@ -165,7 +160,7 @@ def load_checkpoint(run: RunFolder, context: "TrainingContext") -> tuple[Trainin
             moments.setdefault(parameter, {})[key] = value
         whole = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
         content: Any = {**whole, "state": moments} if accelerator.is_main_process else {}
-        set_optimizer_state_dict(model, optimizer, content, options=options)
+        set_optimizer_state_dict(model, optimizer, content, options=_make_options(context))
         if not is_sharded(accelerator):
             _match_strides(optimizer)
     if accelerator.scaler is not None and state.loss_scale:
