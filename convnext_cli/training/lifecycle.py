@@ -108,13 +108,11 @@ def start_training(preparation: Preparation, run: RunFolder, accelerator: Accele
     del teacher  # and its memory on the device, before the training's is measured
     try:
         if is_resumed:
-            training = _resume(context, preparation, contents)
-        else:
-            training = yield from _begin(context, preparation, contents, identity, licenses)
+            return _resume(context, preparation, contents)
+        return (yield from _begin(context, preparation, contents, identity, licenses))
     except BaseException:
         context.drop_compiled()
         raise
-    return training
 
 
 def run_training(

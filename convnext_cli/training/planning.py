@@ -222,12 +222,12 @@ def _split(dataset: Dataset, values: Mapping[str, Any]) -> tuple[Index, Index | 
     else:
         folds = Folds(number=number, fold=fold) if number else None
         index = split_index(dataset.index, test_fraction=values["test_fraction"], folds=folds, **draw)
-    numbers = [fold] if fold or not number else range(1, number + 1)
-    parts = [choose_fold(index, part) if number and not fold else index for part in numbers]
+    trains_all = has_folds(values)
+    parts = {at: choose_fold(index, at) for at in range(1, number + 1)} if trains_all else {fold: index}
     if not values["unlabelled"]:
-        for part, part_number in zip(parts, numbers, strict=True):
-            _check_part(part, part_number, values["leave_out"])
-    return parts[0], None if not number or fold else index
+        for at, part in parts.items():
+            _check_part(part, at, values["leave_out"])
+    return next(iter(parts.values())), index if trains_all else None
 
 
 def _check_part(index: Index, fold: int, leave_out: str) -> None:
