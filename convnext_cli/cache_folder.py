@@ -1,6 +1,7 @@
 """The cache folder, for files that can be made again: its location, its contents, and clearing it."""
 
 import getpass
+import hashlib
 import os
 import shutil
 import stat
@@ -54,6 +55,11 @@ def find_cache_folder() -> Path:
     """
     folder = os.environ.get("CONVNEXT_CACHE")
     return Path(folder) if folder else _find_base_folder() / "convnext"
+
+
+def name_entry(content: bytes) -> str:
+    """Return a name for an entry of the cache folder, 24 hexadecimal digits, from what decides its content."""
+    return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
 def list_cache_variables() -> dict[str, Path]:

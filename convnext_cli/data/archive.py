@@ -5,7 +5,6 @@ anything is written.
 """
 
 import fcntl
-import hashlib
 import os
 import shutil
 import stat
@@ -16,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
-from convnext_cli.cache_folder import UNPACKED, find_cache_folder
+from convnext_cli.cache_folder import UNPACKED, find_cache_folder, name_entry
 from convnext_cli.errors import DataError, shorten_error
 from convnext_cli.machine import GIB
 from convnext_cli.text import format_count
@@ -46,7 +45,7 @@ def unpack(archive: Path) -> Path:
         with zipfile.ZipFile(archive) as opened:
             files, folders = _list_members(archive, opened.infolist())
             listing = "\n".join(f"{member.filename} {member.file_size} {member.CRC}" for member in files.values())
-            key = hashlib.blake2b(os.fsencode(listing), digest_size=12).hexdigest()
+            key = name_entry(os.fsencode(listing))
             target = find_cache_folder() / UNPACKED / f"{_shorten(archive.stem)}-{key}"
             if not target.exists():
                 with _lock(target, key) as is_alone:

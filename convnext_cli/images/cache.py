@@ -9,7 +9,6 @@ version of the decoding rules. The cache never stops a run: images that cannot b
 cannot be written are not cached, and `failure` has the reason.
 """
 
-import hashlib
 import os
 import sqlite3
 import threading
@@ -26,7 +25,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from convnext_cli.cache_folder import IMAGES, SPARED, find_cache_folder
+from convnext_cli.cache_folder import IMAGES, SPARED, find_cache_folder, name_entry
 from convnext_cli.images.decode import RULES
 from convnext_cli.images.hashing import make_key, open_digests
 from convnext_cli.images.raster import Pixels, is_grey
@@ -116,7 +115,7 @@ class _Store:
             str(root.resolve()),
             f"{purpose}; by content, rules {RULES} and Pillow {PIL.__version__}",
         )
-        name = hashlib.blake2b(os.fsencode("\0".join(self.identity)), digest_size=12).hexdigest()
+        name = name_entry(os.fsencode("\0".join(self.identity)))
         self.path = _folder() / f"{name}.sqlite"
         self.failure: str | None = None
         self._lock = threading.RLock()

@@ -27,7 +27,7 @@ from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
 
-from convnext_cli.cache_folder import DIGESTS, find_cache_folder
+from convnext_cli.cache_folder import DIGESTS, find_cache_folder, name_entry
 
 RACY = 2.0  # seconds; the coarsest clock of the file systems below (ext3) ticks every second
 PENDING = 2000  # digests to write at a time
@@ -47,8 +47,7 @@ class ContentDigests:
 
     def __init__(self, root: Path, folder: Path) -> None:
         self.root = root
-        name = hashlib.blake2b(os.fsencode(root), digest_size=12).hexdigest()
-        self.path = folder / f"{name}.sqlite"
+        self.path = folder / f"{name_entry(os.fsencode(root))}.sqlite"
         self._keeps_state, self._device = find_state_support(root)
         self._lock = threading.Lock()
         self._stored = self._load()  # path -> (state, digest)

@@ -1,7 +1,6 @@
 """Compile and load the native CPU kernels. They are compiled once, in a second, into the user's cache folder."""
 
 import ctypes
-import hashlib
 import os
 import platform
 import subprocess
@@ -10,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convnext_cli.cache_folder import KERNELS, find_cache_folder
+from convnext_cli.cache_folder import KERNELS, find_cache_folder, name_entry
 from convnext_cli.files import replace_file
 from convnext_cli.machine import find_compiler
 
@@ -83,7 +82,7 @@ def find_multiply() -> int:
 def _find_compiled() -> Path:
     """Return the file of the kernels in the cache folder, whose name depends on their source and on the CPU."""
     key = ([source.read_bytes() for source in SOURCES], FLAGS, *map(describe_processor, ("model name", "flags")))
-    return find_cache_folder() / KERNELS / f"{hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()}.so"
+    return find_cache_folder() / KERNELS / f"{name_entry(repr(key).encode())}.so"
 
 
 def describe_processor(field: str) -> str:

@@ -5,7 +5,6 @@ multiplied by it, that of another model by the median over trainings on the same
 image. The speed of much smaller ones, such as the demo's, says little: their time is mostly overhead.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -13,7 +12,7 @@ import statistics
 from contextlib import suppress
 from pathlib import Path
 
-from convnext_cli.cache_folder import SPEEDS, find_cache_folder
+from convnext_cli.cache_folder import SPEEDS, find_cache_folder, name_entry
 from convnext_cli.files import write_text
 from convnext_cli.machine import Machine
 from convnext_cli.models.catalog import load_catalog
@@ -55,8 +54,7 @@ def estimate_time_here(workload: Workload, *, check: bool = True, onnx: bool = T
 def _find_file(machine: Machine) -> Path:
     """Return the file with the speeds of a machine."""
     key = machine.name, machine.cores, machine.processes, machine.shards
-    name = hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()
-    return find_cache_folder() / SPEEDS / f"{name}.json"
+    return find_cache_folder() / SPEEDS / f"{name_entry(repr(key).encode())}.json"
 
 
 def _describe(workload: Workload) -> str:

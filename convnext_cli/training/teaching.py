@@ -4,7 +4,6 @@ Each image has a fixed number of views, random crops with their augmentation, dr
 the student shows view e modulo their number, so that a slow teacher sees each view once, however long the training.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -19,7 +18,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from convnext_cli.cache_folder import SPARED, TEACHERS, find_cache_folder
+from convnext_cli.cache_folder import SPARED, TEACHERS, find_cache_folder, name_entry
 from convnext_cli.data.index import Index
 from convnext_cli.encoding import find_name
 from convnext_cli.errors import UsageError
@@ -81,11 +80,9 @@ def plan_distillation(context: TrainingContext, teacher: "Teacher") -> Distillat
 def label_images(index: Index, teacher: "Teacher", *, cache: bool) -> Steps[tuple[int, ...]]:
     """Return the class that the teacher predicts for each image of an index, from the cache if it is there."""
     digests = open_digests(index.root)
-    content = hashlib.blake2b(teacher.identity.encode(), digest_size=12)
-    for name in index.paths:
-        content.update(digests.digest(name) or b"")
+    content = b"".join([teacher.identity.encode(), *(digests.digest(name) or b"" for name in index.paths)])
     digests.flush()
-    path = find_cache_folder() / TEACHERS / f"labels-{content.hexdigest()}.npy"
+    path = find_cache_folder() / TEACHERS / f"labels-{name_entry(content)}.npy"
     if cache:
         with suppress(OSError, ValueError):
             return tuple(np.load(path).tolist())
@@ -165,12 +162,12 @@ def _make_key(context: TrainingContext, teacher: "Teacher", images: str, shape: 
         "views": asdict(distillation.preprocessing), "largest": asdict(find_largest_views(context)),
         "fit": context.settings.fit, "columns": distillation.columns, "rules": (RULES, PIL.__version__),
     }  # fmt: skip
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
+    return name_entry(json.dumps(content, sort_keys=True).encode())
 
 
 def _digest_rows(index: Index) -> str:
     text = "\0".join(index.paths[row] for row in index.rows("train"))
-    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+    return name_entry(text.encode(errors="surrogateescape"))
 
 
 def _open_array(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_cli.cache_folder import MEASUREMENTS, find_cache_folder
+from convnext_cli.cache_folder import MEASUREMENTS, find_cache_folder, name_entry
 from convnext_cli.data.index import Index
 from convnext_cli.errors import ImageError
 from convnext_cli.files import replace_file
@@ -172,8 +172,7 @@ class _Store:
     """The measurements of one data folder in the user's cache. A damaged or foreign file counts as missing."""
 
     def __init__(self, root: Path) -> None:
-        name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=12).hexdigest()
-        self.path = find_cache_folder() / MEASUREMENTS / f"{name}.npz"
+        self.path = find_cache_folder() / MEASUREMENTS / f"{name_entry(os.fsencode(root.resolve()))}.npz"
 
     def read(self) -> tuple[NDArray[Any], list[str]]:
         """Return the cached measures, (0,) if there are none, and the notes that they refer to."""

@@ -1,6 +1,5 @@
 """Autotuning: measure which compute configuration trains fastest on this machine, and remember the result."""
 
-import hashlib
 import json
 import math
 import time
@@ -15,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from convnext_cli.cache_folder import AUTOTUNING, find_cache_folder
+from convnext_cli.cache_folder import AUTOTUNING, find_cache_folder, name_entry
 from convnext_cli.errors import shorten_error
 from convnext_cli.files import write_text
 from convnext_cli.kernels.blocks import pair_blocks, release_freed_memory
@@ -317,8 +316,7 @@ def _find_measurement(tuned_passes: TunedPasses, accelerator: Accelerator, defau
     if accelerator.device.type != "cpu":
         records = can_record(accelerator, tuned_passes.passes_per_step)
         key = (*key, describe_device(accelerator.device), accelerator.mixed_precision, records)
-    name = hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()
-    return find_cache_folder() / AUTOTUNING / f"{name}.json"
+    return find_cache_folder() / AUTOTUNING / f"{name_entry(repr(key).encode())}.json"
 
 
 def _has_bf16() -> bool:
