@@ -50,11 +50,7 @@ SCHEMES = (
         anchor=r"(?P<prefix>.*?)(?:encoder\.)?stages\.0\.0\.dwconv\.(?:weight|kernel)",
         renames=_FACEBOOK,
     ),
-    Scheme(
-        library="mmpretrain",
-        anchor=r"(?P<prefix>.*?)stages\.0\.0\.depthwise_conv\.weight",
-        renames=_FACEBOOK,
-    ),
+    Scheme(library="mmpretrain", anchor=r"(?P<prefix>.*?)stages\.0\.0\.depthwise_conv\.weight", renames=_FACEBOOK),
     Scheme(
         library="transformers",
         anchor=r"(?P<prefix>.*?)(?:convnext(?:v2)?\.)?encoder\.stages\.0\.layers\.0\.dwconv\.weight",

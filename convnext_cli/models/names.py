@@ -3,20 +3,7 @@
 import re
 from dataclasses import dataclass
 
-SIZES = (
-    "zepto",
-    "atto",
-    "femto",
-    "pico",
-    "nano",
-    "tiny",
-    "small",
-    "base",
-    "large",
-    "xlarge",
-    "xxlarge",
-    "huge",
-)
+SIZES = ("zepto", "atto", "femto", "pico", "nano", "tiny", "small", "base", "large", "xlarge", "xxlarge", "huge")
 
 FAMILIES = {
     "convnext": "ConvNeXt (V1): depthwise 7x7, LayerNorm, LayerScale (arXiv:2201.03545)",
@@ -48,8 +35,6 @@ GRAMMAR = (
 """Regular expression of all valid names."""
 
 _GRAMMAR = re.compile(GRAMMAR)
-
-
 _HUB = re.compile(r"(?:hf[-_]hub:|https://(?:huggingface\.co|hf\.co)/)?(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)/?")
 
 

@@ -81,11 +81,7 @@ def choose_batch_size(images: int, epochs: int) -> Choice:
         batch //= 2
     if batch == USUAL_BATCH:
         return Choice(value=batch, source="specification 3.1 to 3.4", reason="the batch size of its learning rates")
-    return Choice(
-        value=batch,
-        source="rule",
-        reason=f"small, for enough steps in {format_count(epochs, 'epoch')}",
-    )
+    return Choice(value=batch, source="rule", reason=f"small, for enough steps in {format_count(epochs, 'epoch')}")
 
 
 def scale_lr(lr: Choice, batch: int, rows: RecipeRows) -> Choice:

@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 
 
 def build_context(
-    preparation: Preparation,
-    run: RunFolder,
-    accelerator: Accelerator,
-    teacher: "Teacher | None" = None,
+    preparation: Preparation, run: RunFolder, accelerator: Accelerator, teacher: "Teacher | None"
 ) -> TrainingContext:
     """Return the context of a training, with the plan's model on the devices. All ranks call it."""
     request, index, plan = preparation.request, preparation.index, preparation.plan

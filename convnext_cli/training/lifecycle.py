@@ -85,13 +85,7 @@ def start_training(preparation: Preparation, run: RunFolder, accelerator: Accele
         DataError: the images differ from those that the run began with.
     """
     index, origin, is_resumed = preparation.index, preparation.origin, preparation.request.resume is not None
-    yield Planned(
-        run=run.path,
-        plan=preparation.plan,
-        index=index,
-        resumes=is_resumed,
-        notices=preparation.notices,
-    )
+    yield Planned(run=run.path, plan=preparation.plan, index=index, resumes=is_resumed, notices=preparation.notices)
     contents = NO_CONTENTS
     if accelerator.is_main_process:
         contents = yield from digest_contents(index, threads=count_process_cpus())
