@@ -127,10 +127,10 @@ def _is_state_dict(value: Any) -> bool:
 
 def _find_file(path: Path) -> Path:
     """Return the file with the weights: `path`, or the file of that name in a run or Hugging Face folder."""
-    if not path.is_dir():
-        if not path.is_file():
-            raise WeightsError(f"no weights at {path}", "Give a .safetensors or .pth file, or a run folder")
+    if path.is_file():
         return path
+    if not path.is_dir():
+        raise WeightsError(f"no weights at {path}", "Give a .safetensors or .pth file, or a run folder")
     for name in _FOLDER_FILES:
         if (path / name).is_file():
             return path / name

@@ -356,12 +356,11 @@ def _finish(context: TrainingContext, state: TrainingState, complete: Complete |
 
 def _remember_speed(context: TrainingContext, state: TrainingState) -> None:
     """Keep the time of the fastest epoch after the first, which decodes the images, for later estimates."""
-    index = context.index
     seconds = [entry["seconds"] for entry in state.log if entry["epoch"] > 1 and entry["seconds"] > 0]
     if not seconds:
         return
     model, _ = find_model(context.plan.model)
-    counts = DataCounts.from_index(index, None)
+    counts = DataCounts.from_index(context.index, None)
     workload = Workload(model=model, settings=context.settings, counts=counts, machine=detect_machine())
     remember_speed(workload, min(seconds))
 

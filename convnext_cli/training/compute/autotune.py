@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -340,8 +341,6 @@ def _read_measurement(path: Path) -> Measurement | None:
 def _keep_measurement(path: Path, measurement: Measurement | None, accelerator: Accelerator) -> None:
     if measurement is None or not accelerator.is_main_process:
         return
-    try:
+    with suppress(OSError):  # then the next run measures again
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(asdict(measurement)))
-    except OSError:  # the next run measures again
-        return

@@ -86,9 +86,5 @@ def _handle_signals(handler: Callable[[int, FrameType | None], None] | signal.Ha
 def list_signals() -> list[signal.Signals]:
     """Return the signals that stop a training: those that the system has, without those that are ignored."""
     numbers = [getattr(signal, name) for name in (*ALWAYS, *UNLESS_IGNORED) if hasattr(signal, name)]
-    kept = []
-    for number in numbers:
-        handler = signal.getsignal(number)  # None if it was set outside of Python and cannot be restored
-        if number.name in ALWAYS or handler not in (signal.SIG_IGN, None):
-            kept.append(number)
-    return kept
+    others = (signal.SIG_IGN, None)  # None if it was set outside of Python and cannot be restored
+    return [number for number in numbers if number.name in ALWAYS or signal.getsignal(number) not in others]
