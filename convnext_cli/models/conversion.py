@@ -98,10 +98,6 @@ def convert_names(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
     Prefixes of wrappers are removed. Of a network and its moving average (EMA), the average is returned, as timm does.
     Linear layers that are 1x1 convolutions elsewhere keep their shape; `fit_weights` adapts it.
 
-    Args:
-        state: tensors by name.
-        source: the file, for error messages.
-
     Raises:
         WeightsError: the tensors hold no ConvNeXt of a known library, or several.
     """

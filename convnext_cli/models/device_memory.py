@@ -45,13 +45,7 @@ def free_memory(device: torch.device) -> None:
 
 
 def explain_out_of_memory(problem: str, remedy: str, device: torch.device) -> OutOfMemoryError:
-    """Return the error for the user, with the memory that other processes take, if they do.
-
-    Args:
-        problem: what does not fit.
-        remedy: what the user can change about it.
-        device: whose memory is too small.
-    """
+    """Return the error for the user, with the memory that other processes take, if they do."""
     memory = _measure_memory(device)
     if memory is None:
         return OutOfMemoryError(problem, remedy)
@@ -87,11 +81,7 @@ def _measure_memory(device: torch.device) -> tuple[int, int, int] | None:
 
 
 class BatchHalver:
-    """Computes batches in as few parts as the device's memory allows, and remembers the size that fitted.
-
-    Args:
-        device: where the parts are computed.
-    """
+    """Computes batches in as few parts as the device's memory allows, and remembers the size that fitted."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

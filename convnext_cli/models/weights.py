@@ -244,16 +244,11 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
 
 
 def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> list[str]:
-    """Copy weights into a model and return the names of its parameters that stay newly initialised.
+    """Copy weights, by timm's names, into a ConvNeXt; return the names of its parameters that stay newly initialised.
 
     The head may differ (number of classes, hidden layer); all other parameters must match by name and shape. With
     another hidden layer, the classifier is new too, since its input features differ. Weights for three channels fit a
-    model for grey images (`merge_channels`).
-
-    Args:
-        model: a timm ConvNeXt.
-        weights: tensors under timm's names.
-        source: the file of the weights, for error messages.
+    model for grey images (`merge_channels`). `source` is their file, for errors.
 
     Raises:
         WeightsError: the weights belong to another architecture, or are for grey images and the model is not.

@@ -152,13 +152,7 @@ def estimate_epoch(workload: Workload) -> float:
 
 
 def _process_seconds(workload: Workload, images: int, fraction: float) -> float:
-    """Return the seconds of loading and passing images; loading overlaps with a GPU's work only.
-
-    Args:
-        workload: the training.
-        images: their number.
-        fraction: of a training pass.
-    """
+    """Return the seconds of loading images, and of a fraction of a training pass; a GPU does both at the same time."""
     settings, machine = workload.settings, workload.machine
     height, width = settings.input_size
     computing = fraction * training_seconds(

@@ -181,10 +181,7 @@ def override_choices(
 ) -> dict[str, Choice]:
     """Return a plan file's choices overridden by flags; reasons that a flag contradicts are replaced.
 
-    Args:
-        planned: the plan file's choices.
-        flags: the command line's choices.
-        same_model: False if the command line names another model than the plan.
+    `same_model` is False if the command line names another model than the plan.
     """
     changed = {name for name, choice in flags.items() if name in planned and planned[name].value != choice.value}
     changed |= set() if same_model else {"model"}

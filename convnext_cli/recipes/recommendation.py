@@ -326,15 +326,9 @@ def _plan_candidate(
     reason: str,
     min_images: int = 0,
 ) -> Candidate:
-    """Plan a model and estimate its memory and time.
+    """Plan a model and estimate its memory and time; without a tag, with its first weights of the required licence.
 
-    Args:
-        request: the request, with its machine.
-        data: the data set.
-        model: the architecture.
-        tag: its weights; None for the first ones with the required licence.
-        reason: why the model is a candidate.
-        min_images: smallest data set that the specification recommends the model for.
+    `min_images` is the smallest data set that the specification recommends the model for.
     """
     if tag is None:
         tag = next((tag for tag in model.tags if license_matches(tag.license, request.license)), None)

@@ -743,11 +743,7 @@ def check_teacher(chosen: Collection[str], *, has_teacher: bool, unlabelled: boo
 
 
 def check_schedule(chosen: Collection[str], settings: Settings) -> None:
-    """Check that the settings of a schedule that a user chose have an effect beside all others.
-
-    Args:
-        chosen: as in `check_teacher`.
-        settings: of the plan.
+    """Check that the settings of a schedule that a user chose, as in `check_teacher`, have an effect beside all others.
 
     Raises:
         UsageError: one has none, or the learning rate does not reach its peak.

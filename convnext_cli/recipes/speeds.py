@@ -23,11 +23,9 @@ NEAR = 10.0  # largest ratio of the work per image
 
 
 def remember_speed(workload: Workload, seconds: float) -> None:
-    """Keep the measured seconds of an epoch's training. If that is not possible, later estimates do without.
+    """Keep the measured seconds of an epoch, of cached images and without validation, for later estimates.
 
-    Args:
-        workload: the training.
-        seconds: of an epoch whose images were cached, without validation.
+    If that is not possible, they do without.
     """
     speed = seconds / estimate_epoch(workload)
     path = _find_file(workload.machine)

@@ -44,10 +44,6 @@ def cross_validate_steps(request: TrainRequest, complete: Complete | None = None
     Settings that are measured (epochs for `--max-time`, `--lr auto`) are measured in the first fold and used in all, so
     that the folds differ in their images only. A fold's weights are those of `--fold K` with the same settings.
 
-    Args:
-        request: data, model and settings, with folds; or the cross-validation to resume.
-        complete: work on each trained fold before it is marked as finished.
-
     Raises:
         StoppedError: a signal has arrived; a checkpoint is written.
         ConvnextError: another subclass, with the remedy.

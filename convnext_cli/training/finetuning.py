@@ -18,10 +18,6 @@ from convnext_cli.training.resumption import continue_if_restarted
 def finetune_steps(request: TrainRequest, complete: Complete | None = None) -> TrainSteps[FinetuneResult]:
     """Fine-tune a model, or resume a run.
 
-    Args:
-        request: data, model and settings, or the run to resume.
-        complete: work on the trained run before it is marked as finished.
-
     Raises:
         StoppedError: a signal has arrived; a checkpoint is written.
         ConvnextError: another subclass, with the remedy.

@@ -112,13 +112,7 @@ def start_training(preparation: Preparation, run: RunFolder, accelerator: Accele
 def run_training(
     training: Training, complete: Complete | None, notices: Sequence[Notice]
 ) -> TrainSteps[FinetuneResult]:
-    """Train to the end, calibrate, and write the final metrics. All ranks call it.
-
-    Args:
-        training: the training that was begun or resumed.
-        complete: work on the trained run before it is marked as finished.
-        notices: further notices for `Started`.
-    """
+    """Train to the end, calibrate, and write the final metrics; yield `notices` with `Started`. All ranks call it."""
     context, state = training.context, training.state
     run, accelerator = context.run, context.accelerator
     try:

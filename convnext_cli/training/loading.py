@@ -72,13 +72,8 @@ def load_rank_batches(
 ) -> Generator[RankBatch, None, None]:
     """Yield this rank's slice of each batch of rows, loaded ahead.
 
-    A thread puts the batches together: the thread that trains should only start the GPU's work.
-
-    Args:
-        context: model, data and devices.
-        batches: rows of each batch; for numbers above the index's length see `balance_rows`.
-        loader: of the training images.
-        epoch: counted from 0; seeds the augmentation.
+    A thread puts the batches together: the thread that trains should only start the GPU's work. For rows above the
+    index's length see `balance_rows`; the epoch, counted from 0, seeds the augmentation.
     """
     return load_ahead(_load_rank_batches(context, batches, loader, epoch))
 

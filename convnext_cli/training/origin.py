@@ -162,13 +162,7 @@ def check_plan(run: RunFolder, origin: Origin, plan: "Plan") -> list[Notice]:
 
 
 def check_split(run: RunFolder, origin: Origin, index: Index, *, folder: Path) -> None:
-    """Compare a run's split with what the run began with.
-
-    Args:
-        run: the run, which has the digests of its rows.
-        origin: what the run began with.
-        index: the split.
-        folder: folder of the split: the run's, or that of its cross-validation.
+    """Compare a run's split, of its own folder or of its cross-validation's, with what the run began with.
 
     Raises:
         RunError: rows or classes differ; it names the first five rows.

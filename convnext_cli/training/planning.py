@@ -53,9 +53,6 @@ def prepare(request: TrainRequest) -> Preparation:
 def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
     """Check a request, load and split its data, and make the plan. To resume a run, read all of this from the run.
 
-    Args:
-        request: data, model and settings, or the run to resume.
-
     Raises:
         UsageError: a setting, the model or the output folder is wrong.
         DataError: the data cannot be trained on.

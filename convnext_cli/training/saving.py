@@ -35,10 +35,6 @@ def train_and_save(context: TrainingContext, state: TrainingState) -> TrainSteps
     The checkpoint is written first. What a kill leaves unwritten after it, the next start writes. At an epoch's end a
     thread writes, from a copy: checksum and disk would take as long as an epoch of a small data set on a GPU.
 
-    Args:
-        context: model, optimizer, data and devices.
-        state: where the run stands.
-
     Returns:
         The state at the end.
 

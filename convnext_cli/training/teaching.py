@@ -99,12 +99,9 @@ def label_images(index: Index, teacher: "Teacher", *, cache: bool) -> Steps[tupl
 
 
 def compute_outputs(context: TrainingContext, teacher: "Teacher", images: str) -> TrainSteps[None]:
-    """Compute the teacher's outputs that are not in the cache. All ranks call it; each computes its part.
+    """Compute the outputs of the context's distillation that are not in the cache. All ranks call it, for a part each.
 
-    Args:
-        context: with a distillation, whose outputs it sets.
-        teacher: the teacher.
-        images: digest of the training images' files.
+    `images` is the digest of the training images' files.
     """
     distillation, accelerator = context.distillation, context.accelerator
     assert distillation is not None

@@ -168,10 +168,6 @@ def choose_precision(amp: str, device: torch.device) -> str:
     `auto` is bf16 if the GPU computes in it, else fp16 with scaled losses if it has tensor cores, else float32. A model
     that is sharded is never trained in fp16; on CPUs float32 measured faster.
 
-    Args:
-        amp: `auto`, `no`, `bf16` or `fp16`.
-        device: where the training runs.
-
     Raises:
         UsageError: fp16 on a CPU or MPS, or with FSDP.
     """

@@ -11,12 +11,7 @@ WARM_UP_POWER = 2 / 3  # timm 1.0.31, utils/model_ema.py, ModelEmaV3 with use_wa
 
 
 class ModelEma:
-    """An exponential moving average of a model's parameters.
-
-    Args:
-        model: the model. Buffers are not averaged: ConvNeXts have none that change.
-        decay: the decay after the warm-up.
-    """
+    """An exponential moving average of a model's parameters. ConvNeXts have no buffers that change."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay

@@ -66,15 +66,10 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """Return AdamW with timm's groups: no decay of one-dimensional parameters, smaller rates for earlier blocks.
 
-    One-dimensional are norms, biases, LayerScale and GRN. timm stores `lr_scale` in each group; `set_lr` applies it.
-
-    Args:
-        model: the model.
-        lr: learning rate.
-        weight_decay: of parameters with two dimensions or more.
-        layer_decay: factor of the rate from each block to the one before.
-        fused: use PyTorch's fused kernel, which is faster on GPUs. It pairs values by their place in memory, so moments
-            need the strides of their parameters; `load_checkpoint` sees to that.
+    One-dimensional are norms, biases, LayerScale and GRN. `layer_decay` is the factor of the rate from each block to
+    the one before; timm stores `lr_scale` in each group, and `set_lr` applies it. PyTorch's fused kernel is faster on
+    GPUs. It pairs values by their place in memory, so moments need the strides of their parameters; `load_checkpoint`
+    sees to that.
     """
     groups = param_groups_layer_decay(model, weight_decay=weight_decay, layer_decay=layer_decay)
     if fused:

@@ -35,9 +35,6 @@ def train_head(context: TrainingContext) -> Steps[EpochDone]:
 
     The pretrained norm of the head is not trained. Each rank computes its part of the features, and then the same head.
 
-    Args:
-        context: model, optimizer, data and devices.
-
     Returns:
         The metrics of the trained head, as epoch 0.
 
