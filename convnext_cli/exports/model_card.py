@@ -15,7 +15,7 @@ from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import BUILTIN
 from convnext_cli.models.licenses import is_non_commercial
 from convnext_cli.models.weights import read_weights_license
-from convnext_cli.recipes.plan import PlanFile, read_plan, read_reasons
+from convnext_cli.recipes.plan import read_optional_plan, read_reasons
 from convnext_cli.recipes.settings import UNKNOWN
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import PretrainedCfg
@@ -55,7 +55,7 @@ class License:
 
 def find_license(run: RunFolder) -> License:
     """Return the licence of a run: that of the weights that it started from, of its teacher and of its images."""
-    plan = _read_plan(run)
+    plan = read_optional_plan(run.plan)
     base = f"the base weights {plan.model}" if plan.weights == "auto" else "the base weights"
     sources = [base] * (plan.weights != "none")
     if plan.teacher is not None:
@@ -76,7 +76,7 @@ def render_card(run: RunFolder, evaluation: Evaluation | None, license: License)
 
     There is no evaluation where the data of the run are gone.
     """
-    plan = _read_plan(run)
+    plan = read_optional_plan(run.plan)
     index = run.read_split()
     name = str(plan.model or run.read_config().architecture)
     is_from_hub = plan.weights == "auto" and not name.endswith(f".{BUILTIN}")
@@ -92,11 +92,6 @@ def render_card(run: RunFolder, evaluation: Evaluation | None, license: License)
         f"## Training settings\n\n{_describe_settings(run, plan.settings)}",
     )
     return "\n\n".join(parts) + "\n"
-
-
-def _read_plan(run: RunFolder) -> PlanFile:
-    """Return a run's plan; nothing where it has none."""
-    return read_plan(run.plan) if run.plan.exists() else PlanFile(None, None, None, {})
 
 
 def _render_header(license: License, base: str | None) -> str:

@@ -19,7 +19,7 @@ from convnext_cli.metrics.intervals import number_units
 from convnext_cli.metrics.pooling import MEAN, Rule, choose_rule
 from convnext_cli.metrics.thresholds import Threshold, find_threshold
 from convnext_cli.options import AUTO
-from convnext_cli.recipes.plan import read_plan
+from convnext_cli.recipes.plan import read_optional_plan
 from convnext_cli.recipes.settings import UNCORRECTED
 from convnext_cli.runs.files import AUDIT, POOLING
 from convnext_cli.runs.folder import RunFolder
@@ -153,7 +153,7 @@ def _explain_few(task: Task, targets: Targets, classes: Sequence[str]) -> str | 
 
 def _is_balanced(run: RunFolder) -> bool:
     """Return whether the run was trained to treat all classes alike, whatever their frequency."""
-    settings = read_plan(run.plan).settings if run.plan.exists() else {}
+    settings = read_optional_plan(run.plan).settings
     return any(settings.get(name, value) != value for name, value in UNCORRECTED.items())
 
 
@@ -248,7 +248,7 @@ def _find_rule(run: RunFolder) -> str:
     kept = None if isinstance(run, FoldsFolder) else read_pooling(run)
     if kept is not None and kept.group_from != AUTO:
         return kept.group_from
-    settings = read_plan(run.plan).settings if run.plan.exists() else {}
+    settings = read_optional_plan(run.plan).settings
     audit = run.read(AUDIT, AuditRecord)
     if settings.get("group_from", AUTO) == AUTO and audit is not None and audit.groups.source == "dicom":
         return "dicom:PatientID"

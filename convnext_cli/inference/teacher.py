@@ -21,7 +21,7 @@ from convnext_cli.models.device_memory import BatchHalver, guard_memory
 from convnext_cli.models.forward import choose_device, prepare_input
 from convnext_cli.models.hub import HUB_FILE, OFFLINE, ask_hub, explain_failure, find_cached
 from convnext_cli.models.weights import read_weights_license
-from convnext_cli.recipes.plan import read_plan
+from convnext_cli.recipes.plan import read_optional_plan
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.tasks.registry import SINGLE
@@ -170,7 +170,7 @@ def _open_run(name: str, path: Path) -> Teacher:
 
 def _list_licenses(run: RunFolder) -> tuple[str | None, ...]:
     license = read_weights_license(run.path)
-    is_own = license is None and run.plan.exists() and read_plan(run.plan).weights == "none"
+    is_own = license is None and read_optional_plan(run.plan).weights == "none"
     return () if is_own else (license,)
 
 

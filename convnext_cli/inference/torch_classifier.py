@@ -14,7 +14,7 @@ from convnext_cli.inference.saved_model import load_model
 from convnext_cli.kernels.blocks import keep_freed_memory, use_fused_blocks
 from convnext_cli.models.device_memory import BatchHalver, guard_memory
 from convnext_cli.models.forward import choose_device, has_native_bf16, make_views, prepare_input, use_torch_defaults
-from convnext_cli.recipes.plan import read_plan
+from convnext_cli.recipes.plan import read_optional_plan
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 
@@ -50,7 +50,7 @@ class TorchClassifier(Classifier):
             use_fused_blocks(self.model)
         self.task = self.run.read_config().read_task(run)
         self.tta, self.cache = tta, cache
-        self.mirror = tta and self.run.plan.exists() and read_plan(self.run.plan).settings.get("hflip", 0) > 0
+        self.mirror = tta and read_optional_plan(self.run.plan).settings.get("hflip", 0) > 0
 
     @use_torch_defaults()
     @torch.inference_mode()

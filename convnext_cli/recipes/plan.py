@@ -132,6 +132,11 @@ def read_plan(path: Path) -> PlanFile:
     return PlanFile(raw.get("model"), raw.get("weights"), raw.get("teacher"), raw.get("settings", {}))
 
 
+def read_optional_plan(path: Path) -> PlanFile:
+    """Read the plan file of a run as `read_plan` does; an empty one if it is missing, as only training needs it."""
+    return read_plan(path) if path.exists() else PlanFile(None, None, None, {})
+
+
 def read_choices(path: Path) -> dict[str, Choice]:
     """Read a plan file's settings with their sources and reasons.
 
