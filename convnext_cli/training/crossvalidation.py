@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from convnext_cli.data.index import digest_images
-from convnext_cli.data.split import choose_fold, explain_small_validation
+from convnext_cli.data.split import choose_fold
 from convnext_cli.errors import DataError, RunError, UsageError
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.metrics.summary import MetricSet
@@ -144,7 +144,6 @@ def _prepare_fold(preparation: Preparation, plan: Plan, run: RunFolder, fold: in
         folds=None,
         plan=_set_fold(plan, replace(plan.choices["fold"], value=fold)),
         images=digest_images(index),
-        small_validation=explain_small_validation(index),
     )
 
 

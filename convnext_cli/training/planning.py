@@ -10,7 +10,7 @@ from convnext_cli.data.attributes import parse_attributes, read_attributes
 from convnext_cli.data.dataset import Dataset, DatasetRequest, load_dataset
 from convnext_cli.data.index import NONE, Index, check_trainable, digest_images, list_untrained_classes
 from convnext_cli.data.outside import check_outside_data
-from convnext_cli.data.split import Folds, choose_fold, explain_small_validation, leave_out, name_fold, split_index
+from convnext_cli.data.split import Folds, choose_fold, leave_out, name_fold, split_index
 from convnext_cli.errors import DataError, UsageError, check_word
 from convnext_cli.files import check_outside, check_writable, resolve_links
 from convnext_cli.locks import check_unlocked
@@ -95,7 +95,6 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
         images=digest_images(index),
         fingerprint=fingerprint,
         plan_notices=plan_notices,
-        small_validation=explain_small_validation(index),
     )
 
 

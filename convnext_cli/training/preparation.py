@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from convnext_cli.data.dataset import Dataset
 from convnext_cli.data.groups import find_groups_across_splits
 from convnext_cli.data.index import Index, describe_skipped
+from convnext_cli.data.split import explain_small_validation
 from convnext_cli.machine import Machine
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.progress import Notice
@@ -39,12 +40,15 @@ class Preparation:
     """Properties of the images; None for a resumed run."""
     plan_notices: tuple[Notice, ...]
     """Notices about the plan; for a resumed run, about allowed changes since it began."""
-    small_validation: str | None
-    """Why the validation split is too small to choose the best epoch by; None if it is large enough."""
     origin: Origin | None = None
     """The recorded start of the run; None for a new run, and if it was not recorded."""
     device_notices: tuple[Notice, ...] = ()
     """Notices about the device, from torch."""
+
+    @property
+    def small_validation(self) -> str | None:
+        """Why the validation split is too small to choose the best epoch by; None if it is large enough."""
+        return explain_small_validation(self.index)
 
     @property
     def notices(self) -> tuple[Notice, ...]:
@@ -101,18 +105,18 @@ class Preparation:
 
     def _list_split_notices(self) -> list[Notice]:
         """Return notices about a small validation split, missing test images, and skipped files."""
-        index, notices = self.index, []
-        if self.small_validation:
+        index, small_validation, notices = self.index, self.small_validation, []
+        if small_validation:
             effect = "too few to choose the best epoch by, so the last one is kept"
             if not self.index.rows("val"):
                 effect = "the last epoch is kept, not the best one, and the model is not calibrated"
             if self.plan.settings.patience:
                 effect += "; --patience has no effect"
-            text = f"{self.small_validation}: {effect}. {self._advise_on_validation()}"
+            text = f"{small_validation}: {effect}. {self._advise_on_validation()}"
             notices.append(Notice(text=text, severity="warning"))
         absent = [name for name, n in zip(index.classes, index.count_classes("test"), strict=True) if not n]
         if len(absent) == len(index.classes):
-            choice = "" if self.small_validation else "; choosing the epoch makes validation scores slightly too high"
+            choice = "" if small_validation else "; choosing the epoch makes validation scores slightly too high"
             has_own = self.dataset is not None and "train" in self.dataset.index.splits and not index.fold_names
             remedy = "; --resplit draws new splits with one" if has_own else ""
             notices.append(Notice(text=f"there is no test split{choice}{remedy}"))

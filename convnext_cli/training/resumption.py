@@ -7,7 +7,7 @@ from convnext_cli.data.dataset import DatasetRequest
 from convnext_cli.data.index import Index, digest_images
 from convnext_cli.data.outside import check_cache_outside, check_outside_data, list_data_folders
 from convnext_cli.data.sources import scan_data
-from convnext_cli.data.split import choose_fold, explain_small_validation
+from convnext_cli.data.split import choose_fold
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.locks import check_unlocked
 from convnext_cli.machine import count_restarts, detect_machine
@@ -72,7 +72,6 @@ def prepare_resumed(request: TrainRequest, path: Path) -> Preparation:
         images=digest_images(index),
         fingerprint=None,
         plan_notices=changes,
-        small_validation=explain_small_validation(index),
         origin=origin,
     )
 
