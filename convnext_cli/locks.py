@@ -23,10 +23,6 @@ def lock_folder(folder: Path, *, is_new: bool = False) -> Iterator[bool]:
     The operating system releases the lock when the process ends, even by SIGKILL. Folders that were made here are
     removed if they are empty afterwards.
 
-    Args:
-        folder: the folder to lock.
-        is_new: True to refuse a folder that exists.
-
     Yields:
         False if the file system has no locks, so that a second process could write too.
 

@@ -195,10 +195,7 @@ def run(
 ) -> "Result":
     """Run a long operation with a progress bar, and return its result.
 
-    Args:
-        label: what stands before the bar.
-        steps: the operation.
-        show: shows the events that are neither `Progress` nor `Notice`.
+    `label` stands before the bar; `show` shows the events that are neither `Progress` nor `Notice`.
     """
     with progress(label) as bar:
 

@@ -55,12 +55,7 @@ REASONS = {
 
 
 def explain_usage(error: TyperException, words: Sequence[str]) -> str:
-    """Return an error's message with a hint on the option or the value that was meant.
-
-    Args:
-        error: the error of parsing the command line.
-        words: the command line.
-    """
+    """Return the message of an error in parsing `words`, with a hint on the option or the value that was meant."""
     text = error.format_message().rstrip(".")
     # of Typer's NoSuchOption and BadOptionUsage, which it does not export
     option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)

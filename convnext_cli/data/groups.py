@@ -93,14 +93,7 @@ def _apply(index: Index, identifiers: Mapping[int, str], source: str, rule: str)
 
 
 def describe_groups(groups: Sequence[str], paths: Sequence[str], source: str, rule: str) -> Grouping:
-    """Return the source of groups with their number and examples.
-
-    Args:
-        groups: of each row.
-        paths: of each row.
-        source: `manifest`, `names`, `folders`, `pattern` or `dicom`.
-        rule: in words.
-    """
+    """Return the source and the rule of the groups of all rows, with their number and examples."""
     counts = Counter(groups)
     shown: dict[str, str] = {}
     for group, path in zip(groups, paths, strict=True):

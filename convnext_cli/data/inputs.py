@@ -37,10 +37,7 @@ class Inputs:
 
 
 def find_inputs(words: Iterable[str]) -> Inputs:
-    """Find the files that paths and patterns name. Only files without a known suffix are opened.
-
-    Args:
-        words: paths of files and folders, and patterns such as `a/*.png`.
+    """Find the files that paths, and patterns such as `a/*.png`, name. Only files without a known suffix are opened.
 
     Raises:
         ImageError: there are no images.

@@ -31,12 +31,7 @@ def scan_folder(
     The folders name them, as `layout.recognise_layout` reads them, or a table does (`choose_class_source`). Hidden
     files, and files that are no image by suffix or first bytes, are skipped and counted. Nothing is written.
 
-    Args:
-        root: the folder.
-        exclude: as in `scan_data`.
-        archive: the zip file that the folder was unpacked from.
-        known_classes: as in `scan_data`.
-        table_options: as in `scan_data`.
+    `archive` is the zip file that the folder was unpacked from; the other options are those of `scan_data`.
 
     Raises:
         DataError: the folder does not exist, is not readable, has no image, or its layout is ambiguous.

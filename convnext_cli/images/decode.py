@@ -105,14 +105,10 @@ def read_image(path: Path, *, at_least: int | None = None) -> Decoded:
 
 
 def convert_image(image: Image.Image, name: str) -> Pixels:
-    """Return a PIL image as `decode_image` reads its file; the image itself is not changed.
+    """Return a PIL image of any mode as `decode_image` reads its file; the image itself is not changed.
 
     Where Pillow loads other values than `decode_image` reads, such as 8 of the 16 bits of a colour, the first frame of
     a file that is not loaded yet is read from the file.
-
-    Args:
-        image: an image of any mode, read or not.
-        name: for messages.
 
     Raises:
         ImageError: its file cannot be read to its end, its mode cannot be converted to RGB, or no value is finite.

@@ -68,13 +68,7 @@ def open_with_pillow(file: BinaryIO, path: Path, name: str = "") -> Image.Image:
 
 
 def read_opened(opened: Image.Image, file: BinaryIO, path: Path, at_least: int | None) -> Decoded:
-    """Read an image that Pillow has opened.
-
-    Args:
-        opened: the image, at the page to read.
-        file: its file.
-        path: for messages.
-        at_least: as `decode_image` has it.
+    """Read an image that Pillow has opened, at the page to read; `at_least` is that of `decode_image`.
 
     Raises:
         ImageError: it is too large, or has no known colours; other errors are Pillow's.
@@ -108,13 +102,9 @@ def _load(opened: Image.Image, file: BinaryIO, path: Path, at_least: int | None)
 
 
 def convert_opened(image: Image.Image, mode: str, steps: list[str], path: object) -> Decoded:
-    """Convert an image that Pillow has read: stretch deep grey, blend transparent parts with white, make the rest RGB.
+    """Convert an upright image that Pillow has read from a file of this `mode`, and add to the steps so far.
 
-    Args:
-        image: read, and upright.
-        mode: of the file.
-        steps: the steps so far.
-        path: for the message.
+    Deep grey is stretched, transparent parts are blended with white, and the rest becomes RGB.
 
     Raises:
         ImageError: no value is finite.

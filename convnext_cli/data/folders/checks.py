@@ -114,11 +114,7 @@ def check_patients(class_names: Iterable[str], tree: Folder, start: Folder) -> N
 
 
 def check_inner_splits(classes: Iterable[tuple[Folder, str]], start: Folder) -> None:
-    """Check that no class has folders of splits inside.
-
-    Args:
-        classes: the folders of the classes, with the class of each.
-        start: where the classes begin.
+    """Check that no folder of a class has folders of splits inside; the classes begin at `start`.
 
     Raises:
         AmbiguousLayoutError: a class has.
