@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from convnext_cli.errors import ConvnextError, StoppedError, shorten_error
 from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.request import EvalRequest, PredictRequest
-from convnext_cli.machine import get_rank
+from convnext_cli.machine import count_cpus, get_rank
 from convnext_cli.options import check_options, describe_options, make_path, make_request
 from convnext_cli.progress import Notice, OnEvent, Result, Steps, finish, map_events
 from convnext_cli.recipes.settings import (
@@ -158,7 +158,6 @@ def check(
 def check_steps(data: Path, options: Mapping[str, Any]) -> Steps["Audit"]:
     """Check a data set, as `check` does, without writing a list."""
     from convnext_cli.data.dataset import DatasetRequest, load_dataset
-    from convnext_cli.machine import count_cpus
 
     settings = expand_settings(options)
     declared = declare_settings()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from convnext_cli.cache_folder import find_cache_folder, measure_size
-from convnext_cli.errors import shorten_error
+from convnext_cli.errors import ConvnextError, shorten_error
 from convnext_cli.machine import count_cpus, detect_machine
 from convnext_cli.progress import Progress, Steps, finish
 from convnext_cli.text import format_count
@@ -179,7 +179,6 @@ def _predict(run: Path, engine: Literal["onnx", "torch"]) -> str:
 
 
 def _export(run: Path) -> str:
-    from convnext_cli.errors import ConvnextError
     from convnext_cli.exports.export import export_steps
     from convnext_cli.exports.onnx_file import check_installed
     from convnext_cli.exports.request import ExportRequest

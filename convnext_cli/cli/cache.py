@@ -9,6 +9,7 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.errors import ConvnextError
+from convnext_cli.machine import GIB
 from convnext_cli.options import Option
 from convnext_cli.text import format_count
 
@@ -32,7 +33,6 @@ def cache(_context: typer.Context, values: OptionValues) -> None:
     """Show or clear the cache. It has decoded images, measurements, teachers' outputs, unpacked zip files, kernels."""
     from convnext_cli.cache_folder import clear_cache, find_cache_folder, list_cache
     from convnext_cli.images.cache import list_cached_sets
-    from convnext_cli.machine import GIB
 
     flags = values.make(CacheFlags)
     clear = flags.clear
@@ -63,7 +63,6 @@ def cache(_context: typer.Context, values: OptionValues) -> None:
 def _show_sets(sets: "list[CachedSet]") -> None:
     """Show the cached images by data set, and the limit of the cache."""
     from convnext_cli.images.cache import DEFAULT_LIMIT, LIMIT
-    from convnext_cli.machine import GIB
 
     if sets:
         now = time.time()

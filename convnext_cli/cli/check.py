@@ -9,7 +9,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, quote_settings, with_options
-from convnext_cli.data.index import SPLITS, describe_skipped
+from convnext_cli.data.index import SPLITS, check_trainable, describe_skipped
 from convnext_cli.options import DATA, Option
 from convnext_cli.recipes.settings import READING_SETTINGS
 from convnext_cli.text import format_count, format_percent, quote, shorten_name
@@ -41,7 +41,6 @@ def check(_context: typer.Context, values: OptionValues) -> None:
     """Check a data set for unreadable files, duplicates and leakage. Exits with 3 if test scores will be wrong."""
     from convnext_cli.api import check_steps
     from convnext_cli.data.audit.fix_list import check_fix_list, write_fix_list
-    from convnext_cli.data.index import check_trainable
 
     flags = values.make(CheckFlags)
     settings = {name: value for name, value in values.items() if name in READING_SETTINGS}

@@ -11,7 +11,7 @@ from convnext_cli.cli.options import OptionValues, repeat_command, with_options
 from convnext_cli.cli.plan_view import count_splits, describe_data, describe_model, describe_sizes, list_decided
 from convnext_cli.cli.streams import survive_lost_reader
 from convnext_cli.cli.training_view import follow, show_finished
-from convnext_cli.machine import is_launched
+from convnext_cli.machine import GIB, is_launched
 from convnext_cli.options import Option
 from convnext_cli.progress import Notice
 from convnext_cli.recipes.settings import Settings, SettingSources
@@ -119,8 +119,6 @@ def _describe_dry_run(
 
 
 def _show_preparation(preparation: "Preparation", memory: int, time: "RunTime") -> None:
-    from convnext_cli.machine import GIB
-
     plan, index = preparation.plan, preparation.index
     settings, classes = plan.settings, len(index.classes)
     console.show(describe_model(plan), style="bold")

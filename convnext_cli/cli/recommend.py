@@ -10,6 +10,8 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, quote_settings, with_options
 from convnext_cli.cli.plan_view import list_decided
+from convnext_cli.files import check_output, check_outside, write_output
+from convnext_cli.machine import GIB, detect_machine
 from convnext_cli.options import Option
 from convnext_cli.recipes.request import RecommendRequest
 from convnext_cli.recipes.settings import DEFAULT_RECIPE, TABLE_SETTINGS
@@ -39,7 +41,6 @@ class RecommendFlags:
 @with_options(RecommendRequest, RecommendFlags, settings=SETTINGS)
 def recommend(_context: typer.Context, values: OptionValues) -> None:
     """Recommend a model and settings for your images and machine. Each comes with its reason."""
-    from convnext_cli.machine import detect_machine
     from convnext_cli.recipes.recommendation import make_recommendation
 
     settings = {name: value for name, value in values.items() if name in SETTINGS}
@@ -55,8 +56,6 @@ def recommend(_context: typer.Context, values: OptionValues) -> None:
         check_outside_data(flags.output, index)
     command = _build_next(recommendation, request, flags.output)
     if flags.output is not None:
-        from convnext_cli.files import write_output
-
         write_output(flags.output, recommendation.plan.to_toml(), overwrite=flags.overwrite)
         console.say(f"wrote the plan to {flags.output}")
     notes = index.notes if index else ()
@@ -77,8 +76,6 @@ def _check_output(request: RecommendRequest, flags: RecommendFlags) -> None:
     Raises:
         UsageError: it cannot.
     """
-    from convnext_cli.files import check_output, check_outside
-
     if flags.output is not None:
         if request.data is not None:
             check_outside(flags.output, request.data)
@@ -238,7 +235,6 @@ def _describe_weights(candidate: "Candidate") -> str:
 
 
 def _list_cells(candidate: "Candidate") -> tuple[Any, ...]:
-    from convnext_cli.machine import GIB
     from convnext_cli.recipes.costs import describe_seconds
 
     model = candidate.model

@@ -149,12 +149,12 @@ def _show_folds(result: "CrossValidationResult") -> None:
     )
     if result.left_out:
         _show_left_out(result)
-        return
     console.show(f"Folds: {result.run}")
-    console.show(
-        f"eval averages the {len(result.folds)} models on a test split; without a test split, the model that was not "
-        "trained on an image predicts it"
-    )
+    if not result.left_out:
+        console.show(
+            f"eval averages the {len(result.folds)} models on a test split; without a test split, the model that was "
+            "not trained on an image predicts it"
+        )
     console.show(f"Next: convnext eval {quote(result.run)}")
 
 
@@ -176,8 +176,6 @@ def _show_left_out(result: "CrossValidationResult") -> None:
         "internal: validation images of the other values, used to choose the epoch; external: all images of the value, "
         "none of which the model has seen"
     )
-    console.show(f"Folds: {result.run}")
-    console.show(f"Next: convnext eval {quote(result.run)}")
 
 
 def _list_estimate(split: "SplitMetrics", metric: "Metric") -> list[str]:
