@@ -129,7 +129,8 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     run, data = console.shorten_path(evaluation.run), console.shorten_path(evaluation.data)
     console.show(f"{run} on {data}, {evaluation.split}: {format_count(metrics.images, 'image')}", style="bold")
     if evaluation.test_number is not None:
-        console.show(_describe_number(evaluation.test_number))
+        bias = " Choosing a model by these results biases them upward." if evaluation.test_number > 1 else ""
+        console.show(f"Evaluation {evaluation.test_number} on the test split.{bias}")
     for note in evaluation.notes:
         console.notify(note)
     console.show("")
@@ -243,11 +244,6 @@ def _show_comparison(first: "Evaluation", second: "Evaluation", comparison: "Com
         f"correct by the first run only: {first_only}, by the second only: {comparison.only_second_right}; "
         f"{kind}: p {format_p(comparison.p_value)}"
     )
-
-
-def _describe_number(number: int) -> str:
-    count = f"Evaluation {number} on the test split."
-    return count if number == 1 else f"{count} Choosing a model by these results biases them upward."
 
 
 def _compare(evaluations: "list[Evaluation]") -> "list[Comparison]":

@@ -99,7 +99,8 @@ def recognise_layout(tree: Folder, name: str, known_classes: Iterable[str]) -> L
     except AmbiguousLayoutError as error:
         layout.error = DataError(error.problem, error.remedy)
     else:
-        layout.placements = _join_names(placements, layout)
+        layout.notes += describe_joined(placement.name for placement in placements)
+        layout.placements = [replace(placement, name=normalise_name(placement.name)) for placement in placements]
         _note_common_folders(layout)
     return layout
 
@@ -251,12 +252,6 @@ def _drop_copies(start: Folder, layout: Layout) -> None:
             start.folders.remove(top)
             layout.skipped[f"image in a folder that repeats the classes ({decode_name(top.name)!r})"] += top.count
             return
-
-
-def _join_names(placements: Sequence[Placement], layout: Layout) -> list[Placement]:
-    """Return the placements with one form of each class's name, and note which spellings were joined."""
-    layout.notes += describe_joined(placement.name for placement in placements)
-    return [replace(placement, name=normalise_name(placement.name)) for placement in placements]
 
 
 def _note_common_folders(layout: Layout) -> None:
