@@ -12,7 +12,7 @@ from convnext_cli.data.scan import scan_unlabelled
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.tables.options import COLUMN_OPTIONS, TableOptions
 from convnext_cli.errors import DataError, UsageError
-from convnext_cli.progress import Notice, Steps, finish
+from convnext_cli.progress import Notice, Steps
 from convnext_cli.text import capitalise, format_count
 
 
@@ -80,11 +80,6 @@ def load_dataset(request: DatasetRequest, *, threads: int) -> Steps[Dataset]:
         return Dataset(index=index, grouping=grouping, audit=None, duplicate_sets=())
     audit = yield from audit_index(index, grouping, threads=threads)
     return _leave_out_unreadable(audit.index, audit.grouping, audit)
-
-
-def read_index(request: DatasetRequest) -> tuple[Index, Grouping]:
-    """Scan data and find its groups, as `read_steps` does."""
-    return finish(read_steps(request))
 
 
 def read_steps(request: DatasetRequest) -> Steps[tuple[Index, Grouping]]:

@@ -488,10 +488,8 @@ def _look_up_colour(levels: NDArray[Any], dataset: "Dataset", path: Path) -> NDA
         colours = apply_color_lut(np.minimum(levels, last).astype(levels.dtype), dataset)[..., :3]
     except Exception as error:  # pydicom raises many kinds for incomplete tables
         raise ImageError(f"{path} is DICOM in PALETTE COLOR whose palette cannot be read", _REMEDY) from error
-    if colours.dtype == np.uint8:
-        return np.asarray(colours)
     is_wide = depth > 8 and colours.max() > 255
-    return np.asarray(colours >> 8 if is_wide else colours).astype(np.uint8)
+    return np.asarray(colours >> 8 if is_wide else colours).astype(np.uint8, copy=False)
 
 
 def _find_padding(dataset: "Dataset", view: "Dataset") -> tuple[int, int] | None:

@@ -288,19 +288,20 @@ def _convert_planes(page: Any, planes: NDArray[Any], steps: list[str]) -> Raster
         steps.append("128 added to signed values")
     nodata = page.tags.valueof(42113, None)
     if nodata is not None and bits > 8:
-        values, steps = _hide_nodata(values, str(nodata), steps)
+        values = _hide_nodata(values, str(nodata), steps)
     return Raster(values if colours > 1 else values[..., 0], alpha, mode, bits, tuple(steps))
 
 
-def _hide_nodata(values: NDArray[Any], text: str, steps: list[str]) -> tuple[NDArray[Any], list[str]]:
+def _hide_nodata(values: NDArray[Any], text: str, steps: list[str]) -> NDArray[Any]:
     """Replace GDAL's no-data value by NaN, which is drawn black and does not count as the darkest value."""
     try:
         missing = float(text.strip("\0 "))
     except ValueError:
-        return values, steps
+        return values
     where = values == np.asarray(missing).astype(values.dtype) if np.isfinite(missing) else np.zeros(values.shape, bool)
     if not where.any() or where.all():
-        return values, steps
+        return values
     shown = values.astype(np.float64)
     shown[where] = np.nan
-    return shown, [*steps, f"no-data value {missing:g} drawn black"]
+    steps.append(f"no-data value {missing:g} drawn black")
+    return shown

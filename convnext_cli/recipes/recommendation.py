@@ -22,6 +22,7 @@ from convnext_cli.models.catalog import (
 )
 from convnext_cli.models.licenses import license_matches
 from convnext_cli.options import make_request
+from convnext_cli.progress import finish
 from convnext_cli.recipes.costs import (
     USABLE,
     RunTime,
@@ -271,14 +272,14 @@ def _summarise_data(request: RecommendRequest) -> _DataSummary:
         assert request.dataset_size is not None
         counts = request.counts or DataCounts.from_total(request.dataset_size)
         return _DataSummary(counts=counts, classes=request.classes, fingerprint=request.fingerprint)
-    from convnext_cli.data.dataset import DatasetRequest, read_index  # NumPy, which a number of images does without
+    from convnext_cli.data.dataset import DatasetRequest, read_steps  # NumPy, which a number of images does without
     from convnext_cli.data.index import check_trainable
     from convnext_cli.data.split import split_index
     from convnext_cli.recipes.fingerprint import compute_fingerprint
 
     values = default_settings() | dict(request.settings)
     reading = {name: values[name] for name in READING_SETTINGS}
-    index, _ = read_index(DatasetRequest(data=request.data, chosen=list_changed(request.settings), **reading))
+    index, _ = finish(read_steps(DatasetRequest(data=request.data, chosen=list_changed(request.settings), **reading)))
     check_trainable(index)
     fingerprint = compute_fingerprint(index)
     splitting = {name: values[name] for name in ("val_fraction", "test_fraction", "seed")}
