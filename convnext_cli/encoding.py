@@ -15,6 +15,7 @@ Other files are refused, with the byte and its line. The result never has surrog
 import codecs
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from convnext_cli.errors import DataError
@@ -116,7 +117,7 @@ def fold_name(name: str) -> str:
     return re.sub(r"[\s_\-\u2010-\u2015]+", " ", folded).strip()
 
 
-def find_name(name: str, names: "tuple[str, ...] | list[str]") -> int | None:
+def find_name(name: str, names: Sequence[str]) -> int | None:
     """Return the position of a name in `names`, in any Unicode form; None if it is not there. An exact match wins."""
     if name in names:
         return names.index(name)

@@ -95,14 +95,15 @@ def check_output(path: Path, option: str = "--output", *, overwrite: bool = Fals
         mode = None
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}", f"Choose another {option}") from error
-    if mode is None and not path.parent.is_dir():
-        raise UsageError(f"cannot write {path}", "Give a file in a folder that exists")
-    if mode is not None and stat.S_ISDIR(mode):
+    if mode is None:
+        if not path.parent.is_dir():
+            raise UsageError(f"cannot write {path}", "Give a file in a folder that exists")
+    elif stat.S_ISDIR(mode):
         raise UsageError(f"cannot write {path}: it is a folder", "Give a file in a folder that exists")
-    if mode is not None and not stat.S_ISREG(mode):
+    elif not stat.S_ISREG(mode):
         kind = "a symbolic link" if stat.S_ISLNK(mode) else "a pipe, a socket or a device"
         raise UsageError(f"{path} is {kind}, which is never replaced", f"Choose another {option}")
-    if mode is not None and not overwrite:
+    elif not overwrite:
         raise UsageError(f"{path} exists already", f"Choose another {option}, or add --overwrite")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UsageError(f"cannot write {path}: its folder is not writable", f"Choose another {option}")

@@ -62,10 +62,8 @@ def is_locked(folder: Path) -> bool:
         return False
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:  # others: a file system without locks
+        return isinstance(error, BlockingIOError)
     finally:
         os.close(file)
     return False
