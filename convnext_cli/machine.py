@@ -136,7 +136,7 @@ def count_processes() -> int:
     return _read_launcher_number("WORLD_SIZE", default=1, low=1)
 
 
-def _read_launcher_number(name: str, *, default: int, low: int = 0, high: int | None = None) -> int:
+def _read_launcher_number(name: str, *, default: int, low: int = 0, high: float = math.inf) -> int:
     """Return the number of a launcher's variable; `default` where it is not set, or no launcher started this process.
 
     Raises:
@@ -145,8 +145,8 @@ def _read_launcher_number(name: str, *, default: int, low: int = 0, high: int | 
     text = os.environ.get(name)
     if not text or not is_launched():
         return default
-    if not text.isdecimal() or not low <= int(text) <= (int(text) if high is None else high):
-        bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+    if not text.isdecimal() or not low <= int(text) <= high:
+        bounds = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
         remedy = f"Start with torchrun or --devices, which set it, or unset {', '.join(LAUNCHER)}"
         raise UsageError(f"the environment variable {name} is {text!r}, not a whole number {bounds}", remedy)
     return int(text)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -260,12 +261,12 @@ def _bin(attribute: Attribute, numbers: Mapping[str, float], cuts: tuple[float, 
     """Return the attribute with bins in place of numbers: at the cuts, else the usual ones of an age, else tertiles."""
     counts = Counter(value for value in attribute.values if value)
     reason = "as asked for" if cuts else "usual for an age"
-    if not cuts and is_age and len({_find_bin(number, AGE_CUTS) for number in numbers.values()}) > 1:
+    if not cuts and is_age and len({bisect_right(AGE_CUTS, number) for number in numbers.values()}) > 1:
         cuts = AGE_CUTS
     if not cuts:
-        cuts, reason = tuple(_list_tertiles(sorted(numbers[value] for value in counts.elements()))), "tertiles"
+        cuts, reason = _list_tertiles(sorted(numbers[value] for value in counts.elements())), "tertiles"
     names = tuple(_name_bins(cuts))
-    places = {value: _find_bin(number, cuts) for value, number in numbers.items()}
+    places = {value: bisect_right(cuts, number) for value, number in numbers.items()}
     shown = ", ".join(f"{cut:g}" for cut in cuts)
     used = sorted(set(places.values()))
     return replace(
@@ -276,18 +277,10 @@ def _bin(attribute: Attribute, numbers: Mapping[str, float], cuts: tuple[float, 
     )
 
 
-def _list_tertiles(ordered: Sequence[float]) -> Iterator[float]:
-    """Yield the cuts that divide sorted numbers into three parts, at three digits."""
-    last = None
-    for part in (1, 2):
-        cut = float(f"{ordered[part * len(ordered) // 3]:.3g}")
-        if cut != last and cut > ordered[0]:
-            yield cut
-            last = cut
-
-
-def _find_bin(number: float, cuts: Sequence[float]) -> int:
-    return sum(number >= cut for cut in cuts)
+def _list_tertiles(ordered: Sequence[float]) -> tuple[float, ...]:
+    """Return the cuts that divide sorted numbers into three parts, at three digits."""
+    cuts = dict.fromkeys(float(f"{ordered[part * len(ordered) // 3]:.3g}") for part in (1, 2))
+    return tuple(cut for cut in cuts if cut > ordered[0])
 
 
 def _name_bins(cuts: Sequence[float]) -> Iterator[str]:
