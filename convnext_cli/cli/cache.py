@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import OptionValues, with_options
+from convnext_cli.cli.options import JsonFlag, OptionValues, with_options
 from convnext_cli.errors import ConvnextError
 from convnext_cli.machine import GIB
 from convnext_cli.options import Option
@@ -25,7 +25,7 @@ class CacheFlags:
         bool,
         Option(help="Delete the cache. A running training that reads from a zip file fails then.", is_common=True),
     ] = False
-    as_json: Annotated[bool, Option(help="Print JSON.", is_common=True, name="json")] = False
+    as_json: JsonFlag = False
 
 
 @with_options(CacheFlags)

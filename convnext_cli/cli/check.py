@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import OptionValues, quote_settings, with_options
+from convnext_cli.cli.options import JsonFlag, OptionValues, quote_settings, with_options
 from convnext_cli.data.index import SPLITS, check_trainable, describe_skipped
 from convnext_cli.options import DATA, Option
 from convnext_cli.recipes.settings import READING_SETTINGS
@@ -33,7 +33,7 @@ class CheckFlags:
         ),
     ] = None
     overwrite: Annotated[bool, Option(help="Replace an existing file at --fix-list.", is_common=True)] = False
-    as_json: Annotated[bool, Option(help="Print JSON.", is_common=True, name="json")] = False
+    as_json: JsonFlag = False
 
 
 @with_options(CheckFlags, settings=READING_SETTINGS)

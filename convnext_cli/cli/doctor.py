@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import OptionValues, with_options
+from convnext_cli.cli.options import JsonFlag, OptionValues, with_options
 from convnext_cli.options import Option
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ class DoctorFlags:
     """Options of the command."""
 
     offline: Annotated[bool, Option(help="Never contact the Hub.", is_common=True, env="HF_HUB_OFFLINE")] = False
-    as_json: Annotated[bool, Option(help="Print JSON.", is_common=True, name="json")] = False
+    as_json: JsonFlag = False
 
 
 @with_options(DoctorFlags)

@@ -9,7 +9,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.drift import show_drift, show_recalibration
-from convnext_cli.cli.options import OptionValues, with_options
+from convnext_cli.cli.options import JsonFlag, OptionValues, with_options
 from convnext_cli.cli.per_group import show_groups
 from convnext_cli.cli.predict import find_run
 from convnext_cli.cli.subgroups import show_subgroups
@@ -45,7 +45,7 @@ class EvalFlags:
         ),
     ] = ()
     report: Annotated[bool, Option(help="Write report.html with its plots into the run.", is_common=True)] = True
-    as_json: Annotated[bool, Option(help="Print JSON.", is_common=True, name="json")] = False
+    as_json: JsonFlag = False
 
 
 @with_options(EvalRequest, EvalFlags)

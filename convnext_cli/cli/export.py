@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import OptionValues, with_options
+from convnext_cli.cli.options import JsonFlag, OptionValues, with_options
 from convnext_cli.cli.predict import find_files, find_run
 from convnext_cli.data.index import describe_skipped
 from convnext_cli.exports.request import EXPORT_RUN, ExportRequest
@@ -35,7 +35,7 @@ class ExportFlags:
             metavar="PATH",
         ),
     ] = ()
-    as_json: Annotated[bool, Option(help="Print JSON.", is_common=True, name="json")] = False
+    as_json: JsonFlag = False
 
 
 @with_options(ExportRequest, ExportFlags)

@@ -7,7 +7,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.card import show_card
-from convnext_cli.cli.options import OptionValues, with_options
+from convnext_cli.cli.options import JsonFlag, OptionValues, with_options
 from convnext_cli.errors import UsageError, check_word, suggest
 from convnext_cli.models.catalog import (
     Architecture,
@@ -68,7 +68,7 @@ class ListFlags:
     sort: Annotated[str, Option(help=f"Order: {', '.join(_ORDERS)}.", is_common=True, metavar="KEY")] = "catalog"
     tags: Annotated[bool, Option(help="One row per set of weights.", is_common=True)] = False
     compare: Annotated[bool, Option(help="Add well-known models of other families.", is_common=True)] = False
-    as_json: Annotated[bool, Option(help="Print JSON.", is_common=True, name="json")] = False
+    as_json: JsonFlag = False
     as_csv: Annotated[bool, Option(help="Print CSV.", is_common=True, name="csv")] = False
 
 

@@ -12,11 +12,12 @@ from typer.models import TyperPath
 
 from convnext_cli.cli.completion import complete_model, complete_run
 from convnext_cli.cli.help import show_full_help
-from convnext_cli.options import Declaration, describe_options, make_request
+from convnext_cli.options import Declaration, Option, describe_options, make_request
 from convnext_cli.recipes.settings import declare_settings
 from convnext_cli.text import quote
 
 Request = TypeVar("Request")
+JsonFlag = Annotated[bool, Option(help="Print JSON.", is_common=True, name="json")]
 _COMPLETIONS = {"model": complete_model, "run": complete_run, "": None}
 
 

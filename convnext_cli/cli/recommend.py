@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.options import OptionValues, quote_settings, with_options
+from convnext_cli.cli.options import JsonFlag, OptionValues, quote_settings, with_options
 from convnext_cli.cli.plan_view import list_decided
 from convnext_cli.files import check_output, check_outside, write_output
 from convnext_cli.machine import GIB, detect_machine
@@ -35,7 +35,7 @@ class RecommendFlags:
         ),
     ] = None
     overwrite: Annotated[bool, Option(help="Replace what is at --output.", is_common=True)] = False
-    as_json: Annotated[bool, Option(help="Print JSON.", is_common=True, name="json")] = False
+    as_json: JsonFlag = False
 
 
 @with_options(RecommendRequest, RecommendFlags, settings=SETTINGS)
