@@ -31,6 +31,7 @@ _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits 
 _ALPHA_MODES = ("P", "PA", "LA", "RGBA", "La", "RGBa")
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow scales such grey to 8 bits, but not the key of its transparent value
 _SWAPPED = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # Pillow keeps the first byte; in swapped order, the second
+_DEEP_PNG = (*_SWAPPED, "LA;16B")  # of which Pillow keeps 8 bits
 _JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")  # other markers have no length, or are data
 _MAX_SCANS = 100  # a progressive JPEG has 6 to 20
 _READER_BYTES = {"WEBP": 12, "JPEG2000": 24, "AVIF": 10}
@@ -41,7 +42,7 @@ def differs_in_pillow(image: Image.Image) -> bool:
     """Return True if `decode_image` may read other values from an opened file than Pillow, or refuses it."""
     if image.format == "TIFF":
         return is_thumbnail(image.tag_v2) or not is_read_by_pillow(image.tag_v2)  # type: ignore[attr-defined]
-    is_deep = _find_rawmode(image) in (*_SWAPPED, *_GREY_STEPS, "LA;16B")
+    is_deep = _find_rawmode(image) in (*_DEEP_PNG, *_GREY_STEPS)
     return is_deep or image.format in ("PPM", "SGI", "JPEG2000")
 
 
@@ -90,10 +91,9 @@ def _load(opened: Image.Image, file: BinaryIO, path: Path, at_least: int | None)
     if at_least is not None and opened.format == "JPEG":
         _reduce(opened, at_least)
     orientation = find_orientation(opened, steps)
-    if rawmode == "LA;16B" or rawmode in _SWAPPED:
-        raster = _read_deep_png(opened, file, rawmode)
-        raster = raster._replace(steps=tuple(steps) + raster.steps)
-        return finish_raster(turn_upright(raster, orientation), path)
+    if rawmode in _DEEP_PNG:
+        raster = turn_upright(_read_deep_png(opened, file, rawmode), orientation)
+        return finish_raster(raster._replace(steps=tuple(steps)), path)
     opened.load()
     _scale_key(opened, rawmode)
     if orientation != 1:
@@ -185,7 +185,7 @@ def _count_bytes(image: Image.Image, file: BinaryIO) -> float:
     count = size + 3 + _READER_BYTES.get(image.format or "", 0)
     if image.mode in _DEEP_MODES:
         return count + size
-    if (rawmode := _find_rawmode(image)) in (*_SWAPPED, "LA;16B"):
+    if (rawmode := _find_rawmode(image)) in _DEEP_PNG:
         return 20 if rawmode == "RGB;16B" else 26
     if image.format in ("JPEG", "MPO"):  # in several scans, libjpeg holds all coefficients, 2 bytes each
         layers = getattr(image, "layer", ())

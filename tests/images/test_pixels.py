@@ -359,6 +359,16 @@ def test_png_of_16_bits_is_read(tmp_path: Path, colour: int, channels: int, alph
     assert (result[~opaque] == 255).all()
 
 
+def test_png_of_16_bits_is_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    chunk = (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    (tmp_path / "image.png").write_bytes(encode_chunks(make_values("uint16", 3), 2, chunk))
+    result = read_image(tmp_path / "image.png")
+    assert result.pixels.shape == (64, 48, 3)
+    assert [step.partition(" from ")[0] for step in result.steps] == ["turned upright", "16-bit colour stretched"]
+
+
 def test_transparent_colour_is_white(tmp_path: Path) -> None:
     grey, colour = make_values("uint16", 1), make_values("uint16", 3)
     for values, kind in ((grey, 0), (colour, 2)):
