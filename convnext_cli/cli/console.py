@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import Any, Literal, TextIO
 
 from convnext_cli.cli.signals import check_stopped
 from convnext_cli.cli.tables import lay_out
@@ -16,9 +17,6 @@ from convnext_cli.machine import is_launched
 from convnext_cli.progress import Notice, Result, Yielded, finish
 from convnext_cli.progress import Progress as StepProgress
 from convnext_cli.text import format_count, guard_cell, make_visible, to_json
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
 
 _RANK = os.environ["RANK"] if is_launched() else "0"  # `get_rank` checks it
 _SILENT = _RANK != "0"
@@ -175,24 +173,23 @@ def _print_table(
 class Bar:
     """Progress of one thing: a bar in a terminal, a line now and then elsewhere."""
 
-    def __init__(self, progress: "Progress | None", task: "TaskID | None", label: str) -> None:
-        self._progress = progress
-        self._task = task
+    def __init__(self, label: str, draw: Callable[..., None] | None = None) -> None:
         self._label = label
+        self._draw = draw
         self._next_line = time.monotonic() + PLAIN_EVERY
 
     def update(self, done: int, total: int, text: str = "") -> None:
         """Show that `done` of `total` is reached."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, total=total, text=text)
+        if self._draw is not None:
+            self._draw(completed=done, total=total, text=text)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + PLAIN_EVERY
             say(f"{self._label} {done}/{total} {text}".rstrip())
 
 
 def run(
-    label: str, steps: "Generator[Yielded, None, Result]", show: "Callable[[Yielded, Bar], None] | None" = None
-) -> "Result":
+    label: str, steps: Generator[Yielded, None, Result], show: Callable[[Yielded, Bar], None] | None = None
+) -> Result:
     """Run a long operation with a progress bar, and return its result.
 
     `label` stands before the bar; `show` shows the events that are neither `Progress` nor `Notice`.
@@ -216,7 +213,7 @@ def run(
 def progress(label: str) -> Iterator[Bar]:
     """Provide a `Bar` for the length of the block. What is logged meanwhile appears above it."""
     if _SILENT or not _is_terminal(sys.stderr):
-        yield Bar(None, None, label)
+        yield Bar(label)
         return
     from rich.console import Console  # here: what shows no bar answers sooner without
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -232,7 +229,7 @@ def progress(label: str) -> Iterator[Bar]:
     # A line stays one, which the terminal folds: a path or a command in it can be copied.
     console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bars:
-        yield Bar(bars, bars.add_task(label, total=None, text=""), label)
+        yield Bar(label, partial(bars.update, bars.add_task(label, total=None, text="")))
 
 
 def shorten_path(path: Path) -> str:
