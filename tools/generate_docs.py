@@ -221,13 +221,13 @@ def _list_results(function: Any) -> list[type]:
     module = inspect.getmodule(function)
     assert module is not None
     imports = [node for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.ImportFrom)]
-    homes = {alias.name: node.module for node in imports for alias in node.names}
+    modules = {alias.name: node.module for node in imports for alias in node.names}
     [node] = ast.parse(inspect.getsource(function)).body
     assert isinstance(node, ast.FunctionDef)
     assert node.returns is not None
     names = re.findall(r"[A-Z]\w+", ast.unparse(node.returns))
-    found = [getattr(import_module(homes.get(name) or module.__name__), name) for name in names]
-    return [kind for kind in found if isinstance(kind, type) and is_dataclass(kind)]
+    kinds = [getattr(import_module(modules.get(name) or module.__name__), name) for name in names]
+    return [kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)]
 
 
 def _list_fields(result: type) -> list[tuple[str, str, str]]:

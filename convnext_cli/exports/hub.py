@@ -12,7 +12,7 @@ from convnext_cli.exports.model_card import License, find_license, render_card
 from convnext_cli.files import replace_output
 from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
 from convnext_cli.inference.request import EvalRequest
-from convnext_cli.models.hub import explain_failure
+from convnext_cli.models.hub import report_failure
 from convnext_cli.progress import Progress, Steps
 from convnext_cli.runs.files import CONFIG, MODEL
 from convnext_cli.runs.folder import RunFolder
@@ -102,15 +102,6 @@ def _replace_all(output: Path, *, overwrite: bool) -> Iterator[dict[str, Path]]:
         raise
 
 
-@contextmanager
-def _report_failure(repository: str, remedy: str) -> Iterator[None]:
-    """Report in one line that the Hub's client failed."""
-    try:
-        yield
-    except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
-        raise ConvnextError(f"cannot upload to {repository} ({explain_failure(error)})", remedy) from error
-
-
 def _make_repository(name: str) -> str:
     """Make a private repository on the Hub if it does not exist, and return its full name.
 
@@ -119,7 +110,8 @@ def _make_repository(name: str) -> str:
     """
     from huggingface_hub import HfApi
 
-    with _report_failure(name, "Run `hf auth login` with a token that may write there, and check the name"):
+    remedy = "Run `hf auth login` with a token that may write there, and check the name"
+    with report_failure(f"cannot upload to {name}", remedy, ConvnextError):
         return str(HfApi().create_repo(name, private=True, exist_ok=True).repo_id)
 
 
@@ -131,6 +123,6 @@ def _upload(folder: Path, repository: str) -> str:
     """
     from huggingface_hub import HfApi
 
-    files = list(FILES)
-    with _report_failure(repository, f"{folder} is complete: `hf upload {repository} {quote(folder)}` tries again"):
-        return str(HfApi().upload_folder(repo_id=repository, folder_path=folder, allow_patterns=files))
+    remedy = f"{folder} is complete: `hf upload {repository} {quote(folder)}` tries again"
+    with report_failure(f"cannot upload to {repository}", remedy, ConvnextError):
+        return str(HfApi().upload_folder(repo_id=repository, folder_path=folder, allow_patterns=list(FILES)))

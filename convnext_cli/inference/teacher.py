@@ -1,7 +1,6 @@
 """The teacher of a distillation: a run, the folds of a cross-validation, an exported ONNX file, or a model of timm."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from convnext_cli.inference.torch_classifier import open_classifier
 from convnext_cli.models.build import read_preprocessing
 from convnext_cli.models.device_memory import BatchHalver, guard_memory
 from convnext_cli.models.forward import choose_device, prepare_input
-from convnext_cli.models.hub import HUB_FILE, OFFLINE, ask_hub, explain_failure, find_cached
+from convnext_cli.models.hub import HUB_FILE, OFFLINE, ask_hub, find_cached, report_failure
 from convnext_cli.models.weights import read_weights_license
 from convnext_cli.recipes.plan import read_optional_plan
 from convnext_cli.runs.folder import RunFolder
@@ -74,7 +73,7 @@ class TimmClassifier(Classifier):
     def __init__(self, name: str, *, offline: bool = False) -> None:
         self.task = SINGLE
         check_source(name, offline=offline)
-        with _report_failure(name):
+        with report_failure(f"cannot load the teacher {name}", "Give a run or a file instead"):
             model = timm.create_model(name, pretrained=True)
         self.device, self.cfg = choose_device(), model.pretrained_cfg
         with guard_memory(f"the device has too little memory for the teacher {name}", "Use a smaller one", self.device):
@@ -146,18 +145,8 @@ def check_source(name: str, *, offline: bool = False) -> None:
         problem = f"the weights of the teacher {name} are not in this machine's cache, and {OFFLINE}"
         raise WeightsError(problem, "Give a run or a file instead, or copy the Hub's cache of another machine")
     if hub_id:
-        with _report_failure(name):
+        with report_failure(f"cannot load the teacher {name}", "Give a run or a file instead"):
             ask_hub(hub_id)
-
-
-@contextmanager
-def _report_failure(name: str) -> Iterator[None]:
-    """Report in one line that the weights of a teacher of timm cannot be had."""
-    try:
-        yield
-    except Exception as error:  # the Hub's client raises its HTTP library's errors, its own, and OSError
-        problem = f"cannot load the teacher {name} ({explain_failure(error)})"
-        raise WeightsError(problem, "Give a run or a file instead") from error
 
 
 def _open_run(name: str, path: Path) -> Teacher:

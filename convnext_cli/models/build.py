@@ -67,11 +67,13 @@ def build_model(
     )
     if path is None:
         return model, [parameter for parameter, _ in model.named_parameters()]
-    return model, fit_weights(model, _read_cached(path) if weights == "auto" else read_weights(path), str(path))
+    is_downloaded = weights == "auto" and tag is not None and tag.hub_id is not None
+    state = _read_downloaded(path) if is_downloaded else read_weights(path)
+    return model, fit_weights(model, state, str(path))
 
 
-def _read_cached(path: Path) -> dict[str, Tensor]:
-    """Read weights that the user did not choose a file for.
+def _read_downloaded(path: Path) -> dict[str, Tensor]:
+    """Read weights of the Hub, in its local cache.
 
     Raises:
         WeightsError: the file is damaged.

@@ -1,10 +1,12 @@
 """Find pretrained weights in the package or on the Hugging Face Hub. Without torch, so that errors come at once."""
 
+from collections.abc import Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 
-from convnext_cli.errors import WeightsError, shorten_error
+from convnext_cli.errors import ConvnextError, WeightsError, shorten_error
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.progress import Progress, Steps, finish
 
@@ -42,13 +44,8 @@ def find_weights_steps(architecture: Architecture, tag: Tag | None, *, offline: 
     )
     if offline:
         raise WeightsError(f"the weights {tag.hub_id} are not in this machine's cache, and {OFFLINE}", choices)
-    try:
-        size = ask_hub(tag.hub_id)
-        return (yield from _download(tag.hub_id, size))
-    except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
-        raise WeightsError(
-            f"cannot fetch the weights {tag.hub_id} from the Hub ({explain_failure(error)})", choices
-        ) from error
+    with report_failure(f"cannot fetch the weights {tag.hub_id} from the Hub", choices):
+        return (yield from _download(tag.hub_id, ask_hub(tag.hub_id)))
 
 
 def find_cached(hub_id: str, name: str = HUB_FILE) -> Path | None:
@@ -78,7 +75,16 @@ def _name_url(hub_id: str) -> str:
     return hf_hub_url(hub_id, HUB_FILE)
 
 
-def explain_failure(error: Exception) -> str:
+@contextmanager
+def report_failure(problem: str, remedy: str, kind: type[ConvnextError] = WeightsError) -> Iterator[None]:
+    """Report in one line, as an error of this kind, that the Hub's client failed in the block."""
+    try:
+        yield
+    except Exception as error:  # the client raises its HTTP library's errors, its own, and OSError
+        raise kind(f"{problem} ({_explain_failure(error)})", remedy) from error
+
+
+def _explain_failure(error: Exception) -> str:
     """Return in words why the Hub's client has failed."""
     from huggingface_hub.errors import FileMetadataError
 
@@ -87,7 +93,11 @@ def explain_failure(error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is None:
         return shorten_error(error)
-    hint = ": the token (HF_TOKEN, or of `hf auth login`) is wrong or has no access" if status in (401, 403) else ""
+    hint = (
+        ": the token (HF_TOKEN, or of `hf auth login`) is wrong or has no access, or there is none"
+        if status in (401, 403)
+        else ""
+    )
     return f"it answered with HTTP status {status}{hint}"
 
 
