@@ -20,11 +20,11 @@ from pathlib import Path
 from convnext_cli.data.folders.checks import check_inner_splits, check_patients, check_top_folders
 from convnext_cli.data.folders.masks import drop_masks
 from convnext_cli.data.folders.splits import (
-    SPLIT_NAMES,
     UNLABELLED,
     AmbiguousLayoutError,
     SplitFolders,
     enter_split,
+    find_simple_split,
     find_split,
     find_split_folders,
     list_split_folders,
@@ -156,7 +156,7 @@ def _place_splits(splits: SplitFolders, layout: Layout) -> list[Placement]:
             layout.notes.append(f"the classes of the {split} split are the folders in {relative_name(start, inner)}")
         placements += [Placement(class_folder, class_folder.name, split) for class_folder in inner.folders]
     folders = [folder for members in splits.values() for folder in members]
-    if any(normalise_name(folder.name).casefold() not in SPLIT_NAMES for folder in folders):
+    if not all(find_simple_split(folder.name) for folder in folders):
         layout.notes.append(f"splits by the names of folders: {list_split_folders(splits)}")
     return placements
 
@@ -209,7 +209,7 @@ def _enter_wrappers(tree: Folder, name: str, layout: Layout) -> Folder:
         only_name = normalise_name(only.name).casefold()
         has_name_of_set = only_name == normalise_name(name).casefold()
         split = find_split(only.name)
-        if split and not has_name_of_set and (split == "train" or only_name in SPLIT_NAMES):
+        if split and not has_name_of_set and (split == "train" or find_simple_split(only.name)):
             break  # a single split
         siblings = [other for other in folder.folders if other is not only]
         are_empty = all(not sibling.others and not sibling.folders for sibling in siblings)  # classes without images?
@@ -260,10 +260,10 @@ def _note_common_folders(layout: Layout) -> None:
     if any(placement.split for placement in layout.placements) or len(tops) < 2:
         return
     common = set.intersection(*({normalise_name(folder.name) for folder in top.filled} for top in tops))
-    if len(common) > 2 and not all(re.search(r"\d", name) for name in common):
+    if len(common) > 1 and not all(re.search(r"\d", name) for name in common):
         layout.notes.append(
             f"all classes ({list_names(tops)}) have the same folders ({shorten_names(sorted(common))}): if those are "
-            f"the classes, give one of the folders, such as {tops[0].path}"
+            f"the classes, name the outer folders train, val and test, or give one of them, such as {tops[0].path}"
         )
         return
     inner = [[folder for folder in top.filled if not re.search(r"\d", folder.name)] for top in tops]

@@ -65,6 +65,21 @@ RECOGNISED = {
     ),
     "splits in Russian": ("обучающая/a/ обучающая/b/ тестовая/a/", "a b", {"train": 6, "test": 3}),
     "splits in Japanese": ("学習用/a/ 学習用/b/ 検証用/a/ 評価用/b/", "a b", {"train": 6, "val": 3, "test": 3}),
+    "splits in Vietnamese": (
+        "huấn_luyện/a/ huấn_luyện/b/ Kiểm~định/a/ kiểm-tra/b/",
+        "a b",
+        {"train": 6, "val": 3, "test": 3},
+    ),
+    "sets in Vietnamese": (
+        "tập_huấn_luyện/a/ tập_huấn_luyện/b/ tập_kiểm_tra/a/",
+        "a b",
+        {"train": 6, "test": 3},
+    ),
+    "splits in French, elided": (
+        "jeu~d'entraînement/a/ jeu~d'entraînement/b/ jeu~de~test/a/",
+        "a b",
+        {"train": 6, "test": 3},
+    ),
     "short names of splits": ("trn/a/ trn/b/ hold-out/a/", "a b", {"train": 6, "test": 3}),
     "scripts as classes": ("latin/bold/ latin/thin/ greek/bold/ greek/thin/", "greek latin", {"": 12}),
     "a training folder alone": ("train/a/ train/b/", "a b", {"train": 6}),
@@ -331,6 +346,8 @@ def test_notes_name_the_source_of_the_classes(tmp_path: Path, image: Path) -> No
     assert index.notes == ("the classes and splits are the folders in dataset",)
     index = scan_folder(make(tmp_path / "plants", "oak/x/ oak/y/ oak/z/ elm/x/ elm/y/ elm/z/", image))
     assert "have the same folders (x, y, z)" in index.notes[0]
+    index = scan_folder(make(tmp_path / "foreign", "opetus/x/ opetus/y/ koe/x/ koe/y/", image))
+    assert "have the same folders (x, y): if those are the classes, name the outer folders train" in index.notes[0]
     index = scan_folder(make(tmp_path / "organs", "colon/c_aca/ colon/c_n/ lung/l_aca/ lung/l_n/", image))
     assert index.classes == ("colon", "lung")
     assert index.notes == ("folders inside the classes are parts of them, not classes: c_aca, c_n, l_aca, l_n",)

@@ -10,7 +10,7 @@ from convnext_cli.errors import DataError
 
 ENGLISH_NAMES = {
     "train": "train", "training": "train", "trainset": "train", "trainingset": "train", "traindata": "train",
-    "trn": "train", "tst": "test", "held_out": "test", "held-out": "test", "hold-out": "test", "hold_out": "test",
+    "trn": "train", "tst": "test", "held out": "test", "hold out": "test",
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "valset": "val", "validset": "val",
     "validationset": "val",
     "test": "test", "testing": "test", "tests": "test", "holdout": "test", "testset": "test", "testdata": "test",
@@ -23,6 +23,8 @@ SPLIT_NAMES = ENGLISH_NAMES | {
     "eğitim": "train", "trening": "train", "treningowy": "train", "trénink": "train", "träning": "train",
     "træning": "train", "обучающая": "train", "тренировочная": "train", "学習用": "train", "訓練用": "train",
     "학습용": "train", "تدريب": "train", "प्रशिक्षण": "train", "latih": "train", "εκπαίδευση": "train",
+    "huấn luyện": "train", "huan luyen": "train", "xác thực": "val", "xac thuc": "val", "kiểm định": "val",
+    "kiem dinh": "val", "kiểm tra": "test", "kiem tra": "test", "kiểm thử": "test", "kiem thu": "test",
     "validación": "val", "validacion": "val", "validação": "val", "validacao": "val", "validazione": "val",
     "validierung": "val", "验证": "val", "验证集": "val", "驗證": "val", "驗證集": "val", "検証": "val",
     "검증": "val", "валидация": "val", "doğrulama": "val", "convalida": "val", "validatie": "val", "walidacja": "val",
@@ -38,7 +40,9 @@ _SPLIT_OF = SPLIT_NAMES | dict.fromkeys(
     ("pred", "preds", "predict", "prediction", "predictions", "inference", "unlabelled", "unlabeled", "unsup"),
     UNLABELLED,
 )
-_ANY_SPLIT = re.compile("|".join(sorted(_SPLIT_OF)))
+_ANY_SPLIT = re.compile(rf"(?<!\S)(?:{'|'.join(sorted(_SPLIT_OF, key=len, reverse=True))})(?!\S)")
+_OF = frozenset(("d", "de"))
+"""Words whose form depends on the next one, as in `jeu d'entraînement` and `jeu de test`."""
 
 SplitFolders = dict[str, list[Folder]]
 """The folders of one set of splits, by split."""
@@ -54,10 +58,13 @@ def find_split(name: str) -> str | None:
     One of the words is the name of a split: `seg_train`, `Training Set`, `1_train`. Not so in `trainer`, and not in
     `train_test`, which has two.
     """
-    if not _ANY_SPLIT.search(normalise_name(name).casefold()):
-        return None
-    matches = [word for word in list_words(name) if word in _SPLIT_OF]
+    matches = _ANY_SPLIT.findall(" ".join(list_words(name)))
     return _SPLIT_OF[matches[0]] if len(matches) == 1 else None
+
+
+def find_simple_split(name: str) -> str | None:
+    """Return the split whose name is the whole name: `train`, `Held-out`; None for others."""
+    return SPLIT_NAMES.get(re.sub(r"[\s_-]+", " ", normalise_name(name).casefold()))
 
 
 def find_split_folders(folders: Iterable[Folder]) -> SplitFolders:
@@ -101,11 +108,11 @@ def _group_by_split(folders: Sequence[Folder]) -> tuple[SplitFolders, dict[tuple
     simple: SplitFolders = {}
     sets: dict[tuple[str, ...], SplitFolders] = {}
     for folder in folders:
-        name = normalise_name(folder.name).casefold()
-        if name in SPLIT_NAMES:
-            simple.setdefault(SPLIT_NAMES[name], []).append(folder)
+        if split := find_simple_split(folder.name):
+            simple.setdefault(split, []).append(folder)
         if split := find_split(folder.name):
-            others = tuple(word for word in list_words(folder.name) if word not in _SPLIT_OF and not word.isdigit())
+            words = _ANY_SPLIT.sub("", " ".join(list_words(folder.name))).split()
+            others = tuple(word for word in words if word not in _OF and not word.isdigit())
             sets.setdefault(others, {}).setdefault(split, []).append(folder)
     return simple, sets
 

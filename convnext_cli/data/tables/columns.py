@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from convnext_cli.data.folders.splits import SPLIT_NAMES, UNLABELLED, find_split
+from convnext_cli.data.folders.splits import UNLABELLED, find_simple_split, find_split
 from convnext_cli.data.index import NONE
 from convnext_cli.data.split import name_fold
 from convnext_cli.data.tables.files import FileFinder
@@ -145,9 +145,7 @@ def _parse_split(cell: str) -> str | None:
     """Return the split that a cell names, empty for an empty cell; None for another word."""
     if not cell:
         return ""
-    if cell.casefold() in SPLIT_NAMES:
-        return SPLIT_NAMES[cell.casefold()]
-    split = find_split(cell)
+    split = find_simple_split(cell) or find_split(cell)
     return None if split == UNLABELLED else split
 
 
