@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from convnext_cli.errors import UsageError, suggest
+from convnext_cli.errors import UsageError, check_kind, suggest
 
 AUTO = "auto"  # the value of an option that is chosen by what is known of data, model and machine
 GROUPS = ("Data", "Model", "Training", "Imbalance and augmentation", "Run")
@@ -125,12 +125,18 @@ def make_request(request: type[Request], values: Mapping[str, Any]) -> Request:
     """Return a request with these options, converted and checked.
 
     Raises:
-        UsageError: an option is unknown, or its value has the wrong type or lies out of bounds; all are named.
+        UsageError: an option is unknown, or its value has the wrong type or lies out of bounds; all are named. Or a
+            field that is no option is of another class.
     """
     known = describe_options(request)  # type: ignore[arg-type]  # a class is hashable
     converted = {name: convert_value(known[name], value) if name in known else value for name, value in values.items()}
     plain = {field.name for field in fields(request)} - known.keys()  # type: ignore[arg-type]  # a dataclass
     check_options({name: value for name, value in converted.items() if name not in plain}, known, kind="option")
+    hints = get_type_hints(request)
+    for name in (name for name in values if name in plain):
+        kind, _, is_optional = _split_union(hints[name])
+        if not (is_optional and values[name] is None):
+            check_kind(name, values[name], get_origin(kind) or kind)
     return request(**converted)
 
 

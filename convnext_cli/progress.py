@@ -4,6 +4,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from convnext_cli.errors import UsageError
+
 Result = TypeVar("Result")
 Yielded = TypeVar("Yielded")
 Changed = TypeVar("Changed")
@@ -39,7 +41,12 @@ def finish(steps: Generator[object, None, Result], on_event: OnEvent = None) -> 
         steps: the operation.
         on_event: called with each event. An exception that it raises stops the operation; it is passed on after locks
             are released and temporary files removed.
+
+    Raises:
+        UsageError: `on_event` cannot be called.
     """
+    if not (on_event is None or callable(on_event)):
+        raise UsageError(f"on_event = {on_event!r} cannot be called", "Give a function of one event, or None")
     try:
         while True:
             try:

@@ -17,7 +17,18 @@ from accelerate.state import AcceleratorState
 from safetensors.numpy import load_file, save_file
 
 import convnext_cli
-from convnext_cli import check, compare, cross_validate, evaluate, export, finetune, predict, recommend, write_report
+from convnext_cli import (
+    check,
+    compare,
+    cross_validate,
+    evaluate,
+    export,
+    finetune,
+    list_models,
+    predict,
+    recommend,
+    write_report,
+)
 from convnext_cli.api import TrainOptions, make_train_request
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.exports.export import FileOptions, HubOptions
@@ -99,6 +110,22 @@ def test_python_options_have_the_bounds_of_the_command_line(digits: Path, convne
     with pytest.raises(UsageError, match=r"max_time = 'long' must be a number"):
         finetune(digits, max_time="long")  # type: ignore[arg-type]
     assert "top_k = 0 must be at least 1" in convnext("predict", "x.png", "--top-k", 0).err
+
+
+def test_python_arguments_of_another_type_are_usage_errors(digits: Path) -> None:
+    wrong: Any = 5
+    calls: dict[str, Callable[[], Any]] = {
+        "evaluation = 5 must be of the class Evaluation": lambda: write_report(wrong),
+        "on_event = 5 cannot be called": lambda: check(digits, on_event=wrong),
+        "machine = 5 must be of the class Machine": lambda: recommend(100, machine=wrong),
+        "max_images = '9' must be of the class int": lambda: export("run", max_images="9"),  # type: ignore[call-overload]
+        "tier = 9 must be at most 6": lambda: list_models(tier=9),
+        "pattern = 5 must be Unicode text": lambda: list_models(wrong),
+        "max_params = 'x' must be a number": lambda: list_models(max_params="x"),  # type: ignore[arg-type]
+    }
+    for problem, call in calls.items():
+        with pytest.raises(UsageError, match=problem):
+            call()
 
 
 def test_empty_path_is_not_the_current_folder(monkeypatch: pytest.MonkeyPatch, digits: Path, run: RunFolder) -> None:

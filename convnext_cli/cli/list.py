@@ -11,6 +11,7 @@ from convnext_cli.cli.options import JsonFlag, OptionValues, with_options
 from convnext_cli.errors import UsageError, check_word, suggest
 from convnext_cli.models.catalog import (
     Architecture,
+    ModelFilter,
     Reference,
     find_model,
     list_models,
@@ -19,7 +20,6 @@ from convnext_cli.models.catalog import (
     load_references,
 )
 from convnext_cli.models.licenses import license_matches
-from convnext_cli.models.names import FAMILIES
 from convnext_cli.options import Option, describe_options
 
 _ORDERS = {
@@ -44,27 +44,9 @@ MODEL_LEGEND = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ListFlags:
+class ListFlags(ModelFilter):
     """Options of the command."""
 
-    pattern: Annotated[
-        str,
-        Option(
-            help="Part of a name, or a shell pattern. A full name shows the card of the model.",
-            completion="model",
-            is_argument=True,
-        ),
-    ] = "*"
-    family: Annotated[str | None, Option(help=f"One of {', '.join(FAMILIES)}.", is_common=True, metavar="NAME")] = None
-    size: Annotated[str | None, Option(help="Size: zepto to huge.", is_common=True, metavar="NAME")] = None
-    tier: Annotated[int | None, Option(help="The specification's tier, 1 to 6.", is_common=True, low=1, high=6)] = None
-    max_params: Annotated[
-        float | None, Option(help="Largest number of parameters.", unit="millions", is_common=True, low=0)
-    ] = None
-    license: Annotated[
-        str | None, Option(help="A licence of the weights, or 'permissive'.", is_common=True, metavar="NAME")
-    ] = None
-    pretrained: Annotated[bool, Option(help="Only models with pretrained weights.", is_common=True)] = False
     sort: Annotated[str, Option(help=f"Order: {', '.join(_ORDERS)}.", is_common=True, metavar="KEY")] = "catalog"
     tags: Annotated[bool, Option(help="One row per set of weights.", is_common=True)] = False
     compare: Annotated[bool, Option(help="Add well-known models of other families.", is_common=True)] = False
@@ -113,15 +95,7 @@ def _make_rows(flags: ListFlags) -> list[dict[str, Any]]:
         UsageError: a word is unknown.
     """
     check_word("order", flags.sort, tuple(_ORDERS))
-    models = list_models(
-        flags.pattern,
-        family=flags.family,
-        size=flags.size,
-        tier=flags.tier,
-        max_params=flags.max_params,
-        license=flags.license,
-        pretrained=flags.pretrained,
-    )
+    models = list_models(**{name: getattr(flags, name) for name in describe_options(ModelFilter)})
     if flags.pattern in load_catalog():
         models = [model for model in models if model.name == flags.pattern]
     if order := _ORDERS[flags.sort]:

@@ -6,12 +6,13 @@ import tomllib
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from convnext_cli.errors import UnknownModelError, UsageError, WeightsError, check_word, suggest
 from convnext_cli.images.preprocessing import REDUCTION, Preprocessing
 from convnext_cli.models.licenses import PERMISSIVE_LICENSES, license_matches
 from convnext_cli.models.names import FAMILIES, SIZES, ModelName, parse_hub_id, parse_name
+from convnext_cli.options import Option, make_request
 
 BUILTIN = "builtin"
 """The tag of the weights that come with the package, and the word for them in `--weights`."""
@@ -318,6 +319,30 @@ def _name_builtin(model: str | None) -> str:
     return f"{name}.{BUILTIN}"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFilter:
+    """What a list of models is restricted to."""
+
+    pattern: Annotated[
+        str,
+        Option(
+            help="Part of a name, or a shell pattern. A full name shows the card of the model.",
+            completion="model",
+            is_argument=True,
+        ),
+    ] = "*"
+    family: Annotated[str | None, Option(help=f"One of {', '.join(FAMILIES)}.", is_common=True, metavar="NAME")] = None
+    size: Annotated[str | None, Option(help="Size: zepto to huge.", is_common=True, metavar="NAME")] = None
+    tier: Annotated[int | None, Option(help="The specification's tier, 1 to 6.", is_common=True, low=1, high=6)] = None
+    max_params: Annotated[
+        float | None, Option(help="Largest number of parameters.", unit="millions", is_common=True, low=0)
+    ] = None
+    license: Annotated[
+        str | None, Option(help="A licence of the weights, or 'permissive'.", is_common=True, metavar="NAME")
+    ] = None
+    pretrained: Annotated[bool, Option(help="Only models with pretrained weights.", is_common=True)] = False
+
+
 def list_models(
     pattern: str = "*",
     *,
@@ -340,24 +365,30 @@ def list_models(
         pretrained: True for architectures with weights only.
 
     Raises:
-        UsageError: no model has this family, size or licence.
+        UsageError: no model has this family, size or licence, or a value has the wrong type or lies out of bounds.
     """
-    check_word("family", family, tuple(FAMILIES))
-    check_word("size", size, (*SIZES, "convnext", "convnext2", "convnext3"))
-    if license is not None:
-        check_license(license)
-    shell_pattern = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    values = {
+        "pattern": pattern, "family": family, "size": size, "tier": tier, "max_params": max_params,
+        "license": license, "pretrained": pretrained,
+    }  # fmt: skip
+    filters = make_request(ModelFilter, values)
+    check_word("family", filters.family, tuple(FAMILIES))
+    check_word("size", filters.size, (*SIZES, "convnext", "convnext2", "convnext3"))
+    if filters.license is not None:
+        check_license(filters.license)
+    has_signs = any(sign in filters.pattern for sign in "*?[")
+    shell_pattern = filters.pattern if has_signs else f"*{filters.pattern}*"
 
     def passes(model: Architecture) -> bool:
-        name = model.parsed
+        name, license = model.parsed, filters.license
         return (
             fnmatch.fnmatchcase(model.name, shell_pattern)
-            and family in (None, name.family)
-            and size in (None, name.size)
-            and tier in (None, model.tier)
-            and (max_params is None or model.params <= max_params * 1e6)
+            and filters.family in (None, name.family)
+            and filters.size in (None, name.size)
+            and filters.tier in (None, model.tier)
+            and (filters.max_params is None or model.params <= filters.max_params * 1e6)
             and (license is None or any(license_matches(tag.license, license) for tag in model.tags))
-            and (not pretrained or bool(model.tags))
+            and (not filters.pretrained or bool(model.tags))
         )
 
     return [model for model in load_catalog().values() if passes(model)]

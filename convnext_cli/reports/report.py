@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
+from convnext_cli.errors import check_kind
 from convnext_cli.files import replace_file
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.registry import METRICS, Metric
@@ -46,6 +47,7 @@ def write_report(evaluation: Evaluation, *, on_event: OnEvent = None) -> Path:
         on_event: called with each `Progress`.
 
     Raises:
+        UsageError: `evaluation` is no `Evaluation`.
         OSError: the disk is full. An existing report and its plots are not changed.
     """
     return finish(write_report_steps(evaluation), on_event)
@@ -53,6 +55,7 @@ def write_report(evaluation: Evaluation, *, on_event: OnEvent = None) -> Path:
 
 def write_report_steps(evaluation: Evaluation) -> Steps[Path]:
     """Write the report of an evaluation, as `write_report` does."""
+    check_kind("evaluation", evaluation, Evaluation)
     run = open_folder(evaluation.run)
     total = len(SECTIONS) + 2
     yield Progress(done=0, total=total, activity="drawing heat maps")
