@@ -3,7 +3,6 @@
 import io
 import re
 import struct
-import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,8 +29,7 @@ from convnext_cli.images.tiff import REMEDY, is_read_by_pillow, is_thumbnail, na
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits per pixel
 _ALPHA_MODES = ("P", "PA", "LA", "RGBA", "La", "RGBa")
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow scales such grey to 8 bits, but not the key of its transparent value
-_SWAPPED = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # Pillow keeps the first byte; in swapped order, the second
-_DEEP_PNG = (*_SWAPPED, "LA;16B")  # of which Pillow keeps 8 bits
+_DEEP_PNG = ("RGB;16B", "RGBA;16B", "LA;16B")  # of which Pillow keeps 8 bits
 _JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")  # other markers have no length, or are data
 _MAX_SCANS = 100  # a progressive JPEG has 6 to 20
 _READER_BYTES = {"WEBP": 12, "JPEG2000": 24, "AVIF": 10}
@@ -92,7 +90,7 @@ def _load(opened: Image.Image, file: BinaryIO, path: Path, at_least: int | None)
         _reduce(opened, at_least)
     orientation = find_orientation(opened, steps)
     if rawmode in _DEEP_PNG:
-        raster = turn_upright(_read_deep_png(opened, file, rawmode), orientation)
+        raster = turn_upright(_read_deep_png(file, opened.mode), orientation)
         return finish_raster(raster._replace(steps=tuple(steps)), path)
     opened.load()
     _scale_key(opened, rawmode)
@@ -225,30 +223,15 @@ def _scale_key(image: Image.Image, rawmode: str) -> None:
         image.info["transparency"] = key * _GREY_STEPS[rawmode]
 
 
-def _read_deep_png(opened: Image.Image, file: BinaryIO, rawmode: str) -> Raster:
-    """Read a PNG of 16-bit colour or of 16-bit grey with alpha, of which Pillow keeps the higher bytes.
+def _read_deep_png(file: BinaryIO, mode: str) -> Raster:
+    """Read a PNG of 16-bit colour or of 16-bit grey with alpha, of which Pillow keeps the higher bytes."""
+    import imagecodecs
 
-    Colour is decoded again in swapped byte order, which gives the lower bytes. Grey with alpha has four bytes per pixel
-    like 8-bit RGBA; decoded as such, it gives all four.
-    """
-    if rawmode == "LA;16B":
-        file.seek(0)
-        data = bytearray(file.read())
-        data[24:26] = b"\x08\x06"  # bit depth and colour type, in IHDR, the first chunk (PNG specification, 11.2.1)
-        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            pairs = _to_array(image).view(">u2")  # (H, W, 2)
-        return Raster(pairs[..., 0].astype(np.uint16), scale_alpha(pairs[..., 1], 65535), "LA", 16)
-    mode, key = opened.mode, opened.info.get("transparency")
-    deep = _to_array(opened).astype(np.uint16) << np.uint16(8)
-    with Image.open(file, formats=("PNG",)) as again:
-        again.tile = [tile._replace(args=_SWAPPED[rawmode]) for tile in again.tile]
-        deep |= _to_array(again)
-    values = deep[..., :3]
-    if deep.shape[2] == 4:
-        return Raster(values, scale_alpha(deep[..., 3], 65535), mode, 16)
-    alpha = (values != np.asarray(key)).any(axis=2).astype(np.float32) if isinstance(key, tuple) else None
-    return Raster(values, alpha, mode, 16)
+    file.seek(0)
+    values = imagecodecs.png_decode(file.read())  # a transparent colour becomes alpha
+    colours = 1 if values.shape[2] == 2 else 3
+    alpha = scale_alpha(values[..., colours], 65535) if values.shape[2] > colours else None
+    return Raster(values[..., :3], alpha, mode, 16) if colours == 3 else Raster(values[..., 0], alpha, "LA", 16)
 
 
 def read_deep_pnm(file: BinaryIO, path: Path) -> Raster | None:

@@ -1,12 +1,10 @@
 """Read TIFF files that Pillow cuts to 8 bits, misreads, or does not open, by their own tags.
 
-tifffile reads the tags. The libtiff inside Pillow decompresses segments (strips, tiles), never to more bytes than their
-declared size.
+tifffile reads them, with the decompressors of imagecodecs, which never write more bytes than a segment declares.
 """
 
-import io
 import logging
-import struct
+import math
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,12 +19,10 @@ REMEDY = "Save it again as a grey or RGB TIFF of 8 or 16 bits, or as PNG"
 
 _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _SEPARATED = 0, 1, 2, 3, 5
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
-_KINDS = {_UNSIGNED: "u", _SIGNED: "i", _FLOAT: "f"}
 _UNCOMPRESSED, _CCITT, _JPEG = 1, (2, 3, 4), (6, 7)
 _BYTE_CODECS = (5, 8, 32946, 32773, 34925, 50000)  # LZW, Deflate (2), PackBits, LZMA, Zstandard: layout does not matter
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _PILLOW_DEEP = {(_UNSIGNED, 12), (_UNSIGNED, 16), (_SIGNED, 16), (_SIGNED, 32), (_FLOAT, 32)}
-_REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), axis=1)[:, 0]
 
 
 def is_thumbnail(tags: Any) -> bool:
@@ -96,10 +92,9 @@ def read_tiff(file: BinaryIO, path: Any) -> tuple[Raster, int]:
             raise ImageError(f"{path} is a TIFF file without an image", "Remove it")
         place, page = _choose_page(tiff.pages)
         _check(page, path)
-        dtype = _find_dtype(page, tiff.byteorder, path)
-        bytes_per_pixel = 4 * page.samplesperpixel * dtype.itemsize + 3
+        bytes_per_pixel = 4 * page.samplesperpixel * page.dtype.itemsize + 3
         with reserve_memory(path, page.imagewidth, page.imagelength, bytes_per_pixel):
-            planes = _read_planes(file, page, dtype, path)
+            planes = _read_planes(page, path)
             steps = [name_page(place, count)] if count > 1 else []
             orientation = check_orientation(page.tags.valueof(ORIENTATION_TAG))
             return _convert_planes(page, planes, steps), orientation
@@ -118,7 +113,7 @@ def _choose_page(pages: Any) -> tuple[int, Any]:
 def _check(page: Any, path: Any) -> None:
     """Raise an `ImageError` that names the kind of file if its values have no known meaning."""
     photometric, samples = int(page.photometric or 0), int(page.samplesperpixel)
-    sample_format = int(page.sampleformat or _UNSIGNED) if not isinstance(page.sampleformat, tuple) else 0
+    sample_format = 0 if isinstance(page.sampleformat, tuple) else int(page.sampleformat or _UNSIGNED)
     extra = len(page.extrasamples)
     compression = int(page.compression)
     kind = ""
@@ -126,8 +121,10 @@ def _check(page: Any, path: Any) -> None:
         kind = "of camera raw values"
     elif not isinstance(page.bitspersample, int):
         kind = f"whose channels differ in bits ({', '.join(map(str, page.bitspersample))})"
-    elif sample_format not in _KINDS:
+    elif sample_format not in (_UNSIGNED, _SIGNED, _FLOAT):
         kind = "of complex or undefined values"
+    elif page.dtype is None:
+        kind = f"of {page.bitspersample}-bit {_name(page.sampleformat)} values"
     elif page.imagedepth > 1:
         kind = "of a volume"
     elif compression != _UNCOMPRESSED and compression not in _BYTE_CODECS:
@@ -150,102 +147,18 @@ def _name(value: Any) -> str:
     return str(getattr(value, "name", value)).replace("_", " ")
 
 
-def _find_dtype(page: Any, byteorder: str, path: Any) -> np.dtype[Any]:
-    """Return the type of a stored value: the file's own, or unsigned if its bits fill no whole type."""
-    bits, kind = page.bitspersample, _KINDS[int(page.sampleformat or _UNSIGNED)]
-    if bits in (8, 16, 32, 64) and (kind, bits) != ("f", 8):
-        return np.dtype(f"{byteorder}{kind}{bits // 8}")
-    if kind == "u" and 0 < bits < 32:
-        return np.dtype(np.uint8 if bits < 8 else np.uint16 if bits < 16 else np.uint32)
-    raise ImageError(f"{path} is a TIFF file of {bits}-bit {_name(page.sampleformat)} values", REMEDY)
-
-
-def _read_planes(file: BinaryIO, page: Any, dtype: np.dtype[Any], path: Any) -> NDArray[Any]:
-    """Decompress all segments into (H, W, C)."""
-    height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
-    contiguous = samples if page.planarconfig == 1 else 1
-    strip = min(page.rowsperstrip or height, height), width
-    rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else strip
-    if rows < 1 or columns < 1:
-        raise ImageError(f"{path} is a damaged TIFF file (strips of {rows} rows)", "Replace or remove the file")
-    if rows * columns * contiguous * dtype.itemsize > MAX_BYTES // 4:
-        raise ImageError(f"{path} is a TIFF file of tiles of {columns:,} x {rows:,} pixels", REMEDY)
-    down, across = -(-height // rows), -(-width // columns)
-    size = file.seek(0, io.SEEK_END)
-    result = np.zeros((height, width, samples), dtype.newbyteorder("="))
-    for index in range(down * across * (samples // contiguous)):
-        if index >= min(len(page.dataoffsets), len(page.databytecounts)):
-            raise ImageError(f"{path} is a TIFF file that ends before its image", "Replace or remove the file")
-        offset, count = int(page.dataoffsets[index]), int(page.databytecounts[index])
-        plane, place = divmod(index, down * across)
-        top, left = place // across * rows, place % across * columns
-        length = rows if page.is_tiled else min(rows, height - top)
-        if not offset or not count:
-            continue  # a sparse file leaves out what is 0
-        if offset + count > size:
-            raise ImageError(f"{path} is a TIFF file that ends before its image", "Replace or remove the file")
-        file.seek(offset)
-        segment = _decode(file.read(count), page, dtype, (length, columns, contiguous), path)
-        target = result[top : top + length, left : left + columns, plane : plane + contiguous]
-        target[...] = segment[: target.shape[0], : target.shape[1]]
-    return result
-
-
-def _decode(data: bytes, page: Any, dtype: np.dtype[Any], shape: tuple[int, int, int], path: Any) -> NDArray[Any]:
-    """Decompress one segment into `shape` (rows, columns, channels), and undo its predictor."""
-    rows, columns, channels = shape
-    bits = page.bitspersample
-    width = -(-columns * channels * bits // 8)
-    if page.compression == _UNCOMPRESSED:
-        flat = np.frombuffer(data, np.uint8)
-        flat = _REVERSED[flat] if page.fillorder == 2 else flat
-    else:
-        flat = decompress_segment(data, int(page.compression), int(page.fillorder), width, rows)
-    if flat.size < width * rows:
+def _read_planes(page: Any, path: Any) -> NDArray[Any]:
+    """Decompress all segments (strips or tiles) into (H, W, C)."""
+    if math.prod(page.chunks) * page.dtype.itemsize > MAX_BYTES // 4:
+        raise ImageError(f"{path} is a TIFF file of tiles of {page.tilewidth:,} x {page.tilelength:,} pixels", REMEDY)
+    ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
+    if len(ends) < math.prod(page.chunked) or max(ends) > page.parent.filehandle.size:
         raise ImageError(f"{path} is a TIFF file that ends before its image", "Replace or remove the file")
-    lines = flat.reshape(-1)[: width * rows].reshape(rows, width)
-    if bits != 8 * dtype.itemsize:
-        return _unpack_bits(lines, bits, dtype)[:, : columns * channels].reshape(shape)
-    if page.predictor == 3:
-        steps = np.cumsum(lines.reshape(rows, -1, channels), axis=1, dtype=np.uint8)
-        planes = steps.reshape(rows, dtype.itemsize, columns * channels)
-        return np.ascontiguousarray(planes.swapaxes(1, 2)).view(dtype.newbyteorder(">")).reshape(shape)
-    values = np.ascontiguousarray(lines).view(dtype).reshape(shape)
-    if page.predictor == 2:
-        unsigned = values.view(f"{dtype.byteorder}u{dtype.itemsize}")
-        summed = np.cumsum(unsigned, axis=1, dtype=f"u{dtype.itemsize}")
-        values = summed.view(dtype.newbyteorder("="))
+    planes = page.asarray(squeeze=False, maxworkers=1, buffersize=1)[:, 0]  # (P, H, W, C / P)
+    planes = planes[0] if len(planes) == 1 else np.moveaxis(planes[..., 0], 0, -1)
+    dtype = np.dtype(np.uint8) if planes.dtype == bool else planes.dtype.newbyteorder("=")
+    values: NDArray[Any] = planes.astype(dtype, copy=False)
     return values
-
-
-def _unpack_bits(lines: NDArray[np.uint8], bits: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Unpack (R, bytes) into (R, values) of `bits` bits each, most significant first."""
-    count = lines.shape[1] * 8 // bits
-    result = np.zeros((len(lines), count), dtype)
-    for row, line in enumerate(lines):
-        single = np.unpackbits(line)[: count * bits].reshape(count, bits)
-        for bit in range(bits):
-            result[row] = result[row] << 1 | single[:, bit]
-    return result
-
-
-def decompress_segment(data: bytes, compression: int, fill_order: int, width: int, rows: int) -> NDArray[np.uint8]:
-    """Decompress a strip or tile of bytes with libtiff, as a separate grey 8-bit image: (rows, width).
-
-    Raises:
-        OSError: the data are damaged, or libtiff has no such codec.
-    """
-    from PIL import TiffImagePlugin
-
-    item = 4 if width % 4 == 0 else 1  # as 32-bit numbers where that fits: Pillow limits pixels, not bytes
-    start = 8 + 2 + 11 * 12 + 4
-    tags = {256: width // item, 257: rows, 258: 8 * item, 259: compression, 262: 1, 266: fill_order, 273: start}
-    tags |= {277: 1, 278: rows, 279: len(data), 339: 2 if item == 4 else 1}
-    entries = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags.items())
-    head = struct.pack("<2sHLH", b"II", 42, 8, len(tags)) + entries + bytes(4)
-    with TiffImagePlugin.TiffImageFile(io.BytesIO(head + data)) as image:
-        values = np.asarray(image)
-    return values.astype("<i4", copy=False).view(np.uint8) if item == 4 else values
 
 
 def _convert_planes(page: Any, planes: NDArray[Any], steps: list[str]) -> Raster:

@@ -126,7 +126,7 @@ def test_suffix_is_matched_in_any_case() -> None:
 
 
 def test_formats_module_imports_no_reader() -> None:
-    readers = "{'PIL', 'pydicom', 'numpy', 'tifffile'}"
+    readers = "{'PIL', 'pydicom', 'numpy', 'tifffile', 'imagecodecs'}"
     script = f"import sys, convnext_cli.images.formats; print(sorted({readers} & set(sys.modules)))"
     steps = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert steps.stdout.strip() == "[]"

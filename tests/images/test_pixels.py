@@ -208,6 +208,15 @@ def test_deep_tiff_is_read_through_every_codec(
     np.testing.assert_array_equal(decode_image(tmp_path / "image.tif"), expect(values))
 
 
+def test_tiff_with_a_changed_byte_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "image.tif", make_values("uint16", 3), photometric="rgb", compression="zlib")
+    content = bytearray((tmp_path / "image.tif").read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / "image.tif").write_bytes(content)
+    with pytest.raises(ImageError, match="cannot be read as an image"):
+        decode_image(tmp_path / "image.tif")
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 6, 8, 10, 12, 14, 24])
 @pytest.mark.parametrize("photometric", [0, 1, 2])
 def test_tiff_of_any_bit_depth_is_read(tmp_path: Path, bits: int, photometric: int) -> None:
