@@ -18,6 +18,7 @@ from convnext_cli.inference import sources
 from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.prediction import list_run_notes, predict_steps
 from convnext_cli.inference.request import PredictRequest
+from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.runs.folder import RunFolder
 from tests.conftest import Convnext, save_image
@@ -37,6 +38,16 @@ def test_temperature_is_applied_unless_raw(run: RunFolder) -> None:
     scaled = np.exp(log_softmax(np.log([raw.probabilities]) / fitted.temperature))[0]
     assert calibrated.probabilities == pytest.approx(scaled, rel=1e-5)
     assert raw.probabilities != calibrated.probabilities
+
+
+def test_tta_averages_the_logits_of_the_image_and_four_shifted_ones(run: RunFolder) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    padded = np.pad(pixels, ((2, 2), (2, 2), (0, 0)), mode="reflect")
+    views = [padded[top : top + 32, left : left + 32] for top, left in ((2, 2), (0, 0), (0, 4), (4, 0), (4, 4))]
+    plain = TorchClassifier(run.path).run_batch(np.stack(views), features=False, heat=False).logits
+    [augmented] = TorchClassifier(run.path, tta=True).run_batch(pixels[None], features=False, heat=False).logits
+    assert augmented == pytest.approx(plain.mean(axis=0), abs=1e-4)
+    assert np.ptp(plain, axis=0).min() > 0.01, "the views differ"
 
 
 def test_threshold_of_the_run_decides(mine: RunFolder) -> None:
