@@ -161,9 +161,10 @@ def show_formats() -> None:
     """Print the image formats that are read, with their suffixes."""
     from convnext_cli.images.formats import DICOM_SUFFIXES, PILLOW_SUFFIXES
 
-    rows = [(name, " ".join(f"`{suffix}`" for suffix in suffixes)) for name, suffixes in PILLOW_SUFFIXES.items()]
-    dicom = " ".join(f"`{suffix}`" for suffix in sorted(DICOM_SUFFIXES))
-    show_table(("format", "suffixes"), [*rows, ("DICOM (extra `dicom`)", dicom)])
+    suffixes = {**PILLOW_SUFFIXES, "DICOM": tuple(sorted(DICOM_SUFFIXES))}
+    extras = {"DICOM": " (extra `dicom`)", "HEIF": ", HEIC (extra `heic`)"}
+    rows = [(name + extras.get(name, ""), " ".join(f"`{each}`" for each in those)) for name, those in suffixes.items()]
+    show_table(("format", "suffixes"), rows)
 
 
 def show_licences() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.errors import ImageError
-from convnext_cli.images.formats import JPEG2000_CODESTREAM, open_regular_file
+from convnext_cli.images.formats import JPEG2000_CODESTREAM, explain_missing_reader, open_regular_file
 from convnext_cli.images.memory import MAX_BYTES, reserve_memory
 from convnext_cli.images.raster import Raster, cut_rows, find_range, stretch_between
 from convnext_cli.text import format_count
@@ -147,7 +147,7 @@ def _read_dataset(file: BinaryIO, path: Path, keyword: str | None = None) -> "Da
         from pydicom import uid
         from pydicom.filereader import read_dataset
     except ModuleNotFoundError as error:
-        raise ImageError(f"{path} is DICOM", "Install the DICOM reader: pip install 'convnext-cli[dicom]'") from error
+        raise explain_missing_reader(f"{path} is DICOM", "dicom") from error
     pydicom.config.logger.setLevel("CRITICAL")
     tags: Any = None if keyword is None else [keyword]
     size = file.seek(0, io.SEEK_END)
@@ -254,10 +254,7 @@ def _check_syntax(syntax: Any, path: Path) -> bool:
     except (NotImplementedError, ValueError) as error:
         raise ImageError(f"{path} is DICOM in {syntax.name or syntax}, which cannot be read", _REMEDY) from error
     if is_compressed and not decoder.is_available:
-        raise ImageError(
-            f"{path} is DICOM in {syntax.name}, which the installed decoders cannot read",
-            "Install the DICOM reader: pip install 'convnext-cli[dicom]'",
-        )
+        raise explain_missing_reader(f"{path} is DICOM in {syntax.name}", "dicom")
     return is_compressed
 
 

@@ -20,6 +20,7 @@ PILLOW_SUFFIXES: dict[str, tuple[str, ...]] = {
     "BMP": (".bmp",),
     "DIB": (".dib",),
     "GIF": (".gif",),
+    "HEIF": (".heic", ".heics", ".heif", ".heifs", ".hif"),
     "ICNS": (".icns",),
     "ICO": (".ico",),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -70,11 +71,16 @@ def explain_missing(paths: Sequence[Path]) -> ImageError:
     return ImageError(f"{', '.join(map(str, paths[:5]))} does not exist", "Give the path of an image")
 
 
+def explain_missing_reader(fact: str, extra: str) -> ImageError:
+    """Return the error for a file whose reader is in an extra that is not installed; `fact` names file and format."""
+    return ImageError(f"{fact}, which needs: pip install 'convnext-cli[{extra}]'", "Install it, or remove the file")
+
+
 class ImageFormat(NamedTuple):
     """A format identified by a file's first bytes."""
 
     name: str
-    """Pillow's name of the format, `DICOM`, or the common name of an unreadable one, such as `HEIC`."""
+    """Pillow's name of the format, `DICOM`, or the common name of an unreadable one, such as `JPEG XL`."""
     readable: bool
 
 
@@ -87,6 +93,7 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (  # regular expressions at the fir
     (rb"BM.{12}(?:\x0c|\x10|\x28|\x34|\x38|\x40|\x6c|\x7c)\0\0\0", "BMP"),
     (rb"P[1-6][ \t\r\n]+(?:#|\d)|P[Ff]\s+\d", "PPM"),
     (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG2000"),
+    (rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)", "HEIF"),  # also AVIF, whose other brands tell
     (rb"qoif", "QOI"),
     (rb"8BPS\0\x01", "PSD"),
     (rb"\x01\xda[\0\x01][\x01\x02]\0[\x01-\x03]", "SGI"),
@@ -101,7 +108,6 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (  # regular expressions at the fir
 )
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (rb"%!PS|\x04%!PS|\xc5\xd0\xd3\xc6", "PostScript"),
-    (rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)", "HEIC"),
     (rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
     (rb"II\xbc\x01", "JPEG XR"),
     (rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF", "WMF or EMF"),
@@ -169,14 +175,14 @@ def identify_bytes(head: bytes, suffix: str = "") -> ImageFormat | None:
     preview as its image.
     """
     suffix = suffix.lower()
-    for pattern, image_format in _READABLE:
-        if pattern.match(head):
-            is_raw = image_format.name == "TIFF" and (suffix in _RAW_SUFFIXES or head[8:10] == b"CR")
-            return ImageFormat("camera raw", False) if is_raw else image_format
     if head[4:8] == b"ftyp":  # ISO media: the brands distinguish AVIF, HEIC and video
         brands = head[8 : int.from_bytes(head[:4], "big")]
         if {b"avif", b"avis"} & {brands[i : i + 4] for i in range(0, len(brands), 4)}:
             return ImageFormat("AVIF", True)
+    for pattern, image_format in _READABLE:
+        if pattern.match(head):
+            is_raw = image_format.name == "TIFF" and (suffix in _RAW_SUFFIXES or head[8:10] == b"CR")
+            return ImageFormat("camera raw", False) if is_raw else image_format
     for pattern, image_format in _UNREADABLE:
         if pattern.match(head):
             return image_format

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from convnext_cli.errors import ImageError
-from convnext_cli.images.formats import JPEG2000_CODESTREAM, PILLOW_SUFFIXES
+from convnext_cli.images.formats import JPEG2000_CODESTREAM, PILLOW_SUFFIXES, explain_missing_reader
 from convnext_cli.images.memory import reserve_memory
 from convnext_cli.images.raster import (
     ORIENTATION_TAG,
@@ -32,7 +32,7 @@ _GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow scales such grey to 8 bits, but n
 _DEEP_PNG = ("RGB;16B", "RGBA;16B", "LA;16B")  # of which Pillow keeps 8 bits
 _JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")  # other markers have no length, or are data
 _MAX_SCANS = 100  # a progressive JPEG has 6 to 20
-_READER_BYTES = {"WEBP": 12, "JPEG2000": 24, "AVIF": 10}
+_READER_BYTES = {"WEBP": 12, "JPEG2000": 24, "AVIF": 10, "HEIF": 6}
 """Bytes per pixel that a library holds beside Pillow's own image, measured on images of one colour."""
 
 
@@ -56,14 +56,29 @@ def open_with_pillow(file: BinaryIO, path: Path, name: str = "") -> Image.Image:
 
     Raises:
         UnidentifiedImageError: the file has none of these formats.
-        ImageError: the installed Pillow lacks this format.
+        ImageError: the installed Pillow lacks this format, or the extra `heic` is not installed.
     """
+    if name == "HEIF":
+        _register_heif(path)
     if name not in Image.OPEN:
         Image.init()
     formats = [name] if name in Image.OPEN else [listed for listed in PILLOW_SUFFIXES if listed in Image.OPEN]
     if name not in ("", *formats):
         raise ImageError(f"{path} is {name}, which the installed Pillow cannot read", "Install a newer Pillow")
     return Image.open(file, formats=formats)
+
+
+def _register_heif(path: Path) -> None:
+    """Let Pillow open HEIF, which iPhones write as HEIC.
+
+    Raises:
+        ImageError: the extra is not installed.
+    """
+    try:
+        import pi_heif
+    except ModuleNotFoundError as error:
+        raise explain_missing_reader(f"{path} is HEIC", "heic") from error
+    pi_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
 
 
 def read_opened(opened: Image.Image, file: BinaryIO, path: Path, at_least: int | None) -> Decoded:

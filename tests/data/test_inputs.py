@@ -25,12 +25,12 @@ def test_folder_yields_images_by_suffix_or_content(tmp_path: Path) -> None:
         if format is not None:
             Image.new("RGB", (8, 8), (at, 0, 0)).save(tmp_path / f"x{at:02}{suffix}", format=format)
     (tmp_path / "notes.txt").write_text("no image")
-    (tmp_path / "phone").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    (tmp_path / "phone").write_bytes(b"\xff\x0a\xfa\x7f" + bytes(40))
     (tmp_path / ".hidden.png").touch()
     inputs = find_inputs([str(tmp_path)])
     assert names(inputs) == sorted(f"x{at:02}{suffix}" for at, (suffix, kind) in enumerate(FORMATS.items()) if kind)
     assert inputs.skipped == {
-        "image in a format that cannot be read (HEIC)": 1,
+        "image in a format that cannot be read (JPEG XL)": 1,
         "hidden or system file": 1,
         "not an image": 1,
     }

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pi_heif
 import pydicom
 import pytest
 from PIL import Image, features
@@ -28,7 +29,6 @@ WRITABLE = [
     *(name for name, feature in (("AVIF", "avif"), ("JPEG2000", "jpg_2000")) if features.check(feature)),
 ]
 OTHERS = {
-    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
     "JPEG XL": b"\xff\x0a\xfa\x7f",
     "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n",
     "SVG": b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'>",
@@ -43,6 +43,7 @@ def test_suffixes_equal_pillow() -> None:
     Image.init()
     from PIL import MpoImagePlugin  # noqa: F401  (registers itself with JPEG alone)
 
+    pi_heif.register_heif_opener()
     registered: dict[str, set[str]] = {}
     for suffix, name in Image.registered_extensions().items():
         registered.setdefault(name, set()).add(suffix)

@@ -16,6 +16,7 @@ from convnext_cli.text import capitalise, format_count, format_percent
 
 MIN_IMAGES = 20  # a class; fewer cannot be both learned and tested
 EXAMPLES = 5
+_COPIES = 4  # of an image to name
 _SHORTCUTS = {
     "size": (Kind.SIZE_SHORTCUT, "image size"),
     "format": (Kind.FORMAT_SHORTCUT, "file format"),
@@ -359,7 +360,12 @@ def _list_copies(index: Index, rows: Sequence[int]) -> list[int]:
 
 
 def _show(index: Index, clusters: Sequence[Sequence[int]], *, with_label: bool = False) -> tuple[str, ...]:
-    def name(row: int) -> str:
-        return index.paths[row] + (f" ({index.describe_target(row)})" if with_label else "")
-
-    return tuple(" = ".join(name(row) for row in rows[:4]) for rows in clusters[:EXAMPLES])
+    """Return up to `_COPIES` paths of each cluster, first one of each split and label."""
+    lines = []
+    for rows in clusters[:EXAMPLES]:
+        labels = {row: f" ({index.describe_target(row)})" if with_label else "" for row in rows}
+        firsts = {(index.splits[row], labels[row]): row for row in reversed(rows)}.values()
+        shown = sorted(rows, key=lambda row: (row not in firsts, row))[:_COPIES]
+        more = f" and {len(rows) - _COPIES} more" if len(rows) > _COPIES else ""
+        lines.append(" = ".join(index.paths[row] + labels[row] for row in shown) + more)
+    return tuple(lines)

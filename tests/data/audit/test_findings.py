@@ -1,4 +1,5 @@
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +77,16 @@ def test_effect_of_leakage_is_that_of_its_splits(tmp_path: Path, splits: tuple[s
     for split in splits:
         save_image(tmp_path / split / "a" / "copy.png", seed=99)
     assert effect in find(audit(tmp_path, group_from="none"), "duplicates across splits").effect
+
+
+def test_examples_of_many_copies_show_each_label_and_split(tmp_path: Path) -> None:
+    for number in range(12):
+        save_image(tmp_path / ("train" if number < 9 else "test") / "ab"[number == 8] / f"{number:02}.png", seed=7)
+    [conflict] = find(audit(tmp_path, group_from="none"), "conflicting labels").examples
+    assert conflict.endswith(" and 8 more")
+    assert conflict.count(" = ") == 3
+    for start, label in (("train/a/", "a"), ("train/b/", "b"), ("test/a/", "a")):
+        assert re.search(rf"{start}\d\d\.png \({label}\)", conflict)
 
 
 def test_a_single_group_across_splits_and_a_single_small_class_are_counted_as_one(tmp_path: Path) -> None:
@@ -199,7 +210,7 @@ def test_small_classes_are_reported_and_unreadable_set_is_refused(tmp_path: Path
     assert find(audit(tmp_path), "small classes").examples == ("few: 3",)
     for path in tmp_path.rglob("*.png"):
         path.write_text("gone")
-    with pytest.raises(DataError, match="none of the 30 images"):
+    with pytest.raises(DataError, match=r"none of the 30 images .*, such as: .*/few/27\.png cannot be read as an"):
         load(tmp_path)
 
 
