@@ -9,6 +9,7 @@ The content of a file decides its format, not its name. If Pillow returns only 8
 in another way (`tiff.py`; in `pillow.py` deep PNG and PNM), or the file is refused by name.
 """
 
+import logging
 import os
 import threading
 import warnings
@@ -47,6 +48,7 @@ _one_image = threading.Lock()  # reading a PIL image changes it, and two threads
 
 # Readers warn of odd tags, and of images half as large as MAX_PIXELS: nothing that a user could act upon.
 warnings.filterwarnings("ignore", module=r"PIL\.|pydicom\.|convnext_cli\.images\.")
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL + 1)  # its only error is raised as well
 
 
 def decode_image(path: Path, *, at_least: int | None = None) -> Pixels:
