@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # NumPy: `recommend` starts without it
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 TABLE_SUFFIXES = (".csv", ".tsv")
+MAX_RARE_CLASSES = 20
+"""Classes of which there may be more than one for every two images."""
 NONE = "none"
 EXCLUDED = "excluded image"  # this and the next are reasons for which files are skipped
 UNREADABLE = "unreadable image"
@@ -200,14 +202,21 @@ def check_trainable(index: Index) -> None:
             raise DataError(f"{index.location}: {problem[0]}", problem[1])
         return
     if missing := list_untrained_classes(index):
-        where = "training images" if "train" in splits else "images"
+        where, resplit = (
+            ("training images", ", or draw new splits with --resplit") if "train" in splits else ("images", "")
+        )
         number, examples = format_part(len(missing), len(index.classes), "class", "has", "have"), ", ".join(missing[:5])
         alike = [names for names in find_alike(index.classes) if set(names) & set(missing)]
         hint = f"; {' and '.join(alike[0])} differ only in case or hyphens" if alike else ""
         raise DataError(
             f"{number} no {where}: {examples}{hint}",
-            "Rename them to one name" if alike else "Add images to these folders, or remove them",
+            "Rename them to one name" if alike else f"Add images to these folders, or remove them{resplit}",
         )
+
+
+def are_too_many(classes: int, images: int) -> bool:
+    """Return True if the names of classes are rather identifiers, dates or comments: most images have one alone."""
+    return classes > max(MAX_RARE_CLASSES, images / 2)
 
 
 def list_untrained_classes(index: Index) -> list[str]:

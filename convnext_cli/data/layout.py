@@ -11,6 +11,7 @@ A layout is accepted only if its names leave no doubt. These are recognised:
 Anything else (splits or folds without classes, a detection or segmentation set) is a `DataError` with a remedy.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from convnext_cli.data.folders.checks import check_inner_splits, check_patients, check_top_folders
 from convnext_cli.data.folders.masks import drop_masks
+from convnext_cli.data.folders.remedies import describe_others, suggest_table
 from convnext_cli.data.folders.splits import (
     UNLABELLED,
     AmbiguousLayoutError,
@@ -33,14 +35,13 @@ from convnext_cli.data.folders.words import (
     GENERIC_WORDS,
     UNKNOWN_WORDS,
     describe_joined,
-    describe_others,
     is_table,
     list_names,
     list_words,
     quote_name,
     relative_name,
-    suggest_table,
 )
+from convnext_cli.data.index import are_too_many
 from convnext_cli.data.tree import Folder, is_hidden
 from convnext_cli.encoding import decode_name, normalise_name
 from convnext_cli.errors import DataError
@@ -65,12 +66,23 @@ class Layout:
 
     tree: Folder
     start: Folder
-    """The folder where classes, splits and tables begin: the data folder itself, or one inside its wrappers."""
+    """The folder where classes and splits begin: the data folder itself, or one inside its wrappers."""
     placements: list[Placement] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     error: DataError | None = None
     """The reason why the folders do not name the classes; None if they do."""
+
+    @property
+    def tables(self) -> list[str]:
+        """The paths of the tables beside the classes, and in the wrappers around them."""
+        return [
+            os.path.join(folder.path, name)  # noqa: PTH118
+            for folder in self.tree.walk()
+            if f"{self.start.path}/".startswith(f"{folder.path}/")
+            for name in sorted(folder.others)
+            if is_table(name)
+        ]
 
     @property
     def classes(self) -> list[str]:
@@ -95,7 +107,8 @@ def recognise_layout(tree: Folder, name: str, known_classes: Iterable[str]) -> L
         placements = _place(layout, classes)
         check_inner_splits(((placement.folder, placement.name) for placement in placements), layout.start)
         if not classes:
-            check_patients((placement.name for placement in placements), tree, layout.start)
+            check_patients((placement.name for placement in placements), tree)
+            _check_number(placements, tree)
     except AmbiguousLayoutError as error:
         layout.error = DataError(error.problem, error.remedy)
     else:
@@ -129,6 +142,22 @@ def _place(layout: Layout, known_classes: set[str]) -> list[Placement]:
     return _place_splits_below(tops, below, layout)
 
 
+def _check_number(placements: Sequence[Placement], tree: Folder) -> None:
+    """Check that most classes have more images than one.
+
+    Raises:
+        AmbiguousLayoutError: most folders have one image, so they are rather of patients or studies.
+    """
+    names = sorted({placement.name for placement in placements if placement.folder.count})
+    images = sum(placement.folder.count for placement in placements)
+    if are_too_many(len(names), images):
+        raise AmbiguousLayoutError(
+            f"{len(names):,} folders ({shorten_names(names)}) with {images:,} images are too many for classes"
+            f"{describe_others(tree)}",
+            suggest_table(tree),
+        )
+
+
 def _place_splits(splits: SplitFolders, layout: Layout) -> list[Placement]:
     """Return the classes of `train/<class>`, under any names and however nested."""
     start = layout.start
@@ -138,9 +167,10 @@ def _place_splits(splits: SplitFolders, layout: Layout) -> list[Placement]:
     train_classes = {normalise_name(folder.name) for inner in train for folder in inner.filled}
     if sum(inner.count for inner in train) and not train_classes:
         raise AmbiguousLayoutError(
-            f"{list_split_folders(splits)} are folders of splits without a folder for each class"
-            f"{describe_others(layout.tree, start)}",
-            suggest_table(start),
+            f"{list_split_folders(splits)} {'are folders of splits' if len(entered) > 1 else 'is a folder of a split'} "
+            "without a folder for each class"
+            f"{describe_others(layout.tree)}",
+            suggest_table(layout.tree),
         )
     placements = []
     for split, folder, inner in entered:

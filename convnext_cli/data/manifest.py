@@ -3,6 +3,7 @@
 Columns are recognised by name and by content. Notes name the columns that are not used.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,6 +75,27 @@ def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
     ]
     rows = _Rows(paths, targets, splits, folds, groups, is_joined=bool(joined))
     return _make_index(table, root, rows, notes)
+
+
+def read_file_groups(path: Path, options: TableOptions = AUTO_OPTIONS) -> tuple[str, dict[str, str]]:
+    """Return the column of groups of a table without labels, and the group of each file that it names, by its path.
+
+    There are none if it has no such column, or no column for the images' paths.
+    """
+    try:
+        table = read_table(path)
+        finder = FileFinder(path.parent, find_split(path.stem), search=True, encoding=table.encoding)
+        columns = find_columns(table, finder, options)
+    except DataError:
+        return "", {}
+    groups = read_groups(table, columns)
+    if not groups:
+        return "", {}
+    files = finder.find_all(table.columns[columns["path"]])
+    group_of = {
+        os.path.normpath(path.parent / file): group for file, group in zip(files, groups, strict=True) if file and group
+    }
+    return columns["group"], group_of
 
 
 def _join_rows(paths: Sequence[str], targets: RawTargets) -> tuple[RawTargets, list[str]]:

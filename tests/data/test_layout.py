@@ -186,10 +186,30 @@ RECOGNISED = {
     ),
     "masks in a tree of their own": ("images/a/ images/b/ masks/a/ masks/b/", "a b", {"": 6}),
     "one name that looks like a mask's": ("a/ a/x.png a/x_mask.png b/", "a b", {"": 8}),
+    "segmentations beside the folder around the images": (
+        "set/images/1.a/x.png set/images/2.b/z.png segmentations/1.a/x.png segmentations/2.b/z.jpg",
+        "1.a 2.b",
+        {"": 2},
+    ),
     # tables
     "a competition": (
         "train_images/ test_images/ train.csv:id_code,diagnosis|0,2|1,3|2,2 test.csv:id_code|0|1|2",
         "2 3",
+        {"": 3},
+    ),
+    "a table around the folders of splits": (
+        "jpeg/train/ jpeg/test/x.png train.csv:image_name,target|0,a|1,b|2,a",
+        "a b",
+        {"": 3},
+    ),
+    "a table of labels beside one folder": (
+        "pictures_of_2020/ t.csv:file,cat,dog|0.png,1,1|1.png,1,0|2.png,0,1",
+        "cat dog",
+        {"": 3},
+    ),
+    "a table that names splits beside one of attributes": (
+        "img_align/ attributes.csv:image_id,cat,dog|0,1,1|1,1,0|2,0,1 partition.csv:image_id,partition|0,0|1,1|2,2",
+        "cat dog",
         {"": 3},
     ),
     "a table beside one folder of images": ("images/ labels.csv:file,label|0.png,x|1.png,y|2.png,x", "x y", {"": 3}),
@@ -217,6 +237,24 @@ AMBIGUOUS = {
         "site1/ site2/ t.csv:path,label|site1/0.png,x|site1/1.png,y|site2/0.png,x",
         "give the images different classes",
     ),
+    "patients by a table": (
+        "train_images/10/ train_images/11/ train.csv:image_id,patient|"
+        + "|".join(f"train_images/{p}/{k}.png,{p}" for p in (10, 11) for k in range(3)),
+        r"the folders \(10, 11\) are the groups of train.csv \(column 'patient'\)",
+    ),
+    "a folder for each image": (" ".join(f"1.{k}/x.png" for k in range(24)), "24 images are too many for classes"),
+    "two trainings": ("train_images/ train_thumbnails/", "look like splits or parts of one"),
+    "lettered splits": ("a.~Training~Set/ b.~Testing~Set/", "look like splits or parts of one"),
+    "lettered splits with classes": ("a_training/x/ a_training/y/ b_testing/x/ b_testing/y/", "look like splits"),
+    "products with images and masks inside": (
+        "cap/Data/Images/good/ cap/Data/Masks/bad/00.png nut/Data/Images/good/",
+        "look like images and their masks",
+    ),
+    "findings deep inside products": (
+        "cap/Data/Images/Normal/ cap/Data/Images/Anomaly/ nut/Data/Images/Normal/ nut/Data/Images/Anomaly/",
+        "the same folders \\(Anomaly, Normal\\)",
+    ),
+    "a single split without classes": ("train/ train.jsonl:{}", "train is a folder of a split without"),
     "parts of one set": ("HAM_images_part_1/ HAM_images_part_2/", "look like parts of one set"),
     "folds": ("fold1/a/ fold1/b/ fold2/a/ fold2/b/", "look like folds"),
     "patients as folders": ("patient0001/study1/ patient0002/study1/", "look like patients"),
@@ -378,6 +416,42 @@ def test_example_is_the_table_of_training_images(tmp_path: Path, image: Path) ->
     with pytest.raises(DataError) as caught:
         scan_folder(make(tmp_path, f"images/ a_test.csv:{text} b_train.csv:{text}", image))
     assert f"such as {tmp_path / 'b_train.csv'}" in (caught.value.remedy or "")
+
+
+def test_example_is_the_table_of_most_images_and_no_submission_form(tmp_path: Path, image: Path) -> None:
+    two, three = "Index,Label|0,x|1,y", "Index,Label|0,x|1,y|2,y"
+    with pytest.raises(DataError) as caught:
+        scan_folder(make(tmp_path / "data", f"images_1/ images_2/4.png boxes.csv:{two} data.csv:{three}", image))
+    assert f"such as {tmp_path / 'data/data.csv'}" in caught.value.remedy
+    with pytest.raises(DataError) as caught:
+        scan_folder(make(tmp_path / "form", f"train/ test/ sampleSubmission.csv:{two}", image))
+    assert "Submission" not in str(caught.value)
+
+
+def test_remedy_is_that_of_the_only_table(tmp_path: Path, image: Path) -> None:
+    with pytest.raises(DataError, match=r"t\.csv cannot be used: .* has no label in 1 row") as caught:
+        scan_folder(make(tmp_path, "images/ t.csv:file,label|0.png,x|1.png,|2.png,y", image))
+    assert caught.value.remedy == "Correct or remove these rows"
+
+
+def test_table_without_labels_adds_groups(tmp_path: Path, image: Path) -> None:
+    rows = "|".join(f"set/{c}/{k}.png,{'' if c + str(k) == 'b2' else f'p{k}'}" for c in "ab" for k in range(3))
+    files = f"set/a/ set/b/ sizes.csv:class,size|a,1 meta.csv:file,patient_id|{rows}"
+    index = scan_folder(make(tmp_path / "data", files, image))
+    assert index.groups == ("p0", "p1", "p2", "p0", "p1", "set/b/2.png")
+    assert index.notes[-2:] == (
+        "groups by column 'patient_id' of meta.csv, which 1 of 6 images lacks",
+        "tables that are not used: sizes.csv",
+    )
+    truth = "truth.csv:image,MEL,NV,BCC|0,1,0,0|1,0,1,0|2,0,0,1 meta.csv:image,patient|0,k|1,k|2,m"
+    index = scan_folder(make(tmp_path / "isic", f"Input/ {truth}", image))
+    assert (index.classes, index.groups) == (("BCC", "MEL", "NV"), ("k", "k", "m"))
+
+
+def test_single_folder_of_a_known_class_needs_no_table(tmp_path: Path, image: Path) -> None:
+    data = make(tmp_path / "data", "SICK/ ages.csv:file,age|0.png,40|1.png,50|2.png,61", image)
+    options = TableOptions(known_labels=("NORMAL", "SICK"))
+    assert scan_data(data, known_classes=options.known_labels, table_options=options).classes == ("SICK",)
 
 
 def test_contradiction_names_two_classes(tmp_path: Path, image: Path) -> None:

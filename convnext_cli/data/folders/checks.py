@@ -5,19 +5,24 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from convnext_cli.data.folders.masks import has_mask_words
-from convnext_cli.data.folders.splits import ENGLISH_NAMES, AmbiguousLayoutError, find_split_folders, list_split_folders
+from convnext_cli.data.folders.remedies import describe_others, suggest_table
+from convnext_cli.data.folders.splits import (
+    ENGLISH_NAMES,
+    AmbiguousLayoutError,
+    find_split,
+    find_split_folders,
+    list_split_folders,
+)
 from convnext_cli.data.folders.words import (
     FINDING_WORDS,
     GENERIC_WORDS,
     IMAGE_WORDS,
     PLAIN_IMAGE_WORDS,
     VARIANT_WORDS,
-    describe_others,
     list_names,
     list_words,
     quote_name,
     relative_name,
-    suggest_table,
 )
 from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import normalise_name
@@ -25,6 +30,7 @@ from convnext_cli.text import shorten_names
 
 _FOLD = re.compile(r"(?:cv|k?folds?|split)[ _\-]*\d+|\d+[ _\-]*(?:folds?|split)", re.IGNORECASE)
 _PATIENT = re.compile(r"patient[ _\-]*(?:id)?[ _\-]*\d+", re.IGNORECASE)
+_NAME_SPLITS = "Name them train, val and test, or give a CSV file with path, label and split"
 MAX_VIEWS = 4
 """Largest number of folders in every class that can be views of one subject; more are rather the classes."""
 
@@ -37,16 +43,23 @@ def check_top_folders(tree: Folder, start: Folder) -> None:
     """
     tops = start.filled
     names = [normalise_name(top.name) for top in tops]
-    words = [{word for word in list_words(name) if not word.isdigit()} for name in names]
+    words = list(map(_list_words, tops))
     if len(tops) == 1 and words[0] and words[0] <= GENERIC_WORDS:
         raise AmbiguousLayoutError(
             f"{quote_name(tops[0])} is the only folder with images and has no folder for each class"
-            f"{describe_others(tree, start)}",
-            suggest_table(start),
+            f"{describe_others(tree)}",
+            suggest_table(tree),
         )
     if len(tops) < 2:
         return
-    _check_masks(tops, words)
+    for folder in start.walk():
+        _check_masks(folder.filled)
+    splits = list(map(find_split, names))
+    if "train" in splits and None not in splits:
+        raise AmbiguousLayoutError(
+            f"{list_names(tops)} look like splits or parts of one, not like classes{describe_others(tree)}",
+            _NAME_SPLITS if any(top.filled for top in tops) else suggest_table(tree),
+        )
     if all(_FOLD.fullmatch(name) for name in names):
         raise AmbiguousLayoutError(
             f"{list_names(tops)} look like folds, not like classes",
@@ -55,14 +68,15 @@ def check_top_folders(tree: Folder, start: Folder) -> None:
     shapes = {re.sub(r"\d+", "#", name.casefold()) for name in names}
     if len(shapes) == 1 and all(top_words & PLAIN_IMAGE_WORDS for top_words in words):
         raise AmbiguousLayoutError(
-            f"{list_names(tops)} look like parts of one set of images, not like classes{describe_others(tree, start)}",
-            suggest_table(start),
+            f"{list_names(tops)} look like parts of one set of images, not like classes{describe_others(tree)}",
+            suggest_table(tree),
         )
     is_numbered = len(shapes) == 1 and all(re.search(r"\d{3}", name) for name in names)
     _check_inner_folders(tops, words, is_numbered=is_numbered)
 
 
-def _check_masks(tops: Sequence[Folder], words: Sequence[set[str]]) -> None:
+def _check_masks(tops: Sequence[Folder]) -> None:
+    words = list(map(_list_words, tops))
     images = [top for top, top_words in zip(tops, words, strict=True) if _is_subset(top_words, IMAGE_WORDS | {"jpeg"})]
     masks = [top for top, top_words in zip(tops, words, strict=True) if has_mask_words(top_words)]
     is_plain = any(top_words & PLAIN_IMAGE_WORDS for top_words in words if top_words <= IMAGE_WORDS)
@@ -78,7 +92,7 @@ def _check_masks(tops: Sequence[Folder], words: Sequence[set[str]]) -> None:
 def _check_inner_folders(tops: Sequence[Folder], words: Sequence[set[str]], *, is_numbered: bool) -> None:
     """Check that the folders inside `tops` are not rather the classes."""
     names = [normalise_name(top.name) for top in tops]
-    inside = [{normalise_name(folder.name) for folder in top.filled} for top in tops]
+    inside = [{normalise_name(folder.name) for folder in _enter_wrappers(top).filled} for top in tops]
     common = set.intersection(*inside)
     are_variants = all(_is_subset(top_words, GENERIC_WORDS | VARIANT_WORDS) for top_words in words)
     are_same = all(inner == common for inner in inside)
@@ -95,11 +109,11 @@ def _check_inner_folders(tops: Sequence[Folder], words: Sequence[set[str]], *, i
         raise AmbiguousLayoutError(
             f"{list_names(tops)} look like splits, not like classes: each has the folders "
             f"{shorten_names(sorted(common))}",
-            "Name them train, val and test, or give a CSV file with path, label and split",
+            _NAME_SPLITS,
         )
 
 
-def check_patients(class_names: Iterable[str], tree: Folder, start: Folder) -> None:
+def check_patients(class_names: Iterable[str], tree: Folder) -> None:
     """Check that the classes are not patients.
 
     Raises:
@@ -108,8 +122,8 @@ def check_patients(class_names: Iterable[str], tree: Folder, start: Folder) -> N
     names = sorted({normalise_name(name) for name in class_names})
     if len(names) > 1 and all(map(_PATIENT.fullmatch, names)):
         raise AmbiguousLayoutError(
-            f"the folders ({shorten_names(names)}) look like patients, not like classes{describe_others(tree, start)}",
-            suggest_table(start),
+            f"the folders ({shorten_names(names)}) look like patients, not like classes{describe_others(tree)}",
+            suggest_table(tree),
         )
 
 
@@ -130,6 +144,11 @@ def check_inner_splits(classes: Iterable[tuple[Folder, str]], start: Folder) -> 
                 )
 
 
+def _list_words(folder: Folder) -> set[str]:
+    """Return the words of a folder's name without its numbers."""
+    return {word for word in list_words(folder.name) if not word.isdigit()}
+
+
 def _name_findings(names: Iterable[str]) -> bool:
     """Return True if one of the names is of a finding, as in `hamburg/normal`."""
     return any(FINDING_WORDS.intersection(list_words(name)) for name in names)
@@ -138,3 +157,10 @@ def _name_findings(names: Iterable[str]) -> bool:
 def _is_subset(words: set[str], others: frozenset[str]) -> bool:
     """Return True if there are words and all of them are among `others`."""
     return bool(words) and words <= others
+
+
+def _enter_wrappers(folder: Folder) -> Folder:
+    """Return the folder inside the folders that have one folder only."""
+    while not folder.images and len(folder.filled) == 1:
+        [folder] = folder.filled
+    return folder

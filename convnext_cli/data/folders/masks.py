@@ -19,6 +19,11 @@ _MASK_WORDS = frozenset(
         "マスク", "마스크",
     )
 )  # fmt: skip
+_CERTAIN_MASK_WORDS = frozenset(
+    ("segmentation", "segmentations", "annotation", "annotations", "gt", "groundtruth", "truth", "trimap", "trimaps",
+     "superpixels")
+)  # fmt: skip
+"""The words that are never the name of a class beside other classes; `mask` and `label` may be."""
 _NEGATIONS = frozenset(("no", "not", "non", "with", "without", "un"))
 _FILE_WORDS = _MASK_WORDS | {"seg"}
 _SHORTEST = [word for word in _FILE_WORDS if not any(other != word and other in word for other in _FILE_WORDS)]
@@ -121,7 +126,7 @@ def _drop_mask_folders(parent: Folder) -> int:
     if parent.images and not images and len(parent.filled) == len(masks):
         sources.append((parent.name, {os.path.splitext(name)[0].casefold() for name in parent.images}))  # noqa: PTH122
     if not sources:
-        return 0
+        return _drop_certain_masks(parent, masks)
     dropped = 0
     for folder in masks:
         stems = [_MASK_SUFFIX.sub("", stem) for stem in _list_stems(folder)]
@@ -135,6 +140,21 @@ def _drop_mask_folders(parent: Folder) -> int:
                 f"{folder.path} looks like masks, but only {number} the name of an image in {decode_name(name)!r}",
                 f"Leave the masks out with --exclude {folder.name}, or give a CSV file with path and label",
             )
+    return dropped
+
+
+def _drop_certain_masks(parent: Folder, masks: Sequence[Folder]) -> int:
+    """Remove folders such as `segmentations/` whose files have the names of images anywhere in the folders beside."""
+    certain = [folder for folder in masks if _CERTAIN_MASK_WORDS.intersection(list_words(folder.name))]
+    if not certain:
+        return 0
+    images = {os.path.basename(stem) for folder in parent.filled if folder not in masks for stem in _list_stems(folder)}  # noqa: PTH119
+    dropped = 0
+    for folder in certain:
+        stems = [_MASK_SUFFIX.sub("", os.path.basename(stem)) for stem in _list_stems(folder)]  # noqa: PTH119
+        if sum(stem in images for stem in stems) >= MIN_PAIRED * len(stems):
+            parent.folders.remove(folder)
+            dropped += folder.count
     return dropped
 
 

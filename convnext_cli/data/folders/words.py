@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from convnext_cli.data.index import TABLE_SUFFIXES
@@ -56,6 +55,11 @@ def is_table(name: str) -> bool:
     return name.lower().endswith(TABLE_SUFFIXES)
 
 
+def is_form(name: str) -> bool:
+    """Return True if a file name is that of a competition's submission form, whose labels are dummies."""
+    return "submission" in name.casefold()
+
+
 def describe_joined(names: Iterable[str]) -> list[str]:
     """Return a note on the names that look the same, which are joined, if there are any."""
     spellings: dict[str, set[str]] = {}
@@ -68,39 +72,6 @@ def describe_joined(names: Iterable[str]) -> list[str]:
     return [
         f"{count} spelled in several ways that look the same (Unicode forms, blanks) joined: {shorten_names(joined)}"
     ]
-
-
-def suggest_table(start: Folder) -> str:
-    """Return the remedy for folders that do not name the classes: a table, by name if there is one."""
-    tables = [
-        os.path.join(folder.path, name)  # noqa: PTH118
-        for folder in start.walk()
-        for name in folder.others
-        if is_table(name)
-    ]
-    if tables:
-        return (
-            f"Give the table itself, such as {min(tables)}, with columns for path and label (--image-root DIR sets the "
-            "folder of its paths)"
-        )
-    return "Give a folder with one folder for each class, or a CSV file with path and label"
-
-
-def describe_others(tree: Folder, start: Folder) -> str:
-    """Describe other files that show the purpose of the images: annotations for detection, or a table."""
-    suffixes = Counter(
-        os.path.splitext(name)[1].lower()  # noqa: PTH122
-        for folder in tree.walk()
-        for name in folder.others
-    )
-    if suffixes[".txt"] > 2 or suffixes[".xml"] > 1 or suffixes[".json"]:
-        kinds = [suffix for suffix in (".txt", ".xml", ".json") if suffixes[suffix]]
-        return (
-            f". With its {' and '.join(kinds)} files it looks like a detection or segmentation set, which this program "
-            "does not train on"
-        )
-    tables = sorted(name for name in start.others if is_table(name))
-    return f"; {shorten_names(tables)} lies beside" if tables else ""
 
 
 def list_names(folders: Sequence[Folder]) -> str:

@@ -1,0 +1,49 @@
+"""What messages on an ambiguous layout say of the other files, and the table that they suggest."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import PurePath
+
+from convnext_cli.data.folders.splits import find_split
+from convnext_cli.data.folders.words import is_form, is_table
+from convnext_cli.data.tree import Folder
+
+_LEAST_FILES = {".txt": 3, ".xml": 2} | dict.fromkeys(
+    (".json", ".jsonl", ".xls", ".xlsx", ".ods", ".mat", ".parquet"), 1
+)
+"""Number of files of a kind from which on they are rather annotations than notes and licences."""
+
+
+def suggest_table(tree: Folder) -> str:
+    """Return the remedy for folders that do not name the classes: a table, by name if there is one."""
+    tables = [
+        os.path.join(folder.path, name)  # noqa: PTH118
+        for folder in tree.walk()
+        for name in folder.others
+        if is_table(name) and not is_form(name)
+    ]
+    if tables:
+        return (
+            f"Give the table itself, such as {choose_example(sorted(tables))}, with columns for path and label "
+            "(--image-root DIR sets the folder of its paths)"
+        )
+    return "Give a folder with one folder for each class, or a CSV file with path and label"
+
+
+def choose_example(tables: Iterable[str]) -> str:
+    """Return the first table of training images by its name or folder; else the first one."""
+    return min(tables, key=lambda path: "train" not in map(find_split, PurePath(path).parts[-2:]))
+
+
+def describe_others(tree: Folder) -> str:
+    """Describe files that may name the classes and are not read, if there is no table."""
+    names = [name for folder in tree.walk() for name in folder.others]
+    suffixes = Counter(os.path.splitext(name)[1].lower() for name in names)  # noqa: PTH122
+    kinds = [suffix for suffix, least in _LEAST_FILES.items() if suffixes[suffix] >= least]
+    if not kinds or any(is_table(name) and not is_form(name) for name in names):
+        return ""
+    return (
+        f". Its {' and '.join(kinds)} files are not read: this program does not train detection or segmentation; if "
+        "they name classes, write these into a CSV file"
+    )
