@@ -46,6 +46,8 @@ _QUANTITY = re.compile(
 """A number with a bound, a unit, or signs between thousands: <0.5, 3.2 mm, 1 000, 1.000,5."""
 MAX_ODD = 0.1
 """Fraction of cells that are no numbers in a column of numbers, at most."""
+_CHOICES = re.compile(r'\{"choices":\s*(\[.*\])\}')
+_LIST_OF_ONE = re.compile(r"""\[\s*(['"]?)([^,'"\[\]]*)\1\s*\]""")
 _YES = frozenset(
     (
         "true", "yes", "y", "positive", "pos", "present", "wahr", "ja", "positiv", "vrai", "oui", "positif",
@@ -187,6 +189,18 @@ def list_values(cells: Sequence[str]) -> set[float]:
     """Return the different numbers in cells, with a point or a comma; empty if a cell is not a number."""
     numbers, _ = parse_numbers(cells)
     return set() if None in numbers else {number for number in numbers if number is not None}
+
+
+def unwrap_choices(cells: list[str]) -> list[str]:
+    """Return cells without the brackets around one label each, and those of Label Studio as lists.
+
+    It writes several choices as `{"choices":["cat","dog"]}`, beside single ones without brackets.
+    """
+    if any(map(_CHOICES.fullmatch, cells)):
+        cells = [match[1] if (match := _CHOICES.fullmatch(cell)) else f"[{cell}]" for cell in cells]
+    if all(map(_LIST_OF_ONE.fullmatch, cells)):
+        return [_LIST_OF_ONE.sub(r"\2", cell) for cell in cells]
+    return cells
 
 
 def refuse_blank(table: Table, name: str) -> None:

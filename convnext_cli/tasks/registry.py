@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from msgspec import ValidationError, convert
@@ -9,7 +10,7 @@ from msgspec import ValidationError, convert
 from convnext_cli.errors import RunError
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.ordinal import Ordinal
-from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, TargetOptions
+from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, TargetOptions, unwrap_choices
 from convnext_cli.tasks.regression import Regression
 from convnext_cli.tasks.single import Single
 from convnext_cli.tasks.task import Task
@@ -26,6 +27,7 @@ def read_cells(table: Table, name: str, options: TargetOptions) -> RawTargets:
         OtherTaskError: the cells are not of the task that was asked for.
         DataError: a cell is empty.
     """
+    table = replace(table, columns=table.columns | {name: unwrap_choices(table.columns[name])})
     return choose_kind(table, name, options).read_cells(table, name, options)
 
 

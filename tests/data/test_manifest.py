@@ -236,6 +236,21 @@ READ = {
         ["x", "y"],
         ["not used: dataset"],
     ),
+    "splits in a column without a name": (
+        "TRAIN,gs://bucket/images/a.png,x\nVALIDATION,gs://bucket/images/b.png,y\nTEST,gs://bucket/images/c.png,x\n",
+        ["x", "y"],
+        ["label 'column 3', path 'column 2', split 'column 1'"],
+    ),
+    "lists of one label, beside their numbers": (
+        rows("\"[1, 0]\",['x']", "\"[0, 1]\",['y']", head="path,target,labels"),
+        ["x", "y"],
+        ["label 'labels'", "not used: target"],
+    ),
+    "paths of Label Studio": (
+        rows("x", "y").replace("images/", "/data/local-files/?d=images/"),
+        ["x", "y"],
+        ["data/local-files/ of the paths is ignored"],
+    ),
     "names that print alike": (
         rows("caf\u00e9", "cafe\u0301", "caf\u00e9\xa0", "bar"),
         ["bar", "caf\u00e9"],
@@ -334,6 +349,9 @@ OTHER_TASKS: dict[str, tuple[str, str, list[str], list[tuple[float, ...]]]] = {
         [(0, 1), (1, 0), (1, 1), (1, 1)],
     ),
     "lists": (rows("\"['a', 'b']\"", "\"['a']\""), "multilabel", ["a", "b"], [(1, 1), (1, 0), (1, 1), (1, 0)]),
+    "choices of Label Studio": (
+        rows("a", '"{""choices"":[""a"",""b""]}"'), "multilabel", ["a", "b"], [(1, 0), (1, 1), (1, 0), (1, 1)],
+    ),
     "several columns of 1": (
         rows("1,1,0", "0,1,0", "0,0,0", "0,0,1", head="image,MEL,NV,BCC"), "multilabel", ["MEL", "NV", "BCC"],
         [(1, 1, 0), (0, 1, 0), (0, 0, 0), (0, 0, 1)],
@@ -609,6 +627,25 @@ def test_table_of_a_split_prefers_its_folder(tmp_path: Path) -> None:
             save_image(tmp_path / folder / f"{name}.png")
     index = scan_data(write(tmp_path / "train.csv", "id,label\na,x\nb,y\nc,x\n"))
     assert index.paths == ("train/a.png", "train/b.png", "train/c.png")
+
+
+def test_numbers_of_the_rows_are_no_names_where_names_are(tmp_path: Path) -> None:
+    for k in range(4):
+        save_image(tmp_path / f"images/{k}.png")
+    text = "".join(f"{k}\t{k % 2}\timages/{3 - k}.png\t{3 - k}_mask.png\n" for k in range(4))
+    index = scan_data(write(tmp_path / "train.tsv", "id\tlabel\tfile\tmask\n" + text))
+    assert [index.classes[label] for label in index.labels] == ["1", "0", "1", "0"]
+    save_image(tmp_path / "images/0_mask.png")
+    text = "".join(f"{k},{k % 2},{k}_mask.png\n" for k in range(4))
+    index = scan_data(write(tmp_path / "train.csv", "id,label,mask_of_it\n" + text))
+    assert index.paths[0] == "images/0.png"
+
+
+def test_a_flag_called_group_is_no_group_and_a_partition_no_label(images: Path) -> None:
+    index = scan_data(write(images / "flags.csv", rows("1,0,1", "0,1,1", "1,1,0", head="Id,Eyes,Group,Human")))
+    assert (index.classes, index.groups) == (("Eyes", "Group", "Human"), ())
+    with pytest.raises(DataError, match="no column for the labels"):
+        scan_data(write(images / "partition.csv", rows("0", "1", "2", head="image_id,partition")))
 
 
 def test_folds_of_a_table_are_used(images: Path) -> None:

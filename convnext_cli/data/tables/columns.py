@@ -1,10 +1,13 @@
 """Recognise the columns of a table by name and content, and read its splits, folds and groups."""
 
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
+from convnext_cli.data.folders.masks import has_mask_words
 from convnext_cli.data.folders.splits import UNLABELLED, find_simple_split, find_split
-from convnext_cli.data.index import NONE
+from convnext_cli.data.folders.words import list_words
+from convnext_cli.data.index import NONE, SPLITS
 from convnext_cli.data.split import name_fold
 from convnext_cli.data.tables.files import FileFinder
 from convnext_cli.data.tables.options import TableOptions
@@ -12,7 +15,7 @@ from convnext_cli.data.tables.table import SAMPLE, find_named
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.options import AUTO
-from convnext_cli.tasks.reading import EXAMPLES, Table, fold_column, is_unknown, join_decimals, parse_number
+from convnext_cli.tasks.reading import EXAMPLES, Table, fold_column, is_flag, is_unknown, join_decimals, parse_number
 from convnext_cli.text import shorten
 
 _PATH_NAMES = (
@@ -25,13 +28,15 @@ _LABEL_NAMES = (
     "label_name", "category_name", "dx", "finding", "finding_labels", "disease", "condition", "species", "breed",
     "grade", "level", "diagnostic", "pathology", "severity", "stage", "class_id", "label_id", "tags",
 )  # fmt: skip
-_SPLIT_NAMES = ("split", "set", "subset", "partition", "data_set", "dataset", "phase")
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "data_set", "dataset", "phase")
 _FOLD_NAMES = ("fold", "folds", "kfold", "k_fold", "cv_fold", "fold_id")
 _GROUP_NAMES = (
     "group", "group_id", "patient", "patient_id", "patientid", "subject", "subject_id", "subjectid", "case",
     "case_id", "lesion_id", "participant_id", "person_id", "donor_id", "slide_id", "study_id",
 )  # fmt: skip
 _CERTAIN_GROUPS = ("group", "patient", "subject")
+_VECTOR = re.compile(r"\[[\d.,\s]+\]")
+"""A list of numbers, such as a one-hot vector beside its columns."""
 MAX_FOLDS = 50
 MAX_TITLES = 5  # rows among which a header is searched
 
@@ -81,11 +86,13 @@ def _find_chosen(table: Table, options: TableOptions) -> dict[str, str]:
 def _guess_columns(table: Table, name_of: dict[str, str], columns: dict[str, str]) -> dict[str, str]:
     """Return the columns for split, fold, group and label that names and content tell, beside `columns`."""
     columns = dict(columns)
-    for known_name in _SPLIT_NAMES:
+    for known_name in SPLIT_COLUMNS:
         name = name_of.get(known_name)
         if name and (known_name == "split" or _most(table.columns[name], lambda cell: _parse_split(cell) is not None)):
             columns["split"] = name
             break
+    if "split" not in columns and (split := next((n for n in table.columns if _holds_splits(table.columns[n])), None)):
+        columns["split"] = split
     for known_name in _FOLD_NAMES:
         if (name := name_of.get(known_name)) and 1 < len(set(table.columns[name]) - {""}) <= MAX_FOLDS:
             is_split = "split" not in columns and all(_parse_split(cell) is not None for cell in table.columns[name])
@@ -94,11 +101,16 @@ def _guess_columns(table: Table, name_of: dict[str, str], columns: dict[str, str
     for known_name in _GROUP_NAMES:
         name = name_of.get(known_name)
         is_certain = known_name.startswith(_CERTAIN_GROUPS)
-        if name and name != columns["path"] and (is_certain or len(set(table.columns[name])) > 2):
+        is_flagged = known_name == "group" and name is not None and is_flag(table, name)
+        if name and name != columns["path"] and not is_flagged and (is_certain or len(set(table.columns[name])) > 2):
             columns["group"] = name
             break
     labels = [name_of[known] for known in _LABEL_NAMES if known in name_of and name_of[known] not in columns.values()]
-    varied = [name for name in labels if len(set(table.columns[name])) > 1]
+    varied = [
+        name
+        for name in labels
+        if len(set(table.columns[name])) > 1 and not all(map(_VECTOR.fullmatch, table.columns[name]))
+    ]
     if labels:
         columns["label"] = (varied or labels)[0]
     return columns
@@ -106,8 +118,13 @@ def _guess_columns(table: Table, name_of: dict[str, str], columns: dict[str, str
 
 def _find_path_column(table: Table, name_of: dict[str, str], finder: FileFinder) -> str:
     candidates = [name_of[known] for known in _PATH_NAMES if known in name_of]
-    others = [name for name in table.columns if name not in candidates and _varies(table.columns[name])]
-    matching = (name for name in (*candidates, *others) if finder.matches(table.columns[name]))
+    others = [
+        name
+        for name in table.columns
+        if name not in candidates and _varies(table.columns[name]) and not has_mask_words(set(list_words(name)))
+    ]
+    numbered_last = sorted((*candidates, *others), key=lambda name: all(map(str.isdecimal, table.columns[name])))
+    matching = (name for name in numbered_last if finder.matches(table.columns[name]))
     path = next(matching, candidates[0] if candidates else None)
     if path is None:
         path = next((name for name in others if _most(table.columns[name], has_image_suffix)), None)
@@ -169,6 +186,12 @@ def read_groups(table: Table, columns: dict[str, str]) -> list[str]:
         return []
     cells = join_decimals(table.columns[columns["group"]])
     return ["" if is_unknown(cell) else unicodedata.normalize("NFC", cell) for cell in cells]
+
+
+def _holds_splits(cells: Sequence[str]) -> bool:
+    """Return True if a column has the names of splits in all cells, of the training split among them."""
+    words = set(cells)
+    return 1 < len(words) <= len(SPLITS) and {"train"} < {_parse_split(word) or "" for word in words} <= set(SPLITS)
 
 
 def _varies(cells: Sequence[str]) -> bool:

@@ -190,8 +190,8 @@ def _list_subfolders(root: str, folder: str) -> list[str]:
 
 
 def _split_path(text: str) -> list[str]:
-    """Return the folders and the name of a Windows or POSIX path."""
-    return [part for part in re.split(r"[/\\]+", text) if part and part != "."]
+    """Return the folders and the name of a Windows or POSIX path, or of Label Studio's `local-files/?d=` and a path."""
+    return [part for part in re.split(r"[/\\]+|\?d=", text) if part and part != "."]
 
 
 def _make_keys(name: str) -> list[str]:

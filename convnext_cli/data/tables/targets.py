@@ -1,5 +1,7 @@
 """Find the columns that hold the targets of a table; the tasks read them."""
 
+from convnext_cli.data.index import are_too_many
+from convnext_cli.data.tables.columns import SPLIT_COLUMNS
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.data.tables.table import find_named
 from convnext_cli.encoding import normalise_name
@@ -16,8 +18,6 @@ from convnext_cli.tasks.reading import (
 )
 from convnext_cli.tasks.registry import TASKS, choose_kind, read_cells, read_columns
 
-MAX_RARE_CLASSES = 20
-"""Classes of which there may be more than one for every two rows: dates, comments and identifiers have more."""
 _LABEL_WORDS = frozenset(("label", "labels", "class", "category", "diagnosis", "grade"))
 
 
@@ -32,7 +32,7 @@ def read_targets(table: Table, columns: dict[str, str], options: TableOptions) -
     """
     targets = _find_targets(table, columns, options)
     number = len(set(targets.labels))
-    if options.task == AUTO and not options.known_labels and number > max(MAX_RARE_CLASSES, len(table) / 2):
+    if options.task == AUTO and not options.known_labels and are_too_many(number, len(table)):
         raise DataError(
             f"column {targets.columns[0]!r} of {table.path} has {number:,} different values in {len(table):,} rows, "
             "too many for classes",
@@ -55,7 +55,9 @@ def _find_targets(table: Table, columns: dict[str, str], options: TableOptions) 
         return read_columns(table, known, options)
     if "label" in columns:
         return read_cells(table, columns["label"], options)
-    remaining = [name for name in table.columns if name not in columns.values()]
+    remaining = [
+        name for name in table.columns if name not in columns.values() and fold_column(name) not in SPLIT_COLUMNS
+    ]
     flags = [name for name in remaining if is_flag(table, name)]
     named = [
         name
