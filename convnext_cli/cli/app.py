@@ -189,15 +189,22 @@ def _run(args: list[str] | None) -> int:
 
 
 def _find_variables(error: Exception) -> str:
-    """Return the environment variables that an error names, or whose value it quotes; libraries read some hundred.
+    """Return the environment variables whose value an error complains of; libraries read some hundred.
 
-    A key that is missing may equal a variable's value by chance, so only an error of a value counts.
+    It names the variable, or quotes its value. It does not if it only advises to set it (`CUDA_LAUNCH_BLOCKING=1`). By
+    chance a key that is missing may equal a value, and so may a path.
     """
     text = str(error)
-    words = re.findall(r"[A-Z]+_[A-Z_]+", text)
-    quotes = isinstance(error, ValueError)
-    variables = os.environ.items()
-    return ", ".join(name for name, value in variables if value and (name in words or (quotes and repr(value) in text)))
+    advice = re.compile(r"\b([A-Z]+_[A-Z_]+)=\S*")
+    advised, rest = advice.findall(text), advice.sub("", text)
+    named = re.findall(r"[A-Z]+_[A-Z_]+", rest)
+
+    def is_meant(name: str, value: str) -> bool:
+        if name in named or (isinstance(error, ValueError) and os.sep not in value and repr(value) in rest):
+            return True
+        return name in advised and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", rest) is not None
+
+    return ", ".join(name for name, value in os.environ.items() if value and is_meant(name, value))
 
 
 def _fail_interrupted() -> int:

@@ -34,14 +34,22 @@ def test_a_variable_that_a_library_cannot_use_is_named(
     assert outcome.err == f"error: {problem}. Correct or unset it\n"
 
 
-def test_a_missing_key_that_equals_a_variable_by_chance_is_a_bug(
-    convnext: Convnext, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("SHLVL", "1", KeyError("1")),
+        ("PWD", "/a/b", ValueError("'/a/c' is not in the subpath of '/a/b'")),
+        ("CUDA_LAUNCH_BLOCKING", "1", RuntimeError("CUDA error. For debugging pass CUDA_LAUNCH_BLOCKING=1")),
+    ],
+)
+def test_an_error_that_does_not_complain_of_a_variable_is_a_bug(
+    convnext: Convnext, monkeypatch: pytest.MonkeyPatch, name: str, value: str, error: Exception
 ) -> None:
-    monkeypatch.setattr("convnext_cli.cli.list.list_models", Mock(side_effect=KeyError("1")))
-    monkeypatch.setenv("SHLVL", "1")
+    monkeypatch.setattr("convnext_cli.cli.list.list_models", Mock(side_effect=error))
+    monkeypatch.setenv(name, value)
     outcome = convnext("list")
     assert outcome.code == 1
-    assert "KeyError: '1'. This is a bug" in outcome.err
+    assert f"{type(error).__name__}: {error}. This is a bug" in outcome.err
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, "Resource")])
