@@ -11,6 +11,7 @@ from convnext_cli.exports.wrapper import list_dynamic_shapes, wrap_model
 from convnext_cli.inference.metadata import INPUT, Metadata, list_outputs
 from convnext_cli.inference.onnx_classifier import INSTALL
 from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.models.forward import use_torch_defaults
 
 OPSET = 20  # the first with a GELU operator
 MAX_BYTES = 2_000_000_000  # the limit of a protocol buffer
@@ -29,6 +30,7 @@ def check_installed() -> None:
             raise ConvnextError(f"{name} is not installed", INSTALL) from error
 
 
+@use_torch_defaults()
 def write_graph(classifier: TorchClassifier, metadata: Metadata, path: Path) -> None:
     """Write the run's model as one ONNX file, for a batch of any size.
 

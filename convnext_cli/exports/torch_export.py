@@ -14,10 +14,12 @@ from convnext_cli.inference.classifier import Classifier, Heat, Outputs
 from convnext_cli.inference.metadata import Metadata, list_outputs, read_metadata
 from convnext_cli.inference.onnx_classifier import make_outputs
 from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.models.forward import use_torch_defaults
 
 METADATA_FILE = "description.json"  # extra file of the archive with the metadata
 
 
+@use_torch_defaults()
 def write_program(classifier: TorchClassifier, metadata: Metadata, path: Path) -> None:
     """Write the run's model with `torch.export`, for a batch of any size."""
     module, example = wrap_model(classifier, metadata)
@@ -32,6 +34,7 @@ def write_program(classifier: TorchClassifier, metadata: Metadata, path: Path) -
 class ProgramClassifier(Classifier):
     """The model of a `.pt2` file, for the parity check."""
 
+    @use_torch_defaults()
     def __init__(self, path: Path) -> None:
         extra = {METADATA_FILE: ""}
         with warnings.catch_warnings():
@@ -40,6 +43,7 @@ class ProgramClassifier(Classifier):
         metadata = read_metadata(json.loads(extra[METADATA_FILE]), path)
         self.classes, self.preprocessing, self.task = metadata.classes, metadata.preprocessing, metadata.read_task()
 
+    @use_torch_defaults()
     @torch.inference_mode()
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: Heat) -> Outputs:
         """Return the outputs for preprocessed images, (B, H, W, 3); an exported file gives no heat map."""

@@ -17,7 +17,7 @@ from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier
 from convnext_cli.inference.torch_classifier import open_classifier
 from convnext_cli.models.build import read_preprocessing
 from convnext_cli.models.device_memory import BatchHalver, guard_memory
-from convnext_cli.models.forward import choose_device, prepare_input
+from convnext_cli.models.forward import choose_device, prepare_input, use_torch_defaults
 from convnext_cli.models.hub import HUB_FILE, OFFLINE, ask_hub, find_cached, report_failure
 from convnext_cli.models.weights import read_weights_license
 from convnext_cli.recipes.plan import read_optional_plan
@@ -70,6 +70,7 @@ class TimmClassifier(Classifier):
         OutOfMemoryError: it, or a single image, does not fit into the device's memory.
     """
 
+    @use_torch_defaults()
     def __init__(self, name: str, *, offline: bool = False) -> None:
         self.task = SINGLE
         check_source(name, offline=offline)
@@ -82,6 +83,7 @@ class TimmClassifier(Classifier):
         self.preprocessing = read_preprocessing(model)
         self.classes = _name_classes(self.cfg, int(model.num_classes))
 
+    @use_torch_defaults()
     @torch.inference_mode()
     def run_batch(self, images: NDArray[np.uint8], *, features: bool, heat: Heat) -> Outputs:
         """Return the outputs for preprocessed images, (B, S, S, 3), without a heat map."""

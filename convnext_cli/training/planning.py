@@ -80,6 +80,9 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
 
     # 3. The model, the user's or the recommended one, and the plan.
     machine, fingerprint = detect_machine(), compute_fingerprint(dataset.index)
+    if fingerprint.unreadable == fingerprint.sampled:
+        number = format_count(fingerprint.sampled, "sampled image")
+        raise DataError(f"none of {number} can be opened", "`convnext check` tells why")
     inputs = _choose_inputs(request, index, machine, fingerprint)
     plan, plan_notices = _make_plan(inputs, request.chosen)
     _check_task(index, plan)

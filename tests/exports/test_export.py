@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from convnext_cli import evaluate, finetune, predict
@@ -347,6 +348,18 @@ def test_int8_file_is_smaller_and_has_its_cost(
     assert metadata.measured is not None
     assert metadata.measured["balanced_accuracy_against_float32"]["value"] == cost["value"]
     assert find_onnx_classifier(mine).metadata.precision == "float32", "predict goes on with full precision"  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_a_program_that_changed_torchs_defaults_exports(format: str, mine: RunFolder) -> None:
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.no_grad():
+            assert export(mine, format=format, output=mine.path / f"again.{format}").parity.holds
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 @pytest.mark.slow

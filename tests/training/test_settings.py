@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from convnext_cli import evaluate
-from convnext_cli.errors import UsageError
+from convnext_cli.errors import DataError, UsageError
 from convnext_cli.progress import Notice
 from convnext_cli.recipes.settings import Choice, default_settings
 from convnext_cli.runs.folder import RunFolder
@@ -273,3 +273,11 @@ def test_soup_resumes_to_the_same_bytes(digits: Path, train_once: Callable[..., 
     stop_after(tiny_request(digits, "run", **own), steps)
     resume("run")
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(train_once(digits, **own))
+
+
+def test_images_of_which_none_can_be_opened_are_refused_unchecked_too(tmp_path: Path) -> None:
+    for number in range(20):
+        (folder := tmp_path / "data" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    with pytest.raises(DataError, match="none of 20 sampled images can be opened"):
+        prepare(tiny_request(tmp_path / "data", tmp_path / "run", audit=False))
