@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from convnext_cli.data.folders.remedies import choose_example
+from convnext_cli.data.folders.remedies import choose_example, describe_others
 from convnext_cli.data.folders.words import is_form
 from convnext_cli.data.index import Index, describe_skipped
 from convnext_cli.data.layout import Layout
@@ -45,13 +45,13 @@ def choose_class_source(layout: Layout, folders: Index, source: Path, options: T
         raise UsageError(f"--image-root is for a CSV file, and {source} has none", "Leave it out, or give the CSV file")
     tables, errors = _read_tables(paths, options)
 
-    if _names_classes(folders, tables, options):
+    if _names_classes(folders, paths, options):
         index = _find_extension(tables, folders, source) or folders
     elif len(tables) == 1:
         [(path, table)] = tables.items()
         index = _describe_only_table(path, table, layout, forms)
     elif tables:
-        problem = layout.error.problem if layout.error else f"{source} has no class folders"
+        problem = layout.error.problem if layout.error else f"{source} does not have two class folders"
         example = choose_example(map(str, sorted(tables, key=lambda path: len(tables[path]), reverse=True)))
         raise DataError(
             f"{problem}; {', '.join(path.name for path in tables)} each name classes",
@@ -68,7 +68,7 @@ def choose_class_source(layout: Layout, folders: Index, source: Path, options: T
     return index
 
 
-def _names_classes(folders: Index, tables: dict[Path, Index], options: TableOptions) -> bool:
+def _names_classes(folders: Index, tables: Sequence[Path], options: TableOptions) -> bool:
     """Return True if the folders name the classes: a single one beside a table does not, unless a run has it."""
     return bool(folders) and (
         not tables or len(folders.classes) > 1 or not set(folders.classes).isdisjoint(options.known_labels)
@@ -182,15 +182,17 @@ def _explain_missing_classes(
     for error in errors.values():
         if isinstance(error, OtherTaskError) or options.image_root != AUTO:
             return error
-    if layout.error and errors:
+    if errors and (layout.error or folders):
         path = min(errors)
-        problem = f"{layout.error.problem} ({path.name} cannot be used: {errors[path].problem})"
-        return DataError(problem, errors[path].remedy if len(errors) == 1 else layout.error.remedy)
+        problem = layout.error.problem if layout.error else f"{source} has one class only ({folders.classes[0]!r})"
+        problem = f"{problem} ({path.name} cannot be used: {errors[path].problem})"
+        remedy = layout.error.remedy if layout.error and len(errors) > 1 else errors[path].remedy
+        return DataError(problem, remedy)
     if layout.error:
         return layout.error
     skipped = f" (skipped: {describe_skipped(folders.skipped)})" if folders.skipped else ""
     return DataError(
-        f"no images in class folders under {source}{skipped}",
+        f"no images in class folders under {source}{skipped}{describe_others(layout.tree)}",
         f"Put them into {source}/<class>/, as JPEG, PNG, TIFF, DICOM or another readable format",
     )
 

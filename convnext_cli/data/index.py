@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # NumPy: `recommend` starts without it
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 TABLE_SUFFIXES = (".csv", ".tsv")
+SPREADSHEET_SUFFIXES = (".xls", ".xlsx", ".ods")
 MAX_RARE_CLASSES = 20
 """Classes of which there may be more than one for every two images."""
 NONE = "none"

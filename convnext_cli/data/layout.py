@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 
 from convnext_cli.data.folders.checks import check_inner_splits, check_patients, check_top_folders
@@ -38,10 +39,11 @@ from convnext_cli.data.folders.words import (
     is_table,
     list_names,
     list_words,
+    name_findings,
     quote_name,
     relative_name,
 )
-from convnext_cli.data.index import are_too_many
+from convnext_cli.data.index import SPREADSHEET_SUFFIXES, TABLE_SUFFIXES, are_too_many
 from convnext_cli.data.tree import Folder, is_hidden
 from convnext_cli.encoding import decode_name, normalise_name
 from convnext_cli.errors import DataError
@@ -49,6 +51,12 @@ from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.text import shorten_names
 
 _OUTSIDE = "image outside any class folder"
+_DOCUMENTS = frozenset(
+    (
+        ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".xls", ".xlsx",
+        ".doc", ".docx", ".log",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +123,7 @@ def recognise_layout(tree: Folder, name: str, known_classes: Iterable[str]) -> L
         layout.notes += describe_joined(placement.name for placement in placements)
         layout.placements = [replace(placement, name=normalise_name(placement.name)) for placement in placements]
         _note_common_folders(layout)
+        _note_other_classes(layout)
     return layout
 
 
@@ -122,7 +131,8 @@ def _place(layout: Layout, known_classes: set[str]) -> list[Placement]:
     """Return the class folders, with their splits."""
     start = layout.start
     layout.skipped[_OUTSIDE] += len(start.images)
-    if splits := find_split_folders(start.folders):
+    documents = {folder.path for folder in start.folders if _holds_documents(folder)}
+    if splits := find_split_folders(folder for folder in start.folders if folder.path not in documents):
         return _place_splits(splits, layout)
     _drop_copies(start, layout)
     tops = start.filled
@@ -131,7 +141,9 @@ def _place(layout: Layout, known_classes: set[str]) -> list[Placement]:
     below = {top.path: splits if len(splits := find_split_folders(top.folders)) > 1 else {} for top in tops}
     with_splits = [top for top in tops if below[top.path]]
     if not with_splits:
-        return [Placement(folder, folder.name, "") for folder in start.folders]
+        for path in documents:
+            layout.skipped[f"folder without images ({decode_name(os.path.basename(path))!r})"] += 1  # noqa: PTH119
+        return [Placement(folder, folder.name, "") for folder in start.folders if folder.path not in documents]
     if len(with_splits) < len(tops):
         first, without = with_splits[0], next(top for top in tops if not below[top.path])
         raise AmbiguousLayoutError(
@@ -140,6 +152,12 @@ def _place(layout: Layout, known_classes: set[str]) -> list[Placement]:
             f"Give the folder that has the classes, such as {first.path}, or a CSV file with path, label and split",
         )
     return _place_splits_below(tops, below, layout)
+
+
+def _holds_documents(folder: Folder) -> bool:
+    """Return True if a folder has files and all of them are documents, such as annotations: it is no class then."""
+    names = [name for inner in folder.walk() for name in inner.others]
+    return not folder.count and bool(names) and all(os.path.splitext(name)[1].lower() in _DOCUMENTS for name in names)  # noqa: PTH122
 
 
 def _check_number(placements: Sequence[Placement], tree: Folder) -> None:
@@ -300,6 +318,28 @@ def _note_common_folders(layout: Layout) -> None:
     if sum(len(folders) > 1 for folders in inner) > 1:
         names = sorted({decode_name(folder.name) for folders in inner for folder in folders})
         layout.notes.append(f"folders inside the classes are parts of them, not classes: {shorten_names(names)}")
+
+
+def _note_other_classes(layout: Layout) -> None:
+    """Note what may name other classes: a table in each folder (Messidor), or findings deep in each (MURA)."""
+    tops = sorted(
+        (placement.folder for placement in layout.placements if placement.folder.count), key=attrgetter("path")
+    )
+    if len(tops) < 2:
+        return
+    suffixes = (*TABLE_SUFFIXES, *SPREADSHEET_SUFFIXES)
+    tables = [min((name for name in top.others if name.lower().endswith(suffixes)), default="") for top in tops]
+    if all(tables):
+        layout.notes.append(
+            f"all classes have a table beside their images (as {tables[0]}): if these tables name the classes, write "
+            "them into one CSV file"
+        )
+    deep = [name_findings(folder.name for inner in top.folders for folder in inner.walk()) for top in tops]
+    if len(set.intersection(*deep)) > 1 and not name_findings(top.name for top in tops):
+        layout.notes.append(
+            f"folders inside the classes name findings ({', '.join(sorted(set.union(*deep)))}): if those are the "
+            "classes, give a CSV file with path and label"
+        )
 
 
 def looks_like_data(folder: Path) -> bool:

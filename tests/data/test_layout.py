@@ -197,6 +197,11 @@ RECOGNISED = {
         "2 3",
         {"": 3},
     ),
+    "folders of documents beside the classes": (
+        "cats/ dogs/ annotations/a.xml:x annotations/b.xml:x docs/readme.md:x",
+        "cats dogs",
+        {"": 6},
+    ),
     "a table around the folders of splits": (
         "jpeg/train/ jpeg/test/x.png train.csv:image_name,target|0,a|1,b|2,a",
         "a b",
@@ -243,6 +248,24 @@ AMBIGUOUS = {
         r"the folders \(10, 11\) are the groups of train.csv \(column 'patient'\)",
     ),
     "a folder for each image": (" ".join(f"1.{k}/x.png" for k in range(24)), "24 images are too many for classes"),
+    "a training folder beside one of tables": (
+        "train/ annotations/labels.csv:path,label|0.png,x",
+        "train is a folder of a split without",
+    ),
+    "columns that could be labels, beside one folder": (
+        "faces/ t.csv:file,gender,race|0.png,m,x|1.png,f,y|2.png,m,x|3.png,f,x faces/3.png",
+        r"has one class only \('faces'\) \(t.csv cannot be used: .* no column for the labels",
+    ),
+    "folders in a table": (
+        "a/1/ a/2/ t.csv:path,label|a/1,x|a/2,y",
+        "t.csv has a folder in place of a file in 2 rows: a/1, a/2",
+    ),
+    "masks with the names of the images": (
+        "CXR_png/c1.png CXR_png/c2.png ManualMask/left/c1.png ManualMask/left/c2.png ManualMask/right/c2.png",
+        "'ManualMask' has files with the names of those in 'CXR_png'",
+    ),
+    "a spreadsheet": ("img/ labels.xlsx:PK", "xlsx files are not read: if they name classes"),
+    "images with a text each": ("1.png 1.txt:x 2.png 2.txt:x 3.png 3.txt:x", "txt files are not read"),
     "two trainings": ("train_images/ train_thumbnails/", "look like splits or parts of one"),
     "lettered splits": ("a.~Training~Set/ b.~Testing~Set/", "look like splits or parts of one"),
     "lettered splits with classes": ("a_training/x/ a_training/y/ b_testing/x/ b_testing/y/", "look like splits"),
@@ -452,6 +475,26 @@ def test_single_folder_of_a_known_class_needs_no_table(tmp_path: Path, image: Pa
     data = make(tmp_path / "data", "SICK/ ages.csv:file,age|0.png,40|1.png,50|2.png,61", image)
     options = TableOptions(known_labels=("NORMAL", "SICK"))
     assert scan_data(data, known_classes=options.known_labels, table_options=options).classes == ("SICK",)
+
+
+def test_tables_and_findings_in_the_classes_are_noted(tmp_path: Path, image: Path) -> None:
+    index = scan_folder(make(tmp_path / "messidor", "Base11/ Base11/A11.xls:x Base12/ Base12/A12.xls:x", image))
+    [note] = index.notes
+    assert note.startswith(
+        "all classes have a table beside their images (as A11.xls): if these tables name the classes"
+    )
+    deep = " ".join(
+        f"{part}/p{k}/study1_{sign}/" for part in ("HAND", "HIP") for k in (1, 2) for sign in ("positive", "negative")
+    )
+    [note] = scan_folder(make(tmp_path / "mura", deep, image)).notes
+    assert note.startswith("folders inside the classes name findings (negative, positive)")
+
+
+def test_spreadsheet_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "labels.xlsx").touch()
+    with pytest.raises(DataError, match=r"labels\.xlsx is a spreadsheet, which cannot be read") as caught:
+        scan_data(tmp_path / "labels.xlsx")
+    assert caught.value.remedy == "Save it as a CSV file, and give that"
 
 
 def test_contradiction_names_two_classes(tmp_path: Path, image: Path) -> None:

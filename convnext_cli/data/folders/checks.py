@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import PurePath
 
-from convnext_cli.data.folders.masks import has_mask_words
+from convnext_cli.data.folders.masks import MIN_PAIRED, NEGATIONS, has_mask_words, list_stems
 from convnext_cli.data.folders.remedies import describe_others, suggest_table
 from convnext_cli.data.folders.splits import (
     ENGLISH_NAMES,
@@ -14,13 +15,13 @@ from convnext_cli.data.folders.splits import (
     list_split_folders,
 )
 from convnext_cli.data.folders.words import (
-    FINDING_WORDS,
     GENERIC_WORDS,
     IMAGE_WORDS,
     PLAIN_IMAGE_WORDS,
     VARIANT_WORDS,
     list_names,
     list_words,
+    name_findings,
     quote_name,
     relative_name,
 )
@@ -54,6 +55,7 @@ def check_top_folders(tree: Folder, start: Folder) -> None:
         return
     for folder in start.walk():
         _check_masks(folder.filled)
+    _check_paired_masks(tops)
     splits = list(map(find_split, names))
     if "train" in splits and None not in splits:
         raise AmbiguousLayoutError(
@@ -89,6 +91,23 @@ def _check_masks(tops: Sequence[Folder]) -> None:
         )
 
 
+def _check_paired_masks(tops: Sequence[Folder]) -> None:
+    """Check that not one of two folders has a mask for most images of the other, as `CXR_png` and `ManualMask`."""
+    masks = [top for top in tops if has_mask_words(_list_words(top))]
+    if len(tops) != 2 or len(masks) != 1 or any(top_words & NEGATIONS for top_words in map(_list_words, tops)):
+        return
+    [images] = [top for top in tops if top not in masks]
+    names = {PurePath(stem).name for stem in list_stems(images)}
+    stems = [PurePath(stem).name for stem in list_stems(masks[0])]
+    paired = sum(stem in names and not stem.isdigit() for stem in stems)
+    if paired >= MIN_PAIRED * len(stems):
+        raise AmbiguousLayoutError(
+            f"{quote_name(masks[0])} has files with the names of those in {quote_name(images)}, so they look like "
+            "images and their masks, not like two classes",
+            f"Leave the masks out with --exclude {masks[0].name}, or give a CSV file with path and label",
+        )
+
+
 def _check_inner_folders(tops: Sequence[Folder], words: Sequence[set[str]], *, is_numbered: bool) -> None:
     """Check that the folders inside `tops` are not rather the classes."""
     names = [normalise_name(top.name) for top in tops]
@@ -96,7 +115,7 @@ def _check_inner_folders(tops: Sequence[Folder], words: Sequence[set[str]], *, i
     common = set.intersection(*inside)
     are_variants = all(_is_subset(top_words, GENERIC_WORDS | VARIANT_WORDS) for top_words in words)
     are_same = all(inner == common for inner in inside)
-    are_findings = _name_findings(common) and not _name_findings(names)
+    are_findings = name_findings(common) and not name_findings(names)
     are_many = len(common) > max(MAX_VIEWS, len(tops)) and not all(re.search(r"\d", name) for name in common)
     if are_same and len(common) > 1 and (is_numbered or are_variants or are_findings or are_many):
         raise AmbiguousLayoutError(
@@ -147,11 +166,6 @@ def check_inner_splits(classes: Iterable[tuple[Folder, str]], start: Folder) -> 
 def _list_words(folder: Folder) -> set[str]:
     """Return the words of a folder's name without its numbers."""
     return {word for word in list_words(folder.name) if not word.isdigit()}
-
-
-def _name_findings(names: Iterable[str]) -> bool:
-    """Return True if one of the names is of a finding, as in `hamburg/normal`."""
-    return any(FINDING_WORDS.intersection(list_words(name)) for name in names)
 
 
 def _is_subset(words: set[str], others: frozenset[str]) -> bool:

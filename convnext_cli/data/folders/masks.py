@@ -24,7 +24,7 @@ _CERTAIN_MASK_WORDS = frozenset(
      "superpixels")
 )  # fmt: skip
 """The words that are never the name of a class beside other classes; `mask` and `label` may be."""
-_NEGATIONS = frozenset(("no", "not", "non", "with", "without", "un"))
+NEGATIONS = frozenset(("no", "not", "non", "with", "without", "un"))
 _FILE_WORDS = _MASK_WORDS | {"seg"}
 _SHORTEST = [word for word in _FILE_WORDS if not any(other != word and other in word for other in _FILE_WORDS)]
 _MASK_SUFFIX = re.compile(rf"(?:[ _.\-]|(?<=\)))(?:{'|'.join(sorted(_FILE_WORDS))})(?:[ _\-]?\d+)?$", re.IGNORECASE)
@@ -37,7 +37,7 @@ MASK_FRACTION = 0.1
 
 def has_mask_words(words: set[str]) -> bool:
     """Return True if the words of a name mean masks: `masks`, not `without_mask`."""
-    return bool(words & _MASK_WORDS) and not words & _NEGATIONS
+    return bool(words & _MASK_WORDS) and not words & NEGATIONS
 
 
 def drop_masks(tree: Folder) -> tuple[Counter[str], list[str]]:
@@ -122,14 +122,14 @@ def _drop_mask_folders(parent: Folder) -> int:
     if not parent.folders or not _has_any_word("\n".join(folder.name for folder in parent.folders)):
         return 0
     masks, images = _find_mask_folders(parent)
-    sources = [(folder.name, set(_list_stems(folder))) for folder in images]
+    sources = [(folder.name, set(list_stems(folder))) for folder in images]
     if parent.images and not images and len(parent.filled) == len(masks):
         sources.append((parent.name, {os.path.splitext(name)[0].casefold() for name in parent.images}))  # noqa: PTH122
     if not sources:
         return _drop_certain_masks(parent, masks)
     dropped = 0
     for folder in masks:
-        stems = [_MASK_SUFFIX.sub("", stem) for stem in _list_stems(folder)]
+        stems = [_MASK_SUFFIX.sub("", stem) for stem in list_stems(folder)]
         paired, name = max((sum(stem in names for stem in stems), source) for source, names in sources)
         if paired >= MIN_PAIRED * len(stems):
             parent.folders.remove(folder)
@@ -148,10 +148,10 @@ def _drop_certain_masks(parent: Folder, masks: Sequence[Folder]) -> int:
     certain = [folder for folder in masks if _CERTAIN_MASK_WORDS.intersection(list_words(folder.name))]
     if not certain:
         return 0
-    images = {os.path.basename(stem) for folder in parent.filled if folder not in masks for stem in _list_stems(folder)}  # noqa: PTH119
+    images = {os.path.basename(stem) for folder in parent.filled if folder not in masks for stem in list_stems(folder)}  # noqa: PTH119
     dropped = 0
     for folder in certain:
-        stems = [_MASK_SUFFIX.sub("", os.path.basename(stem)) for stem in _list_stems(folder)]  # noqa: PTH119
+        stems = [_MASK_SUFFIX.sub("", os.path.basename(stem)) for stem in list_stems(folder)]  # noqa: PTH119
         if sum(stem in images for stem in stems) >= MIN_PAIRED * len(stems):
             parent.folders.remove(folder)
             dropped += folder.count
@@ -168,7 +168,7 @@ def _find_mask_folders(parent: Folder) -> tuple[list[Folder], list[Folder]]:
     return masks, images
 
 
-def _list_stems(folder: Folder) -> Iterator[str]:
+def list_stems(folder: Folder) -> Iterator[str]:
     """Yield the paths below a folder, without suffix and in lower case."""
     start = len(folder.path) + 1
     return (os.path.splitext(path[start:])[0].casefold() for path in folder.list_images())  # noqa: PTH122

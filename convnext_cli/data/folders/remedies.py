@@ -7,11 +7,10 @@ from pathlib import PurePath
 
 from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.folders.words import is_form, is_table
+from convnext_cli.data.index import SPREADSHEET_SUFFIXES
 from convnext_cli.data.tree import Folder
 
-_LEAST_FILES = {".txt": 3, ".xml": 2} | dict.fromkeys(
-    (".json", ".jsonl", ".xls", ".xlsx", ".ods", ".mat", ".parquet"), 1
-)
+_LEAST_FILES = {".txt": 3, ".xml": 2} | dict.fromkeys((".json", ".jsonl", ".mat", ".parquet", *SPREADSHEET_SUFFIXES), 1)
 """Number of files of a kind from which on they are rather annotations than notes and licences."""
 
 
@@ -44,6 +43,6 @@ def describe_others(tree: Folder) -> str:
     if not kinds or any(is_table(name) and not is_form(name) for name in names):
         return ""
     return (
-        f". Its {' and '.join(kinds)} files are not read: this program does not train detection or segmentation; if "
-        "they name classes, write these into a CSV file"
+        f". Its {' and '.join(kinds)} files are not read: if they name classes, write these into a CSV file "
+        "(this program does not train detection or segmentation)"
     )

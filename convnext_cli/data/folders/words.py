@@ -50,6 +50,11 @@ def list_words(name: str) -> list[str]:
     return [word for word in re.findall(r"[^\W\d_]+|\d+", spaced.casefold()) if word not in ("set", "the")]
 
 
+def name_findings(names: Iterable[str]) -> set[str]:
+    """Return the words for findings in names, as in `hamburg/normal`."""
+    return {word for name in names for word in FINDING_WORDS.intersection(list_words(name))}
+
+
 def is_table(name: str) -> bool:
     """Return True if a file name is that of a CSV or TSV file."""
     return name.lower().endswith(TABLE_SUFFIXES)

@@ -171,6 +171,13 @@ def find_files(table: Table, finder: FileFinder, column: str) -> list[str]:
             "Name the folder of the paths with --image-root DIR, or write them with their folders and suffixes",
         )
     missing = [row for row, path in enumerate(files) if path is None]
+    folders = [row for row in missing if os.path.isdir(os.path.join(finder.root, names[row]))]  # noqa: PTH112, PTH118
+    table.refuse(
+        "a folder in place of a file",
+        folders,
+        [names[row] for row in folders[:EXAMPLES]],
+        "Give a row for each image, with its path; a column patient or group keeps the images of a folder together",
+    )
     table.refuse(
         "a file that does not exist",
         missing,
