@@ -134,8 +134,8 @@ def check(
         fix_list: a file to write the images to leave out to, for `exclude`.
         overwrite: replace an existing file at `fix_list`.
         on_event: called with each `Progress`.
-        **options: `image_root`, `exclude`, `group_from`, `resplit`, `task` and those of a CSV file's columns, as
-            `convnext check --help-all` describes them.
+        **options: `image_root`, `exclude`, `group_from`, `resplit`, `resplit_val`, `task` and those of a CSV file's
+            columns, as `convnext check --help-all` describes them.
 
     Returns:
         The audit: `findings`, each with its effect on the result, and `falsifies`, True if test scores will be wrong.

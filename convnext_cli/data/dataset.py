@@ -10,6 +10,7 @@ from convnext_cli.data.groups import Grouping, group_steps
 from convnext_cli.data.index import NONE, UNREADABLE, Index, select_rows
 from convnext_cli.data.scan import scan_unlabelled
 from convnext_cli.data.sources import scan_data
+from convnext_cli.data.split import release_val
 from convnext_cli.data.tables.options import COLUMN_OPTIONS, TableOptions
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.progress import Notice, Steps
@@ -29,6 +30,8 @@ class DatasetRequest(TableOptions):
     """The source of groups: `auto`, `none`, `dicom:KEYWORD`, or a regular expression on the relative path."""
     resplit: bool = False
     """True if new splits replace the data's own."""
+    resplit_val: bool = False
+    """True if a new validation split replaces the data's own; the test split stays."""
     unlabelled: bool = False
     """True if all images below the folder are taken as one class."""
     chosen: tuple[str, ...] = ()
@@ -96,6 +99,8 @@ def read_steps(request: DatasetRequest) -> Steps[tuple[Index, Grouping]]:
     _check_effects(request.chosen, index)
     if request.resplit:
         index = replace(index, splits=("",) * len(index), folds=())
+    elif request.resplit_val:
+        index = release_val(index)
     index = replace(index, notes=(*index.notes, *_list_unused_fractions(request.chosen, index)))
     return (yield from group_steps(index, request.group_from))
 
@@ -110,6 +115,8 @@ def _check_effects(chosen: Sequence[str], index: Index) -> None:
         flag, reason = f"--{name.replace('_', '-')}", index.task.ignored.get(name)
         if reason:
             raise UsageError(f"{flag} has no effect on {index.task.title}: {reason}", "Leave it out")
+        if name == "resplit_val" and "val" not in index.splits:
+            raise UsageError(f"{flag} has no effect: {index.location} has no val split", "Leave it out")
         if name in COLUMN_OPTIONS and index.table is None:
             remedy = "Leave it out, or give the CSV file itself"
             raise UsageError(f"{flag} has no effect: {index.location} is not read from a CSV file", remedy)
@@ -120,7 +127,8 @@ def _list_unused_fractions(chosen: Sequence[str], index: Index) -> list[str]:
     splits = index.list_splits()
     is_unused = {"val_fraction": "val" in splits, "test_fraction": bool(splits)}
     names = [name for name in chosen if is_unused.get(name) and "leave_out" not in chosen]
-    effect = f"has no effect: the data have their own splits ({', '.join(splits)}), which --resplit draws again"
+    again = "which --resplit draws again" + ", --resplit-val only val" * ("val" in splits)
+    effect = f"has no effect: the data have their own splits ({', '.join(splits)}), {again}"
     return [f"--{name.replace('_', '-')} {effect}" for name in names]
 
 

@@ -86,6 +86,11 @@ def split_index(
     return choose_fold(result, folds.fold) if folds and folds.fold else result
 
 
+def release_val(index: Index) -> Index:
+    """Return the index with its validation images as training images, so that a new split is drawn from both."""
+    return replace(index, splits=tuple("train" if split == "val" else split for split in index.splits))
+
+
 def _check_folds(index: Index, folds: Folds, groups: int) -> None:
     """Check that the data can have these folds; `groups` is the number of units that are not divided.
 

@@ -11,7 +11,7 @@ from convnext_cli.data.groups import Grouping, group_steps
 from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, UNREADABLE, Index, select_rows
 from convnext_cli.data.outside import check_cache_outside, list_data_folders
 from convnext_cli.data.sources import scan_data
-from convnext_cli.data.split import is_fold
+from convnext_cli.data.split import is_fold, release_val
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.encoding import compose_name, normalise_name
 from convnext_cli.errors import ConvnextError, DataError, RunError, UsageError
@@ -259,8 +259,10 @@ def _has_other_split(run: RunFolder, trained_on: Index, given: Index) -> bool:
 
     The run may have taken a split that the data lack from their training images, or from rows without a split.
     """
+    settings = _read_settings(run)
+    given = release_val(given) if settings.get("resplit_val") else given
     splits = set(given.splits) - {""}
-    if not splits or any(map(is_fold, trained_on.splits)) or _read_settings(run).get("resplit"):
+    if not splits or any(map(is_fold, trained_on.splits)) or settings.get("resplit"):
         return False
     return any(
         name and own != name and (name != "train" or own in splits)

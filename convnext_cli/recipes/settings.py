@@ -31,7 +31,7 @@ TABLE_SETTINGS = (
     "task", "label_columns", "label_column", "label_sep", "path_column", "group_column", "split_column", "blank",
     "log_target",
 )  # fmt: skip
-READING_SETTINGS = ("image_root", "exclude", "group_from", "resplit", *TABLE_SETTINGS)
+READING_SETTINGS = ("image_root", "exclude", "group_from", "resplit", "resplit_val", *TABLE_SETTINGS)
 """The settings that say how data are read."""
 TEACHER_SETTINGS = ("teacher_weight", "teacher_temperature", "teacher_features", "teacher_views")
 MAX_COUNT = 1_000_000  # epochs, images of a batch, steps: a larger value is a typing error
@@ -454,6 +454,10 @@ class Settings:
         bool,
         Option(help="Ignore the data's own splits and draw new ones.", group=DATA, is_common=True, has_negation=True),
     ] = False
+    resplit_val: Annotated[
+        bool,
+        Option(help="Draw a new val split from train and val; the test split stays.", group=DATA, has_negation=True),
+    ] = False
     unlabelled: Annotated[
         bool,
         Option(
@@ -558,6 +562,7 @@ class DataOptions(TypedDict, total=False):
     exclude: Path | str
     group_from: str
     resplit: bool
+    resplit_val: bool
     task: TaskName
     label_columns: str
     label_column: str

@@ -98,7 +98,7 @@ class Preparation:
         if settings.folds and not self.index.fold_names:
             return "Fewer folds make it larger"
         if self.dataset is not None and "val" in self.dataset.index.splits and not self.index.fold_names:
-            return "Move images from train to val"
+            return "--resplit-val draws a larger one from train and val"
         if not settings.val_fraction:
             return "A --val-fraction above 0, or a val folder, gives one"
         return f"Collect more images, or raise --val-fraction (now {settings.val_fraction:g})"

@@ -183,6 +183,11 @@ def test_table_of_the_runs_own_images_counts_with_its_targets_and_splits(run: Ru
     run.write_plan('model = "test_convnext"\n[settings]\nresplit = true\n')
     index, text = choose_from("aabb", "test train test train")
     assert (index.splits, "splits" in text) == (trained_on.splits, False)
+    run.write_plan('model = "test_convnext"\n[settings]\nresplit_val = true\n')
+    index, text = choose_from("aabb", "val test train test")
+    assert (index.splits, "splits" in text) == (trained_on.splits, False)
+    index, text = choose_from("aabb", "val test test train")
+    assert (index.splits, "splits" in text) == (("val", "test", "test", "train"), True)
 
 
 def test_table_is_read_by_the_columns_of_the_run(run: RunFolder, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_training_without_validation_images_says_what_gives_some(few_digits: Pat
     ("layout", "options", "advice"),
     [
         ("{}/{}.png", {}, "Collect more images, or raise --val-fraction (now 0.15)"),
-        ("val/{}/{}.png train/{}/x{}.png", {}, "Move images from train to val"),
+        ("val/{}/{}.png train/{}/x{}.png", {}, "--resplit-val draws a larger one from train and val"),
         ("{}/{}.png", {"folds": 2, "patience": 3}, "Fewer folds make it larger"),
     ],
 )
@@ -113,6 +113,25 @@ def test_a_small_validation_split_is_a_warning_with_advice_that_makes_it_larger(
     assert ("; --patience has no effect" in text) == ("patience" in options)
     missing = [notice.text for notice in notices if "draws new splits" in notice.text]
     assert missing == ["there is no test split; --resplit draws new splits with one"] * (" " in layout)
+
+
+def test_resplit_val_draws_validation_images_from_train_and_val_and_keeps_the_test_split(tmp_path: Path) -> None:
+    for number in range(100):
+        split = "test" if number < 20 else "val" if number < 22 else "train"
+        save_image(tmp_path / "data" / split / "ab"[number % 2] / f"p{number // 2:02}_{number}.png", seed=number)
+    options = {"audit": False, "val_fraction": 0.2, "resplit_val": True, "group_from": "(p[0-9]+)"}
+    index = prepare(tiny_request(tmp_path / "data", tmp_path / "run", **options)).index
+    drawn = {split: {index.paths[row] for row in index.rows(split)} for split in ("train", "val", "test")}
+    assert {split: len(paths) for split, paths in drawn.items()} == {"train": 64, "val": 16, "test": 20}
+    assert all(path.startswith("test/") for path in drawn["test"])
+    assert not any(path.startswith("test/") for path in drawn["val"])
+    groups = [{Path(path).name[:3] for path in drawn[split]} for split in ("train", "val")]
+    assert not set.intersection(*groups)
+
+
+def test_resplit_val_without_a_val_split_is_refused(few_digits: Path) -> None:
+    with pytest.raises(UsageError, match=r"--resplit-val has no effect: .* has no val split"):
+        prepare(tiny_request(few_digits, "run", resplit_val=True))
 
 
 def test_warmup_that_a_time_budget_leaves_no_room_for_is_shortened(few_digits: Path) -> None:
