@@ -6,6 +6,7 @@ A file that the user names (`--output`, `--fix-list` …) is always checked by `
 
 import errno
 import fcntl
+import glob
 import json
 import os
 import stat
@@ -39,10 +40,11 @@ def replace_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full, read-only or gone; `path` is unchanged.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".tmp")
-    os.close(handle)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_name_temporary(path), suffix=".tmp")
     temporary = Path(name)
     try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)  # for `list_leftovers`
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -54,11 +56,36 @@ def replace_file(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the rename itself must survive a power cut
     finally:
         os.close(folder)
+
+
+def _name_temporary(path: Path) -> str:
+    return f".{path.name[:50]}."
+
+
+def list_leftovers(path: Path) -> list[Path]:
+    """Return the temporary files of `path` whose processes were killed while they wrote them."""
+
+    def has_no_writer(temporary: Path) -> bool:
+        try:
+            with temporary.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    return list(filter(has_no_writer, path.parent.glob(f"{glob.escape(_name_temporary(path))}????????.tmp")))
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of `path` that `list_leftovers` finds."""
+    for leftover in list_leftovers(path):
+        leftover.unlink(missing_ok=True)
 
 
 @contextmanager

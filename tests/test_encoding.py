@@ -63,6 +63,8 @@ def test_names_that_look_the_same_are_equal(other: str) -> None:
 def test_names_that_look_different_stay_different() -> None:
     assert len({normalise_name(name) for name in ("a", "A", "no finding", "no_finding", "ﬁ", "fi")}) == 6
     assert fold_name("No_Finding") == fold_name("no finding") == fold_name("NO-FINDING")
+    assert fold_name("grade 1") == fold_name("Grade_01") == fold_name("grade-1.00") != fold_name("grade 10")
+    assert len({fold_name(name) for name in ("0", "1.5", "1.05", "1.50", "10", "p1.0.2", "100")}) == 7
     assert fold_name("\uff21") == fold_name("a") != fold_name("b")
     assert find_name("b", ["a", "B"]) is None
     assert normalise_name(" ") == " "

@@ -13,6 +13,7 @@ from convnext_cli.files import (
     DISK_FULL,
     append_json_line,
     check_output,
+    list_leftovers,
     read_json_lines,
     replace_file,
     replace_output,
@@ -84,6 +85,21 @@ def test_file_of_another_program_written_meanwhile_is_not_replaced(tmp_path: Pat
         write()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out").read_text() == "theirs"
+
+
+def test_what_a_killed_process_left_is_told_from_other_files(tmp_path: Path) -> None:
+    code = f"""
+import os, pathlib, signal
+from convnext_cli.files import replace_output
+with replace_output(pathlib.Path({str(tmp_path)!r}, "out"), overwrite=True) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    [leftover] = tmp_path.iterdir()
+    (tmp_path / ".out.onnx.abcd1234.tmp").write_text("of another file")
+    with replace_file(tmp_path / "out"):  # a process that lives
+        assert list_leftovers(tmp_path / "out") == [leftover]
 
 
 def test_long_file_names_are_written(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from convnext_cli.exports.quantisation import quantise
 from convnext_cli.exports.request import EXPORT_RUN, ExportRequest
 from convnext_cli.exports.torch_export import ProgramClassifier, write_program
 from convnext_cli.exports.wrapper import make_metadata
-from convnext_cli.files import check_output, replace_output
+from convnext_cli.files import check_output, remove_leftovers, replace_output
 from convnext_cli.inference.calibration import Calibration, load_calibration
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
@@ -177,6 +177,7 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
         calibration = load_calibration(request.calibration, metadata.weights, metadata.classes)
         metadata = replace(metadata, calibration=calibration)
     float32_bytes = None
+    remove_leftovers(output)
     with replace_output(output, overwrite=may_replace) as temporary:
         yield Progress(done=0, total=1, activity=f"writing {output.name}")
         (write_graph if is_onnx else write_program)(classifier, metadata, temporary)

@@ -9,7 +9,7 @@ from pathlib import Path
 from convnext_cli.data.outside import check_outside_data
 from convnext_cli.errors import ConvnextError, DataError, ImageError, RunError, UsageError
 from convnext_cli.exports.model_card import License, find_license, render_card
-from convnext_cli.files import replace_output
+from convnext_cli.files import list_leftovers, remove_leftovers, replace_output
 from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.models.hub import report_failure
@@ -52,7 +52,7 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
     """
     check_single(run.path)
     check_outside_data(output, run.read_split())
-    leftovers = {path for name in FILES for path in output.glob(f".{name}.*.tmp")}  # of a killed export
+    leftovers = {path for name in FILES for path in list_leftovers(output / name)}
     existing = {path.name for path in output.iterdir() if path not in leftovers} if output.is_dir() else set()
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise UsageError(f"{output} is not a folder", "Choose another --output")
@@ -62,8 +62,8 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
     repository = _make_repository(push) if push else None  # a refusal must not cost an evaluation on the test split
     license = find_license(run)
     notes: list[str] = []
-    for path in leftovers:
-        path.unlink(missing_ok=True)
+    for name in FILES:
+        remove_leftovers(output / name)
     with _replace_all(output, overwrite=overwrite) as files:
         for name in MODEL_FILES:
             shutil.copyfile(run.path / name, files[name])

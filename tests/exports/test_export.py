@@ -62,6 +62,7 @@ def mine(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("exported") / "run"
     shutil.copytree(run.path, folder)
     evaluate(folder, split="val", targets=["sensitivity=0.9:1"])
+    (folder / ".model.onnx.abcd1234.tmp").write_text("what a killed export left")
     export(RunFolder(folder))
     return RunFolder(folder)
 
@@ -100,6 +101,10 @@ def test_onnx_file_alone_gives_the_same_probabilities(mine: RunFolder, pictures:
     for row, expected in zip(probabilities, predict(pictures, mine.path, engine="torch"), strict=True):
         own = dict(zip(classes, row.tolist(), strict=True))
         assert own == pytest.approx(dict(zip(expected.classes, expected.probabilities, strict=True)), abs=1e-4)
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(mine: RunFolder) -> None:
+    assert not list(mine.path.glob(".*.tmp"))
 
 
 def test_both_engines_give_the_same_predictions(mine: RunFolder, pictures: list[Path]) -> None:

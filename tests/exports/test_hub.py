@@ -109,7 +109,7 @@ def test_model_card_has_no_path_of_the_data(mine: RunFolder, tmp_path: Path) -> 
 def test_what_a_killed_export_left_does_not_block_the_next(mine: RunFolder, tmp_path: Path) -> None:
     output = tmp_path / "out"
     output.mkdir()
-    (output / ".model.safetensors.abc123.tmp").write_text("half")
+    (output / ".model.safetensors.abcd1234.tmp").write_text("half")
     export(mine, output)
     assert {path.name for path in output.iterdir()} == {"README.md", "config.json", "model.safetensors"}
 

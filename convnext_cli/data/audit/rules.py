@@ -180,7 +180,7 @@ def _find_alike_names(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             kind=Kind.ALIKE_CLASS_NAMES,
             severity="note",
-            title="class names that differ only in case or hyphens",
+            title="class names that differ only in case, hyphens or zeros",
             count=len(alike),
             examples=tuple(" and ".join(names) for names in alike[:EXAMPLES]),
             effect="if they mean one class, the model learns a difference that does not exist",
