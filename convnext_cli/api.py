@@ -223,7 +223,7 @@ def _train(operation: "TrainOperation[Result]", request: TrainRequest) -> "Train
     drawer = _CurveDrawer()
     result = yield from map_events(steps, drawer)
     if drawer.failure:
-        yield Notice(text=f"the curves are not drawn: {drawer.failure}")
+        yield Notice(f"the curves are not drawn: {drawer.failure}")
     return result
 
 
@@ -271,7 +271,7 @@ def _export(run: "RunFolder") -> "TrainSteps[None]":
     except StoppedError:
         raise
     except Exception as error:  # the exporter's own errors are many; none of them may cost a finished run
-        yield Notice(text=f"{run.exported('onnx').name} was not written: {' '.join(str(error).split())[:300]}")
+        yield Notice(f"{run.exported('onnx').name} was not written: {' '.join(str(error).split())[:300]}")
 
 
 class _CurveDrawer:

@@ -23,7 +23,7 @@ class Progress:
     activity: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Notice:
     """A text for the user, without its severity."""
 

@@ -96,7 +96,7 @@ def _suggest_faster(preparation: "Preparation", counts: "DataCounts", time: "Run
         return []
     result = recommend(counts.images, machine=preparation.machine, counts=counts, fingerprint=preparation.fingerprint)
     faster = suggest_faster(time.total, [*result.candidates, *result.small_models])
-    return [Notice(text=faster)] if faster else []
+    return [Notice(faster)] if faster else []
 
 
 def _describe_dry_run(

@@ -53,7 +53,7 @@ class Dataset:
 
     def list_notices(self) -> list[Notice]:
         """Return what the user should know before training: the layout, the groups and the findings."""
-        grouping, notices = self.grouping, [Notice(text=note) for note in self.index.notes]
+        grouping, notices = self.grouping, [Notice(note) for note in self.index.notes]
         findings = self.audit.findings if self.audit else ()
         if grouping.groups:
             example = f", such as {grouping.examples[0][1]} of {grouping.examples[0][0]}" if grouping.examples else ""
@@ -62,12 +62,12 @@ class Dataset:
             doubt = "a guess" if is_in_finding else f"{grouping.certainty}: {grouping.evidence}"
             guess = f" ({doubt}); --group-from none ignores them" if grouping.is_guess else ""
             number = format_count(grouping.groups, "group (patient?)", "groups (patients?)")
-            notices.append(Notice(text=f"{number} by {grouping.rule}{example}{guess}"))
+            notices.append(Notice(f"{number} by {grouping.rule}{example}{guess}"))
         for finding in findings:
             if finding.kind is Kind.UNSEEN_AREA:  # of a centre crop; the plan says what its own framing leaves out
                 continue
             sentences = (finding.title, capitalise(finding.effect), capitalise(finding.action))
-            notices.append(Notice(text=". ".join(sentences), severity=finding.severity))
+            notices.append(Notice(". ".join(sentences), finding.severity))
         return notices
 
 

@@ -128,13 +128,13 @@ def measure_drift(
     is_single = len(members) == 1
     calibrations = [calibration] if is_single else [read_calibration(member.run) for member in members]
     if not all(each is not None and each.is_fitted for each in calibrations):
-        return None, [Notice(text="drift is not measured: the run has too few validation images")]
+        return None, [Notice("drift is not measured: the run has too few validation images")]
     references: list[ImageMeasures] = []
     for member in members:
         reference = yield from _read_reference(member)
         if reference is None:
             text = "drift is not measured: the run keeps no measures of its validation images, and its data are gone"
-            return None, [Notice(text=text)]
+            return None, [Notice(text)]
         references.append(reference)
     selection = select_rows(test_set.index, test_set.rows)
     sizes = yield from _measure_sizes(selection)
@@ -257,7 +257,7 @@ def describe_drift(drift: Drift) -> list[Notice]:
             f"drift cannot be tested: {drift.images:,} of these images and "
             f"{format_count(drift.validation_images, 'validation image')}, one per group; it needs {MIN_IMAGES} of each"
         )
-        return [Notice(text=text)]
+        return [Notice(text)]
     notices = []
     images, balance = (
         ", ".join(
@@ -272,18 +272,17 @@ def describe_drift(drift: Drift) -> list[Notice]:
             f"drift: these images differ from the run's validation images: {images}. The run's "
             "calibration and thresholds may not hold here; --recalibrate fits the calibration on a few of them"
         )
-        notices.append(Notice(text=text, severity="warning"))
+        notices.append(Notice(text, "warning"))
     if balance:
         effect = "Metrics that depend on their distribution, such as predictive values and R2, do not carry over"
-        text = f"other targets than on validation: {balance}. {effect}"
-        notices.append(Notice(text=text, severity="warning"))
+        notices.append(Notice(f"other targets than on validation: {balance}. {effect}", "warning"))
     if not notices:
         has_ood = any(measure.key == OOD for measure in drift.measures)
         text = (
             f"no drift found: {drift.images:,} of these images compared with {drift.validation_images:,} validation "
             f"images by {'OOD score, ' * has_ood}pixels, size and classes"
         )
-        notices.append(Notice(text=text))
+        notices.append(Notice(text))
     return notices
 
 

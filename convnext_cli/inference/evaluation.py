@@ -340,7 +340,7 @@ def _choose_images(
     _check_calibration_file(request, test_set)
     check_records(run)
     unfinished = describe_progress(run)
-    return test_set, [Notice(text=unfinished), *notes] if unfinished is not None else notes
+    return test_set, [Notice(unfinished), *notes] if unfinished is not None else notes
 
 
 def _list_warnings(evaluation: Evaluation, run: RunFolder) -> list[Notice]:
@@ -357,7 +357,7 @@ def _list_warnings(evaluation: Evaluation, run: RunFolder) -> list[Notice]:
     texts += task.list_warnings(trained_on.targets(rows), images.probabilities, images.classes, calibration)
     texts += [text for point in points if (text := describe_unreachable(point.threshold, fitted_on))]
     texts += [describe_missed(point) for point in points if point.is_missed]
-    return [Notice(text=text, severity="warning") for text in texts]
+    return [Notice(text, "warning") for text in texts]
 
 
 def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
@@ -377,7 +377,7 @@ def _prepare_calibration(
         calibration = calibration and add_targets(run, calibration, classifier, targets)
         if calibration and calibration.thresholds != before and run.exported("onnx").exists():
             remedy = f"`convnext export {quote(run.path)}` writes it again"
-            notes.append(Notice(text=f"{run.exported('onnx').name} does not have these thresholds; {remedy}"))
+            notes.append(Notice(f"{run.exported('onnx').name} does not have these thresholds; {remedy}"))
         return calibration, notes
     if targets:
         raise UsageError(
@@ -386,7 +386,7 @@ def _prepare_calibration(
         )
     names = classifier.list_uncalibrated()
     text = f"not calibrated: {shorten_names(names)} (too few validation images, or changed weights)"
-    return None, [Notice(text=text)] if names else []
+    return None, [Notice(text)] if names else []
 
 
 def _calibrate(classifier: TorchClassifier) -> Steps[tuple[Calibration | None, list[Notice]]]:
@@ -397,20 +397,19 @@ def _calibrate(classifier: TorchClassifier) -> Steps[tuple[Calibration | None, l
     if calibration is None or is_outdated:
         if calibration is None and run.read_calibration() is not None:
             text = f"{CALIBRATION.name} was fitted for other weights than {MODEL.name}; it is fitted again"
-            notes.append(Notice(text=text))
+            notes.append(Notice(text))
         try:
             thresholds = calibration.thresholds if calibration else ()
             calibration = yield from calibrate_steps(classifier, run, thresholds=thresholds)
         except ImageError as error:
-            text = f"not calibrated, because images of the run are gone: {error.problem}"
-            notes.append(Notice(text=text, severity="warning"))
+            notes.append(Notice(f"not calibrated, because images of the run are gone: {error.problem}", "warning"))
     if calibration and not calibration.is_fitted:
-        notes.append(Notice(text=f"not calibrated, because {calibration.unfitted_reason}"))
+        notes.append(Notice(f"not calibrated, because {calibration.unfitted_reason}"))
     if calibration and (names := classifier.task.list_uncalibrated(calibration, classifier.classes)):
         text = f"not calibrated, because validation has too few positive or negative images: {shorten_names(names)}"
-        notes.append(Notice(text=text))
+        notes.append(Notice(text))
     if calibration and (unreliable := describe_unreliable_ood(calibration)):
-        notes.append(Notice(text=unreliable, severity="warning"))
+        notes.append(Notice(unreliable, "warning"))
     return calibration, notes
 
 

@@ -147,13 +147,13 @@ def evaluate_groups(
     mixed_target = task.describe_pooled_target(negative)
     if mixed:
         number = format_part(mixed, len(members), "group", "has", "have")
-        notes.append(Notice(text=f"{number} images with different targets: {mixed_target}"))
+        notes.append(Notice(f"{number} images with different targets: {mixed_target}"))
         notes += warn_of_ambiguous_groups(units, images.targets, position) if task.has_negative else []
     metrics = pooled.compute_metrics()
     if absent := describe_absent(metrics, "group"):
-        notes.append(Notice(text=absent))
+        notes.append(Notice(absent))
     if max(sizes) == 1:
-        notes.append(Notice(text="each group has one image: metrics per group are those per image"))
+        notes.append(Notice("each group has one image: metrics per group are those per image"))
     points = measure_points(pooled, pooling.thresholds)
     missed = [f"per group: {describe_missed(point)}" for point in points if point.is_missed]
     return GroupEvaluation(
@@ -168,7 +168,7 @@ def evaluate_groups(
         names=tuple(groups[rows[0]] for rows in members),
         logits=pooled.calibrated,
         targets=pooled.targets,
-        notes=(*notes, *(Notice(text=text, severity="warning") for text in missed)),
+        notes=(*notes, *(Notice(text, "warning") for text in missed)),
     )
 
 
@@ -190,7 +190,7 @@ def warn_of_ambiguous_groups(units: Ints, targets: Targets, negative: int | None
         f"{format_part(several, total, 'group', 'has', 'have')} several classes{finding}: the same name may be another "
         "patient in each class. --group-from with a pattern that includes the class keeps them apart"
     )
-    return [Notice(text=text, severity="warning")]
+    return [Notice(text, "warning")]
 
 
 def _prepare_pooling(
@@ -207,7 +207,7 @@ def _prepare_pooling(
     """
     if not isinstance(classifier, TorchClassifier):
         pooling = Pooling(weights="", unfitted_reason=NO_GROUPS_OF_OWN, negative_class=negative)
-        return pooling, [Notice(text=f"{UNCALIBRATED}: {pooling.unfitted_reason}")]
+        return pooling, [Notice(f"{UNCALIBRATED}: {pooling.unfitted_reason}")]
     blank = Pooling(weights=run.fingerprint_weights(), negative_class=negative, group_from=request.group_from)
     index = _group_own_split(run, test_set.index, request.group_from)
     notes = _list_shared_names(index, test_set)
@@ -215,7 +215,7 @@ def _prepare_pooling(
     if index.groups:
         run.write(POOLING, to_plain(pooling))
     if not pooling.is_fitted:
-        notes.append(Notice(text=f"{UNCALIBRATED}: {pooling.unfitted_reason}", severity="warning"))
+        notes.append(Notice(f"{UNCALIBRATED}: {pooling.unfitted_reason}", "warning"))
     return pooling, notes
 
 
@@ -239,4 +239,4 @@ def _list_shared_names(index: Index, test_set: TestSet) -> list[Notice]:
         f"of the evaluated groups, such as {min(shared)}, have the names of groups",
     )
     text = f"possible leakage: {number} of training images. If they are the same patients, the scores are too high"
-    return [Notice(text=text, severity="warning")]
+    return [Notice(text, "warning")]

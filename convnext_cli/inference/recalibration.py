@@ -103,17 +103,16 @@ def refit_calibration(
     if kept := task.list_uncalibrated(fitted, classifier.classes):
         fitted = keep_labels(fitted, base, [classifier.classes.index(name) for name in kept])
         text = f"the calibration of {shorten_names(kept)} stays: too few of these images are positive or negative"
-        notes.append(Notice(text=text, severity="warning"))
+        notes.append(Notice(text, "warning"))
     scores = task.activate(task.calibrate(outputs.logits, fitted))
     thresholds = [
         _refit_threshold(threshold, classifier, scores, targets, fit_set.groups) for threshold in base.thresholds
     ]
     fitted = structs.replace(fitted, **measure_gain(classifier, outputs.logits, targets, fitted))
     text = f"recalibrated on {len(targets):,} of these images; the other ones are evaluated"
-    notes.append(Notice(text=f"{text}. The run keeps its own calibration"))
+    notes.append(Notice(f"{text}. The run keeps its own calibration"))
     if few := task.explain_small_validation(targets, classifier.classes):
-        text = f"recalibrated on few images of a class: {few}; the calibration is uncertain"
-        notes.append(Notice(text=text, severity="warning"))
+        notes.append(Notice(f"recalibrated on few images of a class: {few}; the calibration is uncertain", "warning"))
     return structs.replace(fitted, thresholds=tuple(thresholds)), notes
 
 

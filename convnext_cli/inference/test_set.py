@@ -78,7 +78,7 @@ def choose_test_set(run: RunFolder, request: EvalRequest) -> Steps[tuple[TestSet
     if any(map(is_fold, splits)):
         test_set, fold_notes = _choose_from_folds(index, split)
         return test_set, notes + fold_notes
-    notes += [Notice(text=text) for text in index.notes]
+    notes += [Notice(text) for text in index.notes]
     if split == "all" or (split is None and not splits):
         return TestSet(index=index, split="all", rows=list(range(len(index)))), notes
     if split is None:
@@ -105,14 +105,14 @@ def audit_steps(run: RunFolder) -> Steps[tuple[AuditRecord | None, list[Notice]]
         if missing:
             number = format_part(missing, len(index), "image", "is", "are")
             text = f"{error.problem}. Leakage between splits is unknown: {number} gone, so the audit cannot be repeated"
-            return None, [Notice(text=text, severity="warning")]
+            return None, [Notice(text, "warning")]
         groups = len(set(index.groups) - {""})
         grouping = Grouping(source="split", rule="the groups of split.csv", groups=groups)
         measured = yield from audit_index(index, grouping, threads=count_cpus())
         audit = convert_record(measured.to_dict(), AuditRecord, AUDIT.path(run.path), error.remedy)
-        return audit, [Notice(text=f"{error.problem}. The audit was repeated")]
+        return audit, [Notice(f"{error.problem}. The audit was repeated")]
     if audit is None:
-        return None, [Notice(text=f"the run has no {AUDIT.name}: leakage between splits was not checked")]
+        return None, [Notice(f"the run has no {AUDIT.name}: leakage between splits was not checked")]
     return audit, []
 
 
@@ -133,7 +133,7 @@ def find_leakage(
             f"not compared with the training images: the run has no digests of them, and {trained_on.root} is gone. "
             "Leakage is unknown"
         )
-        return [Notice(text=text, severity="warning")], None
+        return [Notice(text, "warning")], None
     selected = select_rows(index, test_set.rows)
     measured = yield from measure_thumbnails(selected)
     overlap = find_overlap(known, trained_on, measured)
@@ -143,14 +143,12 @@ def find_leakage(
         number = format_part(trained, len(selected), "image", "was", "were")
         near = format_count(overlap.trained_near, "as near-duplicate", "as near-duplicates")
         near = f" ({near})" if overlap.trained_near else ""
-        text = f"leakage: {number} trained on{near}; the scores are too high"
-        notes.append(Notice(text=text, severity="warning"))
+        notes.append(Notice(f"leakage: {number} trained on{near}; the scores are too high", "warning"))
     if overlap.validated:
         number = format_part(
             overlap.validated, len(selected), "image", "is a validation image", "are validation images"
         )
-        text = f"{number}: {_SELECTION_BIAS}"
-        notes.append(Notice(text=text, severity="warning"))
+        notes.append(Notice(f"{number}: {_SELECTION_BIAS}", "warning"))
     return notes, overlap
 
 
@@ -160,8 +158,8 @@ def _list_split_notes(test_set: TestSet) -> list[Notice]:
     if counts["train"]:
         trained = "these images" if counts["train"] == images else f"{counts['train']:,} of these {images:,} images"
         text = f"the model was trained on {trained}: the metrics do not show its performance on new images"
-        return [Notice(text=text, severity="warning")]
-    return [Notice(text=f"validation images: {_SELECTION_BIAS}", severity="warning")] if counts["val"] else []
+        return [Notice(text, "warning")]
+    return [Notice(f"validation images: {_SELECTION_BIAS}", "warning")] if counts["val"] else []
 
 
 def _list_audit_notes(audit: AuditRecord | None, *, has_own_groups: bool) -> list[Notice]:
@@ -171,12 +169,11 @@ def _list_audit_notes(audit: AuditRecord | None, *, has_own_groups: bool) -> lis
     notes = []
     if has_own_groups and audit.groups.certainty == "unsure":
         text = f"the 95% CIs rely on guessed groups: {audit.groups.evidence}; --group-from none ignores them"
-        notes.append(Notice(text=text))
+        notes.append(Notice(text))
     for finding in audit.findings:
         if finding.falsifies:
             title = finding.title if finding.severity else f"{finding.count:,} x {finding.title}"
-            text = f"{title}. {capitalise(finding.effect)}"
-            notes.append(Notice(text=text, severity="warning"))
+            notes.append(Notice(f"{title}. {capitalise(finding.effect)}", "warning"))
     return notes
 
 
@@ -200,7 +197,7 @@ def _choose_from_folds(index: Index, split: str | None) -> tuple[TestSet, list[N
         "images, that model's best epoch and calibration were chosen on them; metrics may be slightly too high"
     )
     rows = [row for row, name in enumerate(index.splits) if is_fold(name)]
-    return TestSet(index=index, split="val", rows=rows), [Notice(text=text, severity="warning")]
+    return TestSet(index=index, split="val", rows=rows), [Notice(text, "warning")]
 
 
 def _choose_left_out(index: Index, split: str | None) -> tuple[TestSet, list[Notice]]:
@@ -213,7 +210,7 @@ def _choose_left_out(index: Index, split: str | None) -> tuple[TestSet, list[Not
         )
     text = "external: each image is classified by the one model that was not trained on images of its value"
     rows = [row for row, name in enumerate(index.splits) if is_fold(name)]
-    return TestSet(index=index, split="test", rows=rows), [Notice(text=text)]
+    return TestSet(index=index, split="test", rows=rows), [Notice(text)]
 
 
 def _find_index(run: RunFolder, trained_on: Index, request: EvalRequest) -> Steps[tuple[Index, list[Notice]]]:
@@ -238,8 +235,7 @@ def _find_index(run: RunFolder, trained_on: Index, request: EvalRequest) -> Step
         row_of = {path: row for row, path in enumerate(index.paths)}
         given = select_rows(index, [row_of[path] for path in paths])
         if _has_other_split(run, trained_on, given):
-            text = f"the splits of {data} count, not those that the run was trained with"
-            return index, [Notice(text=text)]
+            return index, [Notice(f"the splits of {data} count, not those that the run was trained with")]
         moved, notes = _take_targets(trained_on, given, data)
         if group_column != AUTO:
             moved = replace(moved, groups=given.groups)
@@ -251,7 +247,7 @@ def _find_index(run: RunFolder, trained_on: Index, request: EvalRequest) -> Step
         f"the 95% CIs rely on {grouping.groups:,} guessed groups: {grouping.rule}. A CSV file with a column for the "
         "patient replaces the guess"
     )
-    return index, [Notice(text=text)]
+    return index, [Notice(text)]
 
 
 def _has_other_split(run: RunFolder, trained_on: Index, given: Index) -> bool:
@@ -287,7 +283,7 @@ def _take_targets(trained_on: Index, given: Index, data: Path) -> tuple[Index, l
         f"the targets of {count:,} of {len(moved):,} images differ from those that the run was trained with: those of "
         f"{data} count"
     )
-    return new, [Notice(text=text)]
+    return new, [Notice(text)]
 
 
 def _compare_content(
@@ -300,19 +296,17 @@ def _compare_content(
             f"{moved.location} counts as the run's own data because the file names are the same; the contents could "
             "not be compared, because the run has no digests of its images. --split all evaluates every image"
         )
-        return moved, [Notice(text=text)]
+        return moved, [Notice(text)]
     fraction = match_names(known, (yield from measure_thumbnails(moved)))
     if fraction < MIN_SAME:
         text = (
             f"the file names are those of the run's own data, but only {format_percent(fraction)}% of the images are "
             f"the same: all {len(index):,} images count as new"
         )
-        return index, [Notice(text=text)]
+        return index, [Notice(text)]
     if fraction < 1:
         return moved, [
-            Notice(
-                text=f"{format_percent(1 - fraction, 1)}% of the images differ from those that the run was trained on"
-            )
+            Notice(f"{format_percent(1 - fraction, 1)}% of the images differ from those that the run was trained on")
         ]
     return moved, []
 

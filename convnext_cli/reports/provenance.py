@@ -63,7 +63,7 @@ def show_data(report: ReportData) -> Section:
     for finding in findings:
         title = finding.title if finding.severity or not finding.count else f"{finding.count:,} x {finding.title}"
         text = f"{title}. {capitalise(finding.effect)}. Action taken: {finding.action}."
-        sentences.append(Notice(text=text, severity="warning" if finding.falsifies else "note"))
+        sentences.append(Notice(text, "warning" if finding.falsifies else "note"))
         if finding.examples:
             blocks.append(Listing(title=f"Examples: {finding.title}", lines=finding.examples))
     return Section(title="Data", sentences=sentences, blocks=blocks)

@@ -26,7 +26,7 @@ def show_subgroups(report: ReportData) -> Section | None:
     notes = [f"{capitalise(name)}: {'; '.join(parts)}." for name, parts in list_notes(evaluation).items()]
     return Section(
         title="Subgroups",
-        sentences=[first, *(Notice(text=text, severity="warning") for text in gaps), *notes],
+        sentences=[first, *(Notice(text, "warning") for text in gaps), *notes],
         blocks=[_draw_forest(rows), _tabulate_metrics(evaluation, rows), _tabulate_gaps(rows)],
     )
 

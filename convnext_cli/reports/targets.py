@@ -57,7 +57,7 @@ def describe_point(point: OperatingPoint, fitted_on: str) -> list[str | Notice]:
         asked = f" with {100 * target.confidence:g}% confidence" if target.confidence else ""
         together = " together with the rest of the target" if target.also else ""
         text = f"no threshold reaches {bounds}{asked} for {target.name}{together} on the {fitted_on}."
-        texts.append(Notice(text=text, severity="warning"))
+        texts.append(Notice(text, "warning"))
     for result in point.results:
         if result.value is None:
             continue
@@ -65,7 +65,7 @@ def describe_point(point: OperatingPoint, fitted_on: str) -> list[str | Notice]:
         confidence = f"confidence that the true value reaches it: {show_confidence(result.confidence)}"
         text = f"{asked}. Here: {result}; {confidence}."
         is_missed = result.is_missed
-        texts.append(Notice(text=f"target missed: {text}", severity="warning") if is_missed else f"Target met: {text}")
+        texts.append(Notice(f"target missed: {text}", "warning") if is_missed else f"Target met: {text}")
     return texts
 
 

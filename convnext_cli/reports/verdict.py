@@ -72,7 +72,7 @@ def describe_chance(evaluation: Evaluation) -> str | Notice:
     if chance.value < interval.low if headline.higher_is_better else chance.value > interval.high:
         return f"It is better than chance: the 95% CI {headline.format_ci(interval)} excludes {level}."
     text = f"not shown to be better than chance: the 95% CI {headline.format_ci(interval)} does not exclude {level}"
-    return Notice(text=text, severity="warning")
+    return Notice(text, "warning")
 
 
 def describe_leakage(evaluation: Evaluation) -> list[str]:

@@ -234,7 +234,7 @@ def _read_newest(run: RunFolder) -> tuple[Tensors, str, list[Notice]]:
         except RunError as error:
             problems.append(error.problem)
         else:
-            return tensors, text, [Notice(text=f"{problem}; the one before is used") for problem in problems]
+            return tensors, text, [Notice(f"{problem}; the one before is used") for problem in problems]
     reasons = f": {'; '.join(problems)}" if problems else ""
     raise RunError(f"{run.path} has no checkpoint that can be read{reasons}", RESTART_REMEDY)
 

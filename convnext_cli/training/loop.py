@@ -97,7 +97,7 @@ def _train(
         failure = loader.flush()
         if failure and not reported_failure:
             reported_failure = True
-            yield Notice(text=failure)
+            yield Notice(failure)
         seconds, lr = state.seconds, schedule.lr_at(state.step - 1) * 0.5**state.halvings
         val, signal = validate(context, state)
         if signal:
@@ -164,6 +164,6 @@ def _describe_smaller_batch(context: TrainingContext, state: TrainingState) -> N
     draws = ["drop path"] * (settings.drop_path > 0) + ["dropout"] * (settings.head_dropout > 0)
     exception = f", except for the random numbers of {' and '.join(draws)}" if draws else ""
     return Notice(
-        text=f"out of memory at step {state.step}: from here on micro-batches have {images}. "
+        f"out of memory at step {state.step}: from here on micro-batches have {images}. "
         f"The batch size stays {settings.batch_size}, and the training is the same{exception}"
     )

@@ -148,8 +148,7 @@ def check_plan(run: RunFolder, origin: Origin, plan: "Plan") -> list[Notice]:
             value, former = changed.pop(name)
             differing = "rounding and random numbers of drop path and dropout differ"
             effect = differing if name == "micro_batch_size" else "the result is the same"
-            text = f"{name} = {value} in {run.plan}, {former} when the run began: {effect}"
-            notices.append(Notice(text=text))
+            notices.append(Notice(f"{name} = {value} in {run.plan}, {former} when the run began: {effect}"))
     if changed:
         changes = "; ".join(
             f"{name} = {value!r}, the run began with {former!r}" for name, (value, former) in changed.items()

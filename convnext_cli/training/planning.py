@@ -322,15 +322,15 @@ def _make_plan(inputs: PlanInputs, chosen: Collection[str]) -> tuple[Plan, tuple
     notices = []
     guessed = f"augmentation {inputs.augment}" if inputs.is_augment_guessed else None
     if fingerprint and any(choice.source == guessed for choice in plan.choices.values()):
-        notices.append(Notice(text=explain_domain(fingerprint, "--augment light, natural or none overrides it")))
+        notices.append(Notice(explain_domain(fingerprint, "--augment light, natural or none overrides it")))
     if text := warn_unseen(measure_plan_unseen(plan, inputs.tag, fingerprint)):
-        notices.append(Notice(text=text, severity="warning"))
+        notices.append(Notice(text, "warning"))
     lr = plan.choices["lr"]
     if lr.source in ("flag", "plan"):
         other_choices = {name: choice for name, choice in inputs.choices.items() if name != "lr"}
         default = make_plan(replace(inputs, choices=other_choices))
         if text := explain_lr(inputs.model, lr.value, plan.settings.batch_size, default.settings.lr):
-            notices.append(Notice(text=text))
+            notices.append(Notice(text))
     return plan, tuple(notices)
 
 

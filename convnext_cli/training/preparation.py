@@ -90,7 +90,7 @@ class Preparation:
                 f"leakage: {number} images with two values of "
                 f"{self.plan.settings.leave_out}; external metrics will be too high. `check` names duplicates"
             )
-        return [Notice(text=text, severity="warning")]
+        return [Notice(text, "warning")]
 
     def _advise_on_validation(self) -> str:
         """Return what makes the validation split larger."""
@@ -112,16 +112,15 @@ class Preparation:
                 effect = "the last epoch is kept, not the best one, and the model is not calibrated"
             if self.plan.settings.patience:
                 effect += "; --patience has no effect"
-            text = f"{small_validation}: {effect}. {self._advise_on_validation()}"
-            notices.append(Notice(text=text, severity="warning"))
+            notices.append(Notice(f"{small_validation}: {effect}. {self._advise_on_validation()}", "warning"))
         absent = [name for name, n in zip(index.classes, index.count_classes("test"), strict=True) if not n]
         if len(absent) == len(index.classes):
             choice = "" if small_validation else "; choosing the epoch makes validation scores slightly too high"
             has_own = self.dataset is not None and "train" in self.dataset.index.splits and not index.fold_names
             remedy = "; --resplit draws new splits with one" if has_own else ""
-            notices.append(Notice(text=f"there is no test split{choice}{remedy}"))
+            notices.append(Notice(f"there is no test split{choice}{remedy}"))
         elif absent:
-            notices.append(Notice(text=f"the test split has no image of {shorten_names(absent)}"))
+            notices.append(Notice(f"the test split has no image of {shorten_names(absent)}"))
         if index.skipped:
-            notices.append(Notice(text=f"skipped in the data folder: {describe_skipped(index.skipped)}"))
+            notices.append(Notice(f"skipped in the data folder: {describe_skipped(index.skipped)}"))
         return notices

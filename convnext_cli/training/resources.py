@@ -54,7 +54,7 @@ def hold_folder(preparation: Preparation, accelerator: Accelerator) -> Iterator[
         path, is_held = do_on_first_rank(accelerator, lock)
         text = "the run folder's file system has no locks: do not start a second training there"
         try:
-            yield path, () if is_held else (Notice(text=text),)
+            yield path, () if is_held else (Notice(text),)
         except BaseException:
             if accelerator.is_main_process and request.resume is None:
                 remove_aborted_start(path)
@@ -107,11 +107,11 @@ def _plan_for_device(preparation: Preparation, accelerator: Accelerator) -> Prep
     planned, used = preparation.machine, devices.find_torch_machine(accelerator)
     notices = []
     if planned.is_gpu and not used.is_gpu:
-        notices.append(Notice(text=devices.explain_unusable_gpu(planned), severity="warning"))
+        notices.append(Notice(devices.explain_unusable_gpu(planned), "warning"))
     elif used.is_gpu and (not planned.is_gpu or abs(used.memory - planned.memory) > SIMILAR * planned.memory):
-        notices.append(Notice(text=f"planned for the GPU that PyTorch uses: {used}, instead of {planned}"))
+        notices.append(Notice(f"planned for the GPU that PyTorch uses: {used}, instead of {planned}"))
     if notices or (used.is_gpu and accelerator.num_processes > 1):  # then the same plan on all ranks
         preparation = plan_again(preparation, used)
     if slow := devices.explain_slow_precision(accelerator):
-        notices.append(Notice(text=slow))
+        notices.append(Notice(slow))
     return replace(preparation, device_notices=tuple(notices))

@@ -150,7 +150,7 @@ def _compare_origin(run: RunFolder, index: Index, plan: Plan) -> tuple[Origin | 
         if plan.values["lr"] == AUTO:
             raise RunError(f"{run.plan} has lr = {AUTO}; the run began with a number", "Set it back to that number")
         text = "the run was begun by a version that kept no digests: only sizes of the images are compared"
-        return None, (Notice(text=text),)
+        return None, (Notice(text),)
     if fold:
         origin, index = replace(origin, settings=origin.settings | {"fold": 0}), choose_fold(index, fold)
     notices = check_plan(run, origin, plan)

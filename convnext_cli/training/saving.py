@@ -164,4 +164,4 @@ def _go_back(context: TrainingContext, state: TrainingState, error: DivergedErro
     state.halvings = halvings
     again = " once more" if halvings > 1 else ""
     text = f"{error.problem}: back to step {state.step:,}, with the learning rate halved{again}"
-    return state, Notice(text=text, severity="warning")
+    return state, Notice(text, "warning")

@@ -182,7 +182,7 @@ def _open_array(
         return np.lib.format.open_memmap(path, mode="r+"), None
     except (OSError, ValueError) as error:
         text = f"the teacher's outputs are not cached in {path.parent}: {error}. A resumed run computes them again"
-        return np.zeros(shape, np.float16), Notice(text=text)
+        return np.zeros(shape, np.float16), Notice(text)
 
 
 def _make_array(path: Path, shape: tuple[int, ...], size: int) -> None:

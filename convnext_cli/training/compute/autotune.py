@@ -133,13 +133,13 @@ def choose_compute_config(
     is_gpu = is_whole_on_gpu(accelerator)
     if not is_gpu and not is_plain_cpu(accelerator):
         text = "--compile needs a whole model on a CUDA GPU, or in float32 on a CPU; the model is not compiled"
-        return AutotuneResult(compute_config=ComputeConfig(), notices=(Notice(text=text),) if compile else ())
+        return AutotuneResult(compute_config=ComputeConfig(), notices=(Notice(text),) if compile else ())
     [missing] = [""] if is_gpu else broadcast_object_list([explain_missing_kernels()])
     fused = FAST if is_gpu or missing else NATIVE
     default = ComputeConfig(blocks=TIMM if is_gpu else fused, compiled=bool(compile))
     if not is_gpu and tuned_passes.passes < MIN_NOTICE_PASSES:
         return AutotuneResult(compute_config=default)
-    notices: tuple[Notice, ...] = (Notice(text=missing),) if missing else ()
+    notices: tuple[Notice, ...] = (Notice(missing),) if missing else ()
     measurement = None
     if measure:
         measurement, more = _measure_all(network, tuned_passes, fused, accelerator, tries_compiling=compile is None)
@@ -150,8 +150,7 @@ def choose_compute_config(
     compiles = saved > COMPILING if compile is None else compile
     seconds = measurement.compiled if compiles else measurement.seconds
     if measurement.bf16 is not None and measurement.bf16 < measurement.seconds and not compiles:
-        text = f"--amp bf16 would be {measurement.seconds / measurement.bf16:.2f} times as fast here"
-        notices += (Notice(text=text),)
+        notices += (Notice(f"--amp bf16 would be {measurement.seconds / measurement.bf16:.2f} times as fast here"),)
     return AutotuneResult(
         compute_config=replace(measurement.best, compiled=compiles),
         gain=measurement.plain[f"{TIMM} {THREADS}"] / seconds if seconds is not None else None,

@@ -122,7 +122,7 @@ def configure_model(
     if compute_config.blocks != TIMM:
         native = compute_config.blocks == NATIVE and not missing
         use_fused_blocks(network, native=native, recomputed=compute_config.recomputed)
-    notices = [Notice(text=missing)] if missing else []
+    notices = [Notice(missing)] if missing else []
     if not compute_config.compiled:
         return None, notices
     compiled, problem = None, ""
@@ -162,8 +162,7 @@ def adapt_to_device(config: ComputeConfig, accelerator: Accelerator) -> tuple[Co
     adapted = replace(config, blocks=blocks, compiled=compiled)
     if adapted == config:
         return config, None
-    text = f"the run began with {config} and goes on with {adapted}: its results round differently"
-    return adapted, Notice(text=text)
+    return adapted, Notice(f"the run began with {config} and goes on with {adapted}: its results round differently")
 
 
 def compile_model(network: nn.Module, *, has_graphs: bool) -> nn.Module:
@@ -183,7 +182,7 @@ def drop_compiled_models(device: torch.device) -> None:
 
 def describe_compile_failure(reason: str) -> Notice:
     """Return the notice that the model could not be compiled."""
-    return Notice(text=f"the model cannot be compiled here ({reason}); it trains without")
+    return Notice(f"the model cannot be compiled here ({reason}); it trains without")
 
 
 def explain_missing_kernels() -> str:

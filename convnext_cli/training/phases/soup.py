@@ -63,12 +63,12 @@ def average_best(context: TrainingContext, state: TrainingState) -> tuple[Notice
         headline = METRICS[task.display.headline]
         text += f" has {headline.title} {headline.format_with_unit(getattr(val, headline.key))}"
         if score_epoch(log_metrics(val, task), task) < score_epoch(state.best, task):
-            return Notice(text=f"{text}: epoch {state.best['epoch']} is kept"), 0
+            return Notice(f"{text}: epoch {state.best['epoch']} is kept"), 0
         text += ", and"
     state.averaged, state.best_val = epochs, None if val is None else to_plain(val)
     if context.accelerator.is_main_process:
         save_model(context, state, weights)
-    return Notice(text=f"{text} is kept"), 0
+    return Notice(f"{text} is kept"), 0
 
 
 def average_tensors(models: Sequence[Tensors]) -> Tensors:
