@@ -156,8 +156,9 @@ def infer_ours(task: Task, mode: str) -> Turns:
     """Run the forward passes of `eval`, or `predict`, on all images."""
     from convnext_cli.cache_folder import clear_cache
     from convnext_cli.data.sources import scan_data
-    from convnext_cli.inference.prediction import predict_steps
+    from convnext_cli.inference.prediction import predict_images
     from convnext_cli.inference.request import PredictRequest
+    from convnext_cli.inference.sources import list_sources
     from convnext_cli.inference.torch_classifier import TorchClassifier
 
     run = write_model_folder(task)
@@ -171,7 +172,8 @@ def infer_ours(task: Task, mode: str) -> Turns:
             clear_cache()
         watch = Watch()
         if mode == "predict":
-            list(predict_steps(run, [index.root / index.paths[row] for row in rows], PredictRequest()))
+            sources = list_sources([index.root / index.paths[row] for row in rows])
+            list(predict_images(run, sources, PredictRequest()))
         else:
             list(classifier.classify_rows(index, rows))
         yield watch.stop(task.images)

@@ -1,18 +1,18 @@
-"""The operations that commands and Python programs start: training, evaluation, prediction, export, data checks.
+"""The operations that commands and Python programs start: training, evaluation, export, data checks.
 
 Operations with progress are generators: what they import takes seconds, and the progress bar stands by then.
 """
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from convnext_cli.errors import ConvnextError, StoppedError, shorten_error
 from convnext_cli.exports.request import ExportRequest
-from convnext_cli.inference.request import EvalRequest, PredictRequest
+from convnext_cli.inference.request import EvalRequest
 from convnext_cli.machine import count_cpus, get_rank
 from convnext_cli.options import check_options, describe_options, make_path, make_request
 from convnext_cli.progress import Notice, OnEvent, Result, Steps, finish, map_events
@@ -34,8 +34,6 @@ if TYPE_CHECKING:  # each operation imports what it needs: a prediction by ONNX 
     from convnext_cli.exports.export import ExportedFile
     from convnext_cli.exports.hub import HubFolder
     from convnext_cli.inference.evaluation import Evaluation
-    from convnext_cli.inference.prediction import Prediction
-    from convnext_cli.inference.sources import ImageInput
     from convnext_cli.runs.folder import RunFolder
     from convnext_cli.training.events import (
         CrossValidationResult,
@@ -239,15 +237,6 @@ def report_evaluation(evaluation: "Evaluation") -> Steps[Path]:
     from convnext_cli.reports.report import write_report_steps
 
     return (yield from write_report_steps(evaluation))
-
-
-def predict_images(
-    run: Path, images: "Iterable[ImageInput] | ImageInput", request: PredictRequest
-) -> "Iterator[Prediction]":
-    """Classify images one after the other, in constant memory."""
-    from convnext_cli.inference.prediction import predict_steps
-
-    return predict_steps(run, images, request)
 
 
 def export_run(run: "RunFolder", request: ExportRequest) -> "Steps[ExportedFile | HubFolder]":

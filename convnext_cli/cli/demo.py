@@ -150,11 +150,12 @@ def _make_request(digits: Path, run: Path, weights: str) -> "TrainRequest":
 
 
 def _show_prediction(run: "RunFolder") -> None:
-    from convnext_cli.api import predict_images
+    from convnext_cli.inference.prediction import predict_images
+    from convnext_cli.inference.sources import list_sources
 
     index = run.read_split()
     image = index.root / index.paths[index.rows("test")[0]]
-    [prediction] = predict_images(run.path, image, PredictRequest())
+    [prediction] = predict_images(run.path, list_sources(image), PredictRequest())
     console.show(
         f"{console.shorten_path(image)}: {prediction.classes[0]}, {format_percent(prediction.probabilities[0], 1)}%"
     )

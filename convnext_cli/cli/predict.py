@@ -85,14 +85,15 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
     run = find_run(flags.run, PREDICT_RUN)
     _show_run_notes(run, request)
 
-    from convnext_cli.api import predict_images
-    from convnext_cli.inference.prediction import Prediction
+    from convnext_cli.inference.prediction import Prediction, predict_images
+    from convnext_cli.inference.sources import list_sources
 
     unreadable = [Prediction(path=path, error=error) for path, error in inputs.errors]
     total = len(inputs.paths) + len(unreadable)
     failures: list[ImageError] = []
     groups: list[str] = []
-    predictions = _follow(chain(unreadable, predict_images(run, inputs.paths, request)), total, failures, groups)
+    classified = predict_images(run, list_sources(inputs.paths), request)
+    predictions = _follow(chain(unreadable, classified), total, failures, groups)
     _show_predictions(predictions, inputs, flags, per_group=request.per == "group")
     done = total - len(failures)
     if not (flags.as_json or flags.as_csv):

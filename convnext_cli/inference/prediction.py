@@ -119,7 +119,7 @@ def predict(
     def predict_all() -> Steps[list[Prediction]]:
         predictions: list[Prediction] = []
         done = 0
-        for prediction in _predict(folder, sources, request):
+        for prediction in predict_images(folder, sources, request):
             predictions.append(prediction)
             done += prediction.inputs
             yield Progress(done=done, total=len(sources), activity="predicting")
@@ -149,15 +149,11 @@ def list_run_notes(run: Path, request: PredictRequest) -> list[str]:
     return [*notes, *(f"target {name} was not met on the test split: {text}" for name, text in missed.items())]
 
 
-def predict_steps(
-    run: Path, images: Iterable[ImageInput] | ImageInput, request: PredictRequest
-) -> Iterator[Prediction]:
-    """Yield the prediction of each image, as `predict` computes it, in constant memory."""
-    yield from _predict(run, list_sources(images), request)
+def predict_images(run: Path, sources: Sequence[Source], request: PredictRequest) -> Iterator[Prediction]:
+    """Yield the prediction of each image, or of each group as soon as its last image is classified.
 
-
-def _predict(run: Path, sources: Sequence[Source], request: PredictRequest) -> Iterator[Prediction]:
-    """Yield the prediction of each image, or of each group as soon as its last image is classified."""
+    Images are decoded a few batches ahead, and not kept.
+    """
     if request.per == "group":
         yield from _predict_groups(run, sources, request)
         return

@@ -10,7 +10,6 @@ from convnext_cli.runs.folds import FoldsFolder
 from convnext_cli.text import format_count, format_percent
 
 SHOWN = 3  # metrics of each left-out value
-SIDES = "internal", "external"
 
 
 def show_left_out(report: ReportData) -> Section | None:

@@ -16,7 +16,7 @@ from convnext_cli.images import decode
 from convnext_cli.images.raster import Pixels
 from convnext_cli.inference import sources
 from convnext_cli.inference.calibration import read_calibration
-from convnext_cli.inference.prediction import list_run_notes, predict_steps
+from convnext_cli.inference.prediction import list_run_notes, predict_images
 from convnext_cli.inference.request import PredictRequest
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics.formulas import log_softmax
@@ -194,7 +194,7 @@ def test_prediction_needs_constant_memory(run: RunFolder, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(sources, "decode_image", counted)
     images = paths_of(run, "test") * 10
-    steps = predict_steps(run.path, images, PredictRequest())
+    steps = predict_images(run.path, sources.list_sources(images), PredictRequest())
     next(steps)
     assert len(opened) <= 4 * 32, "the batch at work and those decoded ahead"
     assert sum(1 for _ in steps) == len(images) - 1
