@@ -253,22 +253,22 @@ class _Columns:
     """True if the test split did not meet a target."""
 
     def list_titles(self) -> list[str]:
-        first, last = self.task.list_columns(self.names)
         unit = ["group", "images"] if self.per_group else ["path"]
         missed = ["targets missed on test"] * self.has_missed
-        return [*unit, *first, "novelty", "abstained", "explanation", "error", *last, *self.targets, *missed]
+        probabilities = [f"p({name})" for name in self.names]
+        general = ["novelty", "abstained", "explanation", "error"]
+        return [*unit, *self.task.columns, *general, *probabilities, *self.targets, *missed]
 
     def list_cells(self, prediction: "Prediction") -> list[Any]:
-        if prediction.error:
-            first, last = ([""] * len(titles) for titles in self.task.list_columns(self.names))
-        else:
-            first, last = self.task.list_cells(prediction, self.names)
         error = prediction.error.problem if prediction.error else ""
-        extra = (prediction.novelty, prediction.abstained, prediction.explanation)
+        cells = [""] * len(self.task.columns) if prediction.error else self.task.list_cells(prediction)
+        general = (prediction.novelty, prediction.abstained, prediction.explanation, error)
+        known = dict(zip(prediction.classes, prediction.probabilities, strict=True))
+        probabilities = (known.get(name, "") for name in self.names)
         decisions = (prediction.decisions.get(target, "") for target in self.targets)
         unit = [prediction.group or prediction.path, *([prediction.images] if self.per_group else [])]
         missed = ["; ".join(map(": ".join, prediction.missed_targets.items()))] * self.has_missed
-        return [*unit, *first, *extra, error, *last, *decisions, *missed]
+        return [*unit, *cells, *general, *probabilities, *decisions, *missed]
 
 
 def _show_table(predictions: "Iterator[Prediction]", paths: Sequence[Path], top_k: int) -> None:

@@ -58,6 +58,7 @@ class Multilabel(Task):
     activation: ClassVar[str] = "sigmoid"
     problem_type: ClassVar[str | None] = "multi_label_classification"
     metrics: ClassVar[type] = MultilabelMetrics
+    columns: ClassVar[tuple[str, ...]] = ("labels",)
     has_values: ClassVar[bool] = True
     has_several: ClassVar[bool] = True
     pooling: ClassVar[tuple[Rule, ...]] = RULES
@@ -450,14 +451,9 @@ class Multilabel(Task):
         ranked = dict(zip(outcome.classes, outcome.probabilities, strict=True))
         return {"labels": list(outcome.labels or ()), "probabilities": ranked}
 
-    def list_columns(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Return columns for the predicted labels, and for the probability of each label."""
-        return ["labels"], [f"p({name})" for name in names]
-
-    def list_cells(self, outcome: Outcome, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
-        """Return the cells of `list_columns`; the labels are separated by `|`."""
-        known = dict(zip(outcome.classes, outcome.probabilities, strict=True))
-        return ["|".join(outcome.labels or ())], [known[name] for name in names]
+    def list_cells(self, outcome: Outcome) -> list[Any]:
+        """Return the predicted labels, separated by `|`."""
+        return ["|".join(outcome.labels or ())]
 
     def list_parts(self, outcome: Outcome, top_k: int, pad: Pad) -> list[str]:
         """Return the predicted labels with their probabilities; without any, the most probable one."""

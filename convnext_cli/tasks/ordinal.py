@@ -41,6 +41,7 @@ class Ordinal(Single):
     name: ClassVar[str] = "ordinal"
     title: ClassVar[str] = "ordered grades"
     metrics: ClassVar[type] = OrdinalMetrics
+    columns: ClassVar[tuple[str, ...]] = (*Single.columns, "mean_grade")
     pooling: ClassVar[tuple[Rule, ...]] = (MEAN,)
     has_negative: ClassVar[bool] = False
     display: ClassVar[Display] = replace(
@@ -176,15 +177,9 @@ class Ordinal(Single):
         """Return the grade, the mean grade and all probabilities."""
         return {"grade": outcome.classes[0], "mean_grade": outcome.value, **Single.to_row(self, outcome, top_k)}
 
-    def list_columns(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Return columns for the grade, its probability, the mean grade, and the probability of each grade."""
-        first, last = Single.list_columns(self, names)
-        return [*first, "mean_grade"], last
-
-    def list_cells(self, outcome: Outcome, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
-        """Return the cells of `list_columns`."""
-        first, last = Single.list_cells(self, outcome, names)
-        return [*first, outcome.value], last
+    def list_cells(self, outcome: Outcome) -> list[Any]:
+        """Return the grade, its probability and the mean grade."""
+        return [*Single.list_cells(self, outcome), outcome.value]
 
     def list_parts(self, outcome: Outcome, top_k: int, pad: Pad) -> list[str]:
         """Return the grade with its probability, the other grades, and the mean grade."""

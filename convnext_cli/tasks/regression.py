@@ -62,6 +62,7 @@ class Regression(Task):
     scores: ClassVar[str] = "value"
     problem_type: ClassVar[str | None] = "regression"
     metrics: ClassVar[type] = RegressionMetrics
+    columns: ClassVar[tuple[str, ...]] = ("value", "low", "high")
     has_values: ClassVar[bool] = True
     is_continuous: ClassVar[bool] = True
     unsupported: ClassVar[dict[str, str]] = dict.fromkeys(
@@ -360,13 +361,9 @@ class Regression(Task):
         low, high = outcome.interval or (None, None)
         return {"value": outcome.value, "low": low, "high": high}
 
-    def list_columns(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Return columns for the number and both ends of its interval."""
-        return ["value", "low", "high"], []
-
-    def list_cells(self, outcome: Outcome, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
-        """Return the cells of `list_columns`."""
-        return [outcome.value, *(outcome.interval or ("", ""))], []
+    def list_cells(self, outcome: Outcome) -> list[Any]:
+        """Return the number and both ends of its interval."""
+        return [outcome.value, *(outcome.interval or ("", ""))]
 
     def list_parts(self, outcome: Outcome, top_k: int, pad: Pad) -> list[str]:
         """Return the number with its interval."""

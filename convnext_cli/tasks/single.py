@@ -47,6 +47,7 @@ class Single(Task):
     loss: ClassVar[str] = "cross_entropy"
     activation: ClassVar[str] = "softmax"
     metrics: ClassVar[type] = Metrics
+    columns: ClassVar[tuple[str, ...]] = ("class", "probability")
     pooling: ClassVar[tuple[Rule, ...]] = RULES
     has_negative: ClassVar[bool] = True
     display: ClassVar[Display] = Display(
@@ -300,14 +301,9 @@ class Single(Task):
             "probabilities": dict(ranked),
         }
 
-    def list_columns(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Return columns for the class, its probability, and the probability of each class."""
-        return ["class", "probability"], [f"p({name})" for name in names]
-
-    def list_cells(self, outcome: Outcome, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
-        """Return the cells of `list_columns`."""
-        known = dict(zip(outcome.classes, outcome.probabilities, strict=True))
-        return [outcome.classes[0], outcome.probabilities[0]], [known[name] for name in names]
+    def list_cells(self, outcome: Outcome) -> list[Any]:
+        """Return the class and its probability."""
+        return [outcome.classes[0], outcome.probabilities[0]]
 
     def list_parts(self, outcome: Outcome, top_k: int, pad: Pad) -> list[str]:
         """Return the first `top_k` classes with their probabilities."""

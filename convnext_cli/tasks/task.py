@@ -127,6 +127,8 @@ class Task(ABC):
     """True if the targets are numbers, so that hardly two images have the same."""
     problem_type: ClassVar[str | None] = None
     """The name that transformers has for the task, which decides what its pipeline applies; None for its default."""
+    columns: ClassVar[tuple[str, ...]]
+    """The CSV columns of a prediction, without the probability of each class."""
     has_several: ClassVar[bool] = False
     """True if an image may have several of the classes, each of which has its own explanation."""
     unsupported: ClassVar[dict[str, str]] = {"class_weights=asymmetric": "it is for several labels per image"}
@@ -436,12 +438,8 @@ class Task(ABC):
         """Return an outcome as a JSON object."""
 
     @abstractmethod
-    def list_columns(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Return the CSV columns of an outcome: those before the general ones, and those after them."""
-
-    @abstractmethod
-    def list_cells(self, outcome: Outcome, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
-        """Return the cells of `list_columns`."""
+    def list_cells(self, outcome: Outcome) -> list[Any]:
+        """Return the cells of `columns`."""
 
     @abstractmethod
     def list_parts(self, outcome: Outcome, top_k: int, pad: "Pad") -> list[str]:
