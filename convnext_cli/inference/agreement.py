@@ -111,7 +111,7 @@ def list_calibration_notes(path: Path) -> list[str]:
         if not run.is_finished or read_calibration(run) is not None:
             continue
         reason = f"{CALIBRATION.name} is missing"
-        if run.read_calibration() is not None:
+        if CALIBRATION.path(run.path).exists():
             reason = f"{CALIBRATION.name} was fitted for other weights than {MODEL.name}"
         notes.append(f"{run.path} is not calibrated: {reason}. `convnext eval {quote(path)}` fits it again")
     return notes

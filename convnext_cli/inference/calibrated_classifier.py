@@ -20,6 +20,7 @@ from convnext_cli.inference.request import PredictRequest
 from convnext_cli.inference.sources import Source
 from convnext_cli.machine import has_gpu
 from convnext_cli.metrics.novelty import NoveltyModel
+from convnext_cli.runs.files import CALIBRATION
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.text import quote
@@ -156,7 +157,7 @@ def _get_ood_threshold(run: Path, calibration: Calibration | None) -> float:
     elif run.suffix == ONNX_SUFFIX and not run.is_dir():
         reason, remedy = "its run was never calibrated", "Run `convnext eval` on the run and export it again"
     else:
-        is_outdated = RunFolder(run).read_calibration() is not None
+        is_outdated = CALIBRATION.path(run).exists()
         reason = "its calibration is of other weights" if is_outdated else "it was never calibrated"
         remedy = f"Run `convnext eval {quote(run)}`"
     raise UsageError(f"{run} has no OOD score: {reason}", f"{remedy}, or leave out --abstain")

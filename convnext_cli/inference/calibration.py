@@ -120,7 +120,7 @@ def read_calibration(run: RunFolder) -> Calibration | None:
     Raises:
         RunError: the file does not fit its schema, or names classes that the model does not have.
     """
-    raw, path = run.read_calibration(), CALIBRATION.path(run.path)
+    raw, path = run.read_json(CALIBRATION), CALIBRATION.path(run.path)
     if raw is None:
         return None
     calibration = convert_record(raw, Calibration, path, CALIBRATION.remedy)

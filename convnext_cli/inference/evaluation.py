@@ -395,7 +395,7 @@ def _calibrate(classifier: TorchClassifier) -> Steps[tuple[Calibration | None, l
     calibration = read_calibration(run)
     is_outdated = calibration is not None and calibration.is_fitted and calibration.novelty_score != SCORE_NAME
     if calibration is None or is_outdated:
-        if calibration is None and run.read_calibration() is not None:
+        if calibration is None and CALIBRATION.path(run.path).exists():
             text = f"{CALIBRATION.name} was fitted for other weights than {MODEL.name}; it is fitted again"
             notes.append(Notice(text))
         try:

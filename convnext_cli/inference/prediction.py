@@ -20,6 +20,7 @@ from convnext_cli.inference.sources import ImageInput, Source, list_sources
 from convnext_cli.metrics.thresholds import Threshold, describe_unreachable
 from convnext_cli.options import make_path, make_request
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
+from convnext_cli.runs.files import CALIBRATION
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.tasks.task import Outcome, Task
@@ -133,7 +134,7 @@ def list_run_notes(run: Path, request: PredictRequest) -> list[str]:
     folder = RunFolder(run)
     if not run.is_dir() or isinstance(open_folder(run), FoldsFolder):
         return []
-    if not request.abstain and not (folder.read_calibration() or {}).get("thresholds"):
+    if not request.abstain and not (folder.read_json(CALIBRATION) or {}).get("thresholds"):
         return []  # the weights need not be read
     calibration = read_calibration(folder)
     if calibration is None:

@@ -390,14 +390,6 @@ class RunFolder:
         self.write_arrays(CALIBRATION_ARRAYS, arrays, {"weights": calibration["weights"]})
         self.write(CALIBRATION, calibration)
 
-    def read_calibration(self) -> Any:
-        """Return the calibration as plain values; None if there is none.
-
-        Raises:
-            RunError: the file is not JSON.
-        """
-        return self.read_json(CALIBRATION)
-
     def read_calibration_arrays(self) -> "dict[str, NDArray[Any]]":
         """Return the arrays of `write_calibration`.
 

@@ -16,6 +16,7 @@ from convnext_cli.inference.prediction import list_run_notes, predict
 from convnext_cli.inference.request import EvalRequest, PredictRequest
 from convnext_cli.metrics.thresholds import parse_target
 from convnext_cli.progress import Progress, finish
+from convnext_cli.runs.files import CALIBRATION
 from convnext_cli.runs.folder import RunFolder
 from tests.conftest import Convnext
 from tests.inference.conftest import shrink_validation
@@ -182,7 +183,7 @@ def test_target_of_a_class_without_validation_images_is_an_error(mine: RunFolder
     evaluate(mine.path)
     arrays = mine.read_calibration_arrays()
     arrays["val_labels"] = np.where(arrays["val_labels"] == 1, 0, arrays["val_labels"])
-    kept = mine.read_calibration()
+    kept = mine.read_json(CALIBRATION)
     assert kept is not None
     mine.write_calibration(kept, arrays)
     with pytest.raises(UsageError, match=r"for sensitivity=0\.9:1: the validation split has no images of 1"):
@@ -201,7 +202,7 @@ def test_a_new_threshold_that_the_exported_file_lacks_is_noted(mine: RunFolder) 
 
 def test_an_unknown_class_of_a_target_is_the_first_error(mine: RunFolder) -> None:
     evaluate(mine.path)
-    kept = mine.read_calibration()
+    kept = mine.read_json(CALIBRATION)
     assert kept is not None
     mine.write_calibration(kept | {"weak": "there is no validation split"}, mine.read_calibration_arrays())
     with pytest.raises(UsageError, match="unknown class 'SICK' in --target"):
@@ -298,7 +299,7 @@ def test_training_images_of_another_run_give_a_leakage_warning(mine: RunFolder, 
 @pytest.mark.parametrize(("threshold", "sensitivity"), [(0.0, 100), (1.0, 0)])
 def test_missed_target_is_noted_by_eval_and_predict(mine: RunFolder, threshold: float, sensitivity: int) -> None:
     evaluate(mine.path, targets=["sensitivity=0.9:1"])
-    kept = mine.read_calibration()
+    kept = mine.read_json(CALIBRATION)
     assert kept is not None
     kept["thresholds"][0]["threshold"] = threshold  # every image is called, or none
     mine.write_calibration(kept, mine.read_calibration_arrays())
@@ -348,7 +349,7 @@ def test_recalibrated_evaluation_of_the_test_split_is_counted_but_does_not_reach
 
 def test_calibration_of_an_earlier_version_is_fitted_again_and_keeps_its_thresholds(mine: RunFolder) -> None:
     evaluate(mine.path, targets=["sensitivity=0.9:1"])
-    kept, arrays = mine.read_calibration(), mine.read_calibration_arrays()
+    kept, arrays = mine.read_json(CALIBRATION), mine.read_calibration_arrays()
     assert kept is not None
     mine.write_calibration(
         {name: value for name, value in kept.items() if name != "novelty_detected"}
@@ -367,7 +368,7 @@ def test_calibration_of_an_earlier_version_is_fitted_again_and_keeps_its_thresho
 
 
 def test_ood_score_that_misses_scrambled_images_gives_a_warning(mine: RunFolder) -> None:
-    kept = mine.read_calibration()
+    kept = mine.read_json(CALIBRATION)
     assert kept is not None
     assert kept["novelty_detected"] > 0.9
     assert not list_run_notes(mine.path, PredictRequest(abstain=True))

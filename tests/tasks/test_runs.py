@@ -30,6 +30,7 @@ from convnext_cli.inference.recalibration import keep_labels
 from convnext_cli.inference.teacher import open_teacher
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.reports.report import write_report
+from convnext_cli.runs.files import CALIBRATION
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import TASKS as KINDS
@@ -285,7 +286,7 @@ def test_label_of_no_validation_group_has_no_threshold_on_groups(task_run: Runs,
     run = RunFolder(shutil.copytree(task_run("multilabel").path, tmp_path / "mine"))
     targets = ["sensitivity=0.8:NW", "sensitivity=0.8:NE"]
     evaluate(run.path, targets=targets)
-    kept, arrays = run.read_calibration(), run.read_calibration_arrays()
+    kept, arrays = run.read_json(CALIBRATION), run.read_calibration_arrays()
     arrays["val_labels"][:, 0] = 0
     run.write_calibration(kept, arrays)
     groups = evaluate(run.path, per="group").per_group
