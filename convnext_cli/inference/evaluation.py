@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.data.index import Index
 from convnext_cli.data.outside import check_outside_data
 from convnext_cli.data.split import is_fold, name_fold
 from convnext_cli.errors import ImageError, UsageError
@@ -245,9 +246,10 @@ def compare(
 def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | None = None) -> Steps[Evaluation]:
     """Evaluate a run, as `evaluate` does, on the images of the request, or those that another run was evaluated on."""
     operating_targets = [parse_target(text) for text in request.targets]
-    test_set, notes = yield from _choose_images(run, request, test_set)
+    trained_on = run.read_split()
+    test_set, notes = yield from _choose_images(run, trained_on, request, test_set)
     audit, audit_notes = yield from audit_steps(run)
-    leakage, overlap = yield from find_leakage(run, test_set, audit)
+    leakage, overlap = yield from find_leakage(run, trained_on, test_set, audit)
     fit_set, test_set = yield from divide_test_set(test_set, request.recalibrate)
     attributes = yield from read_subgroups(request, test_set)
     classifier = open_classifier(run, cache=request.cache)
@@ -257,7 +259,7 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
     notes += audit_notes + leakage + calibration_notes + refit_notes
     if request.save_calibration is not None and calibration is not None:
         write_calibration(request.save_calibration, calibration, overwrite=request.overwrite)
-    is_own = test_set.index.has_split_of(run.read_split())
+    is_own = test_set.index.has_split_of(trained_on)
     outputs, seconds = yield from _classify(classifier, test_set, "evaluating", features=not is_own)
     images = EvaluatedImages(
         task=classifier.task,
@@ -297,7 +299,7 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
     )
     return replace(
         evaluation,
-        notes=(*notes, *drift_notes, *_list_warnings(evaluation, run)),
+        notes=(*notes, *drift_notes, *_list_warnings(evaluation, trained_on)),
         test_number=_record(run, evaluation) if test_set.split == "test" else None,
     )
 
@@ -328,13 +330,13 @@ def _augment(
 
 
 def _choose_images(
-    run: RunFolder, request: EvalRequest, test_set: TestSet | None
+    run: RunFolder, trained_on: Index, request: EvalRequest, test_set: TestSet | None
 ) -> Steps[tuple[TestSet, list[Notice]]]:
     """Return the images to evaluate, those of another run if there are some, with notes, after checks of the run."""
-    check_negative(request, run.read_split())
+    check_negative(request, trained_on)
     notes: list[Notice] = []
     if test_set is None:
-        test_set, notes = yield from choose_test_set(run, request)
+        test_set, notes = yield from choose_test_set(run, trained_on, request)
     if request.per == "group":
         check_groups(request, test_set)
     _check_calibration_file(request, test_set)
@@ -343,7 +345,7 @@ def _choose_images(
     return test_set, [Notice(unfinished), *notes] if unfinished is not None else notes
 
 
-def _list_warnings(evaluation: Evaluation, run: RunFolder) -> list[Notice]:
+def _list_warnings(evaluation: Evaluation, trained_on: Index) -> list[Notice]:
     """Return warnings on the metrics of an evaluation."""
     images, metrics, points = evaluation.images, evaluation.metrics, evaluation.operating_points
     task, calibration, fitted_on = images.task, evaluation.calibration, evaluation.fitted_on
@@ -352,7 +354,6 @@ def _list_warnings(evaluation: Evaluation, run: RunFolder) -> list[Notice]:
         texts.append(worse)
     if absent := describe_absent(metrics):
         texts.append(absent)
-    trained_on = run.read_split()
     rows = [row for row, split in enumerate(trained_on.splits) if split == "train" or is_fold(split)]
     texts += task.list_warnings(trained_on.targets(rows), images.probabilities, images.classes, calibration)
     texts += [text for point in points if (text := describe_unreachable(point.threshold, fitted_on))]

@@ -1,6 +1,7 @@
 """The images that a run is evaluated on, and notes on leakage and on how independent they are."""
 
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,11 +56,12 @@ class TestSet:
         return any(is_fold(self.index.splits[row]) for row in self.rows)
 
 
-def choose_test_set(run: RunFolder, request: EvalRequest) -> Steps[tuple[TestSet, list[Notice]]]:
+def choose_test_set(run: RunFolder, trained_on: Index, request: EvalRequest) -> Steps[tuple[TestSet, list[Notice]]]:
     """Return the images to evaluate a run on, and notes on them.
 
     Args:
-        run: its own data and split are used where the request has no data or the same folder.
+        run: the run.
+        trained_on: its own data and split, which are used where the request has no data or the same folder.
         request: the data, the split (None takes `test` where there is one, else `val`, else all), and the source of the
             groups (`auto` takes the run's own).
 
@@ -71,7 +73,7 @@ def choose_test_set(run: RunFolder, request: EvalRequest) -> Steps[tuple[TestSet
     data, split, group_column = request.data, request.split, request.group_column
     if group_column != AUTO and (data is None or data.suffix.lower() not in TABLE_SUFFIXES):
         raise UsageError("--group-column needs a CSV file as DATA", "Give the CSV file, or --group-from")
-    index, notes = yield from _find_index(run, run.read_split(), request)
+    index, notes = yield from _find_index(run, trained_on, request)
     if request.group_from != AUTO:
         index, _ = yield from group_steps(index, request.group_from)
     splits = set(index.splits) - {""}
@@ -117,13 +119,13 @@ def audit_steps(run: RunFolder) -> Steps[tuple[AuditRecord | None, list[Notice]]
 
 
 def find_leakage(
-    run: RunFolder, test_set: TestSet, audit: AuditRecord | None
+    run: RunFolder, trained_on: Index, test_set: TestSet, audit: AuditRecord | None
 ) -> Steps[tuple[list[Notice], Overlap | None]]:
     """Return notes on images that the model was trained on, and their number.
 
     The run's own split was checked by its audit. Other images are compared with those of the run by content.
     """
-    trained_on, index = run.read_split(), test_set.index
+    index = test_set.index
     if index.has_split_of(trained_on):
         has_own_groups = index.groups == trained_on.groups
         return _list_split_notes(test_set) + _list_audit_notes(audit, has_own_groups=has_own_groups), None
@@ -226,7 +228,9 @@ def _find_index(run: RunFolder, trained_on: Index, request: EvalRequest) -> Step
             )
         check_cache_outside(list_data_folders(trained_on))
         return trained_on, []
-    index, grouping = yield from _group_like_run(run, _scan_like_run(run, trained_on, data, group_column), group_column)
+    settings = _read_settings(run)
+    index = _scan_like_run(settings, trained_on, data, group_column)
+    index, grouping = yield from _group_like_run(settings, index, group_column)
     left_out = sum(trained_on.skipped.get(reason, 0) for reason in (UNREADABLE, EXCLUDED))
     composed = {compose_name(path): path for path in index.paths}  # a copy may have names in another Unicode form
     paths = tuple(composed.get(compose_name(path), "") for path in trained_on.paths)
@@ -234,7 +238,7 @@ def _find_index(run: RunFolder, trained_on: Index, request: EvalRequest) -> Step
     if all(paths) and len(index) <= len(trained_on) + left_out and classes == set(index.classes):
         row_of = {path: row for row, path in enumerate(index.paths)}
         given = select_rows(index, [row_of[path] for path in paths])
-        if _has_other_split(run, trained_on, given):
+        if _has_other_split(settings, trained_on, given):
             return index, [Notice(f"the splits of {data} count, not those that the run was trained with")]
         moved, notes = _take_targets(trained_on, given, data)
         if group_column != AUTO:
@@ -250,12 +254,11 @@ def _find_index(run: RunFolder, trained_on: Index, request: EvalRequest) -> Step
     return index, [Notice(text)]
 
 
-def _has_other_split(run: RunFolder, trained_on: Index, given: Index) -> bool:
+def _has_other_split(settings: Mapping[str, Any], trained_on: Index, given: Index) -> bool:
     """Return True if the data have splits of their own, and the run's split does not follow them.
 
     The run may have taken a split that the data lack from their training images, or from rows without a split.
     """
-    settings = _read_settings(run)
     given = release_val(given) if settings.get("resplit_val") else given
     splits = set(given.splits) - {""}
     if not splits or any(map(is_fold, trained_on.splits)) or settings.get("resplit"):
@@ -311,13 +314,12 @@ def _compare_content(
     return moved, []
 
 
-def _scan_like_run(run: RunFolder, trained_on: Index, data: Path, group_column: str) -> Index:
+def _scan_like_run(settings: Mapping[str, Any], trained_on: Index, data: Path, group_column: str) -> Index:
     """Scan data for the task of a run with its columns; if that fails, without them, then with all of its options."""
     classes, task = trained_on.classes, trained_on.task_record
     plain = TableOptions(group_column=group_column, known_labels=classes)
     if task:
         plain = replace(plain, task=task["name"])
-    settings = _read_settings(run)
     own = {name: settings[name] for name in TABLE_SETTINGS if name in settings and name != "task"}
     if group_column != AUTO:
         own["group_column"] = group_column
@@ -345,10 +347,10 @@ def _read_settings(run: RunFolder) -> dict[str, Any]:
         return {}
 
 
-def _group_like_run(run: RunFolder, index: Index, group_column: str) -> Steps[tuple[Index, Grouping]]:
+def _group_like_run(settings: Mapping[str, Any], index: Index, group_column: str) -> Steps[tuple[Index, Grouping]]:
     """Return other data with groups by the rule that the run was trained with; by `auto` where that does not fit."""
-    settings = _read_settings(run) if group_column == AUTO else {}
+    rule = settings.get("group_from", AUTO) if group_column == AUTO else AUTO
     try:
-        return (yield from group_steps(index, settings.get("group_from", AUTO)))
+        return (yield from group_steps(index, rule))
     except ConvnextError:
         return (yield from group_steps(index, AUTO))

@@ -50,8 +50,8 @@ def trained(tmp_path: Path) -> tuple[RunFolder, Index]:
 
 
 def evaluate(run: RunFolder, data: Path) -> tuple[int, list[str], Overlap | None]:
-    test_set, notes = finish(choose_test_set(run, EvalRequest(data=data)))
-    more, overlap = drain(find_leakage(run, test_set, None))
+    test_set, notes = finish(choose_test_set(run, run.read_split(), EvalRequest(data=data)))
+    more, overlap = drain(find_leakage(run, run.read_split(), test_set, None))
     return len(test_set.rows), [note.text for note in (*notes, *more)], overlap
 
 

@@ -75,7 +75,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def choose(run: RunFolder, **options: Any) -> tuple[Any, list[Notice]]:
-    return finish(choose_test_set(run, EvalRequest(**options)))
+    return finish(choose_test_set(run, run.read_split(), EvalRequest(**options)))
 
 
 def test_split_without_images_is_refused_with_those_there_are(run: RunFolder) -> None:
@@ -91,7 +91,7 @@ def test_training_images_are_evaluated_with_a_warning(run: RunFolder) -> None:
     ):
         test_set, notes = choose(run, split=split)
         assert (test_set.split, test_set.rows, notes) == (split, rows, [])
-        leakage = finish(find_leakage(run, test_set, None))[0]
+        leakage = finish(find_leakage(run, run.read_split(), test_set, None))[0]
         expected = f"the model was trained on {images}: the metrics do not show its performance on new images"
         assert [(note.text, note.severity) for note in leakage] == ([(expected, "warning")] if images else [])
 
@@ -117,11 +117,11 @@ def test_guessed_groups_and_leakage_of_the_audit_are_noted(run: RunFolder) -> No
     guess = {"certainty": "unsure", "evidence": "2 names of 4"}
     run.write_split(replace(run.read_split(), groups=("p1", "p1", "p2", "p3")))
     run.write(AUDIT, {"findings": [finding, finding | {"falsifies": False}], "groups": guess})
-    guessed, leakage = finish(find_leakage(run, choose(run)[0], run.read(AUDIT, AuditRecord)))[0]
+    guessed, leakage = finish(find_leakage(run, run.read_split(), choose(run)[0], run.read(AUDIT, AuditRecord)))[0]
     assert guessed.text == "the 95% CIs rely on guessed groups: 2 names of 4; --group-from none ignores them"
     assert (leakage.text, leakage.severity) == ("2 duplicates. The scores are too high", "warning")
     ungrouped, _ = choose(run, group_from="none")
-    assert finish(find_leakage(run, ungrouped, run.read(AUDIT, AuditRecord)))[0] == [leakage]
+    assert finish(find_leakage(run, run.read_split(), ungrouped, run.read(AUDIT, AuditRecord)))[0] == [leakage]
 
 
 def test_guessed_groups_of_other_images_are_noted_unless_the_request_has_others(run: RunFolder, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_moved_folder_is_read_with_the_options_of_the_run(run: RunFolder, tmp_pa
     (tmp_path / "data").rename(tmp_path / "moved")
     for path in sorted((tmp_path / "moved").rglob("*.png")):
         path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))  # as a copy by way of a Mac has them
-    test_set, _ = finish(choose_test_set(run, EvalRequest(data=tmp_path / "moved")))
+    test_set, _ = finish(choose_test_set(run, run.read_split(), EvalRequest(data=tmp_path / "moved")))
     assert (test_set.split, len(test_set.rows)) == ("test", 2)
     assert all((test_set.index.root / path).is_file() for path in test_set.index.paths)
 
