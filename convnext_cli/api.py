@@ -184,12 +184,10 @@ def make_train_request(options: Mapping[str, Any]) -> TrainRequest:
     check_settings(settings)
     choices = {name: Choice(value=value, source="flag") for name, value in settings.items()}
     if sources.config is not None:
-        from convnext_cli.recipes.plan import override_choices, read_choices, read_plan
+        from convnext_cli.recipes.plan import override_choices, read_plan
 
         plan = read_plan(sources.config)
-        choices = override_choices(
-            read_choices(sources.config), choices, same_model=request.get("model") in (None, plan.model)
-        )
+        choices = override_choices(plan.choices, choices, same_model=request.get("model") in (None, plan.model))
         request = {"model": plan.model, "weights": plan.weights or "auto", "teacher": plan.teacher} | request
     return make_request(TrainRequest, request | {"choices": choices})
 

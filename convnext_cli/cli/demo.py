@@ -122,10 +122,10 @@ def _check_folder(folder: Path) -> None:
 
 def _is_demo_run(run: "RunFolder") -> bool:
     """Return True if the demo chose the settings of a run."""
-    from convnext_cli.recipes.plan import read_reasons
+    from convnext_cli.recipes.plan import read_plan
 
     try:
-        return any(reason.startswith(SOURCE) for reason in read_reasons(run.plan).values())
+        return any(reason.startswith(SOURCE) for reason in read_plan(run.plan).reasons.values())
     except (UsageError, OSError):  # damaged
         return False
 

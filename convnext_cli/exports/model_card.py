@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from convnext_cli.data.index import Index
 from convnext_cli.inference.calibration import read_calibration
@@ -15,7 +14,7 @@ from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import BUILTIN
 from convnext_cli.models.licenses import is_non_commercial
 from convnext_cli.models.weights import read_weights_license
-from convnext_cli.recipes.plan import read_optional_plan, read_reasons
+from convnext_cli.recipes.plan import PlanFile, read_optional_plan
 from convnext_cli.recipes.settings import UNKNOWN
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import PretrainedCfg
@@ -89,7 +88,7 @@ def render_card(run: RunFolder, evaluation: Evaluation | None, license: License)
         f"## Training data\n\n{_describe_data(index)}",
         f"## Evaluation\n\n{_describe_evaluation(evaluation) if evaluation else _describe_validation(run)}",
         f"## Limitations\n\n{LIMITATIONS}",
-        f"## Training settings\n\n{_describe_settings(run, plan.settings)}",
+        f"## Training settings\n\n{_describe_settings(plan)}",
     )
     return "\n\n".join(parts) + "\n"
 
@@ -223,9 +222,9 @@ def _describe_preprocessing(preprocessing: PretrainedCfg) -> str:
     )
 
 
-def _describe_settings(run: RunFolder, settings: dict[str, Any]) -> str:
-    reasons = read_reasons(run.plan) if settings else {}
-    rows = [(name, str(value), reasons.get(name, "")) for name, value in settings.items() if name not in PATHS]
+def _describe_settings(plan: PlanFile) -> str:
+    reasons = plan.reasons
+    rows = [(name, str(value), reasons.get(name, "")) for name, value in plan.settings.items() if name not in PATHS]
     return _render_table(("setting", "value", "source"), rows)
 
 

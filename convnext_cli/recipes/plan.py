@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import tomli_w
 
@@ -83,7 +83,7 @@ class Plan:
         return replace(self, choices={**self.choices, "epochs": epochs, "warmup_epochs": warmup})
 
     def to_toml(self) -> str:
-        """Return the plan as TOML: values with their help, then their sources and reasons. `read_choices` reads it.
+        """Return the plan as TOML: values with their help, then their sources and reasons. `read_plan` reads it.
 
         Raises:
             UsageError: a value is not Unicode text (a file name in another encoding).
@@ -113,62 +113,94 @@ def _to_toml(name: str, value: Any) -> str:
     return tomli_w.dumps({name: value}).rstrip("\n")
 
 
-class PlanFile(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanFile:
     """The contents of a plan file; None where it does not name a model, weights or a teacher."""
 
-    model: str | None
-    weights: str | None
-    teacher: str | None
-    settings: dict[str, Any]
+    model: str | None = None
+    weights: str | None = None
+    teacher: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    records: dict[str, Any] | None = None
+    """The table `reasons`: value, source and reason of each setting, as the file was made; None in version 0.1.0."""
+    comments: dict[str, str] = field(default_factory=dict)
+    """The reasons of that version, which has them in comments."""
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        """The settings with their sources and reasons, for another command.
+
+        The source is `plan` for values without a record, for edited values, and for flags of the command that made it.
+        """
+        choices = {name: _hand_on(choice) for name, choice in self._restore().items()}
+        if self.settings.keys() >= {"image_size", "min_crop_area"}:  # a whole plan, perhaps of version 0.1.0
+            for name, value in BEFORE_FIT.items():
+                reason = "the plan is older than this setting"
+                choices.setdefault(name, Choice(value=value, source="plan", reason=reason))
+        return choices
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Source and reason of each setting as text, for a run's own plan; empty if the file has none."""
+        if self.records is None:
+            return self.comments
+        return {
+            name: f"{choice.source} ({choice.reason})" if choice.reason else choice.source
+            for name, choice in self._restore().items()
+        }
+
+    def _restore(self) -> dict[str, Choice]:
+        records = self.records or {}
+        return {name: _restore(value, records.get(name)) for name, value in self.settings.items()}
 
 
 def read_plan(path: Path) -> PlanFile:
-    """Read a plan file, without the reasons of its settings.
+    """Read and check a plan file.
 
     Raises:
         UsageError: it cannot be read, or holds unknown keys or values; all are named.
     """
-    raw = _read_tables(path)
-    return PlanFile(raw.get("model"), raw.get("weights"), raw.get("teacher"), raw.get("settings", {}))
+    remedy = "Give a TOML file as `finetune` writes it"
+    try:
+        text, _ = decode_text(path.read_bytes(), f"the plan {path}")  # an editor may have saved it in another encoding
+        raw = tomllib.loads(text)
+    except DataError as error:
+        raise UsageError(error.problem, remedy) from error
+    except (OSError, tomllib.TOMLDecodeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"cannot read the plan {path}: {reason}", remedy) from error
+    kinds = {"model": str, "weights": str, "teacher": str, "settings": dict, "reasons": dict}
+    unknown = [f"{key!r} is not a key of a plan. {suggest(key, kinds)}".rstrip() for key in raw if key not in kinds]
+    if unknown:
+        raise UsageError("; ".join(unknown), f"A plan has {', '.join(kinds)}")
+    wrong = [
+        f"{key} must be a {'table' if kinds[key] is dict else 'text'}"
+        for key in raw
+        if not isinstance(raw[key], kinds[key])
+    ]
+    if not wrong:
+        settings = raw.get("settings", {})
+        wrong = [
+            f"reasons.{name} must have value, source and reason"
+            for name, row in raw.get("reasons", {}).items()
+            if not _is_reason(row) and row != settings.get(name)  # edited by replace-all: no reason is left
+        ]
+    if wrong:
+        raise UsageError("; ".join(wrong), "A plan is what `recommend -o` writes")
+    check_settings(raw.get("settings", {}))
+    return PlanFile(
+        model=raw.get("model"),
+        weights=raw.get("weights"),
+        teacher=raw.get("teacher"),
+        settings=raw.get("settings", {}),
+        records=raw.get("reasons"),
+        comments={} if "reasons" in raw else parse_comments(text),
+    )
 
 
 def read_optional_plan(path: Path) -> PlanFile:
     """Read the plan file of a run as `read_plan` does; an empty one if it is missing, as only training needs it."""
-    return read_plan(path) if path.exists() else PlanFile(None, None, None, {})
-
-
-def read_choices(path: Path) -> dict[str, Choice]:
-    """Read a plan file's settings with their sources and reasons.
-
-    The source is `plan` for values without a record, for edited values, and for flags of the command that made it.
-
-    Raises:
-        UsageError: as `read_plan`.
-    """
-    raw = _read_tables(path)
-    recorded, settings = raw.get("reasons", {}), raw.get("settings", {})
-    choices = {name: _hand_on(_restore(value, recorded.get(name))) for name, value in settings.items()}
-    if settings.keys() >= {"image_size", "min_crop_area"}:  # a whole plan, perhaps of version 0.1.0
-        for name, value in BEFORE_FIT.items():
-            choices.setdefault(name, Choice(value=value, source="plan", reason="the plan is older than this setting"))
-    return choices
-
-
-def read_reasons(path: Path) -> dict[str, str]:
-    """Return the source and reason of each setting of a run's plan as text; empty if the file has none.
-
-    Raises:
-        UsageError: as `read_plan`.
-        OSError: the file cannot be read.
-    """
-    raw = _read_tables(path)
-    if "reasons" not in raw:
-        return parse_comments(_read_text(path))
-    choices = {name: _restore(value, raw["reasons"].get(name)) for name, value in raw.get("settings", {}).items()}
-    return {
-        name: f"{choice.source} ({choice.reason})" if choice.reason else choice.source
-        for name, choice in choices.items()
-    }
+    return read_plan(path) if path.exists() else PlanFile()
 
 
 def parse_comments(text: str) -> dict[str, str]:
@@ -215,47 +247,6 @@ _DEPENDENCIES = {
     "image_size": ("model", "fit"),
     "crop_pct": ("model", "fit"),
 }
-
-
-def _read_text(path: Path) -> str:
-    """Return the text of a plan, which an editor may have saved in another encoding."""
-    return decode_text(path.read_bytes(), f"the plan {path}")[0]
-
-
-def _read_tables(path: Path) -> dict[str, Any]:
-    """Read and check a plan file.
-
-    Raises:
-        UsageError: it cannot be read, or holds unknown keys or values; all are named.
-    """
-    remedy = "Give a TOML file as `finetune` writes it"
-    try:
-        raw = tomllib.loads(_read_text(path))
-    except DataError as error:
-        raise UsageError(error.problem, remedy) from error
-    except (OSError, tomllib.TOMLDecodeError, RecursionError) as error:
-        text = f"cannot read the plan {path}: {error.strerror if isinstance(error, OSError) else error}"
-        raise UsageError(text, remedy) from error
-    kinds = {"model": str, "weights": str, "teacher": str, "settings": dict, "reasons": dict}
-    unknown = [f"{key!r} is not a key of a plan. {suggest(key, kinds)}".rstrip() for key in raw if key not in kinds]
-    if unknown:
-        raise UsageError("; ".join(unknown), f"A plan has {', '.join(kinds)}")
-    wrong = [
-        f"{key} must be a {'table' if kinds[key] is dict else 'text'}"
-        for key in raw
-        if not isinstance(raw[key], kinds[key])
-    ]
-    if not wrong:
-        settings = raw.get("settings", {})
-        wrong = [
-            f"reasons.{name} must have value, source and reason"
-            for name, row in raw.get("reasons", {}).items()
-            if not _is_reason(row) and row != settings.get(name)  # edited by replace-all: no reason is left
-        ]
-    if wrong:
-        raise UsageError("; ".join(wrong), "A plan is what `recommend -o` writes")
-    check_settings(raw.get("settings", {}))
-    return raw
 
 
 def _is_reason(row: Any) -> bool:

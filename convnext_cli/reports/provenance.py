@@ -5,7 +5,7 @@ from convnext_cli.data.index import describe_skipped
 from convnext_cli.errors import UsageError
 from convnext_cli.models.licenses import is_non_commercial
 from convnext_cli.progress import Notice
-from convnext_cli.recipes.plan import read_plan, read_reasons
+from convnext_cli.recipes.plan import read_plan
 from convnext_cli.reports import plots
 from convnext_cli.reports.section import Column, Listing, Plot, Plots, ReportData, Section, Table
 from convnext_cli.runs.files import ENVIRONMENT
@@ -100,10 +100,11 @@ def show_settings(report: ReportData) -> Section | None:
 def _read_settings(run: RunFolder) -> list[tuple[str, str, str]]:
     """Return the settings with their reasons; none where the plan is gone or cannot be read."""
     try:
-        settings, reasons = read_plan(run.plan).settings, read_reasons(run.plan)
-    except (UsageError, OSError):
+        plan = read_plan(run.plan)
+    except UsageError:
         return []
-    return [(name, str(value), reasons.get(name, "")) for name, value in settings.items()]
+    reasons = plan.reasons
+    return [(name, str(value), reasons.get(name, "")) for name, value in plan.settings.items()]
 
 
 def show_limits(report: ReportData) -> Section:

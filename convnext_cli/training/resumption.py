@@ -14,7 +14,7 @@ from convnext_cli.machine import count_restarts, detect_machine
 from convnext_cli.models.catalog import find_model
 from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice
-from convnext_cli.recipes.plan import Plan, read_choices, read_plan
+from convnext_cli.recipes.plan import Plan, read_plan
 from convnext_cli.recipes.settings import READING_SETTINGS, Choice, declare_settings, default_settings
 from convnext_cli.runs.folder import RESTART_REMEDY, RUN_REMEDY, RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
@@ -118,7 +118,7 @@ def _read_complete_plan(run: RunFolder) -> Plan:
     if plan.model is None:
         raise RunError(f"{run.plan} names no model", RESTART_REMEDY)
     choices = {name: Choice(value=value, source="default") for name, value in default_settings().items()}
-    choices |= read_choices(run.plan)
+    choices |= plan.choices
     if missing := [name for name in declare_settings() if name not in choices]:
         raise RunError(f"{run.plan} lacks {', '.join(missing)}", RESTART_REMEDY)
     return Plan(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from convnext_cli.cli import console
 from convnext_cli.models.catalog import load_builtin
-from convnext_cli.recipes.plan import read_choices
+from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.files import CALIBRATION
 from convnext_cli.runs.folder import RunFolder
 from tests.conftest import ROOT, Convnext, Outcome, save_image
@@ -178,7 +178,9 @@ def test_recommend_writes_a_plan_that_finetune_reads(convnext: Convnext, digits:
     assert json.loads(outcome.out)["calibration"].keys() == json.loads(
         Path("run/calibration.json").read_text()
     ).keys() | {"label_scale", "label_offset", "label_thresholds", "margin"}
-    epochs, freeze_epochs = (read_choices(tmp_path / "run/plan.toml")[name] for name in ("epochs", "freeze_epochs"))
+    epochs, freeze_epochs = (
+        read_plan(tmp_path / "run/plan.toml").choices[name] for name in ("epochs", "freeze_epochs")
+    )
     assert (epochs.value, epochs.source) == (1, "plan"), "a flag of another command"
     assert (freeze_epochs.value, freeze_epochs.source) == (10, "measured")
 

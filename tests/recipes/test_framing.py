@@ -12,7 +12,7 @@ from convnext_cli.errors import UsageError
 from convnext_cli.models.catalog import find_model
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint, compute_fingerprint
 from convnext_cli.recipes.framing import apply_framing, warn_unseen
-from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan, read_choices
+from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan, read_plan
 from convnext_cli.recipes.recommendation import measure_plan_unseen
 from convnext_cli.recipes.settings import Choice, check_settings, expand_settings
 
@@ -97,14 +97,14 @@ def test_other_recipes_keep_the_framing_of_the_weights(recipe: str) -> None:
 def test_a_plan_file_keeps_the_framing_and_an_earlier_one_that_of_the_weights(tmp_path: Path) -> None:
     path, plan = tmp_path / "plan.toml", plan_for(make_shapes((640, 480)), fit="auto")
     path.write_text(plan.to_toml())
-    choices = read_choices(path)
+    choices = read_plan(path).choices
     assert [choices[name].value for name in ("fit", "crop_pct", "image_size")] == ["squash", 1.0, "192x256"]
     lines = path.read_text().splitlines()
     path.write_text("\n".join(line for line in lines if not line.startswith(("fit =", "crop_pct ="))))
-    choices = read_choices(path)
+    choices = read_plan(path).choices
     assert [choices[name].value for name in ("fit", "crop_pct")] == ["weights", "auto"]
     path.write_text("[settings]\nepochs = 3\n")
-    assert "fit" not in read_choices(path)
+    assert "fit" not in read_plan(path).choices
 
 
 def test_unseen_area_is_told_by_class() -> None:

@@ -27,9 +27,7 @@ from convnext_cli.recipes.plan import (
     make_plan,
     override_choices,
     parse_comments,
-    read_choices,
     read_plan,
-    read_reasons,
 )
 from convnext_cli.recipes.rules import choose_image_size, explain_lr
 from convnext_cli.recipes.settings import (
@@ -163,7 +161,7 @@ def test_plan_file_keeps_sources_and_reasons(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     plan = plan_for("convnext_small", epochs=4, exclude="of/\U0001f600.txt")
     path.write_text(plan.to_toml())
-    choices = read_choices(path)
+    choices = read_plan(path).choices
     flags = {"epochs", "exclude"}
     assert {name: choices[name] for name in choices if name not in flags} == {
         name: choice for name, choice in plan.choices.items() if name not in flags
@@ -172,14 +170,14 @@ def test_plan_file_keeps_sources_and_reasons(tmp_path: Path) -> None:
     assert read_plan(path).settings["exclude"] == "of/\U0001f600.txt"
     again = make_plan(inputs_for(plan.model, choices=choices))
     assert {name: again.choices[name] for name in choices} == choices
-    assert read_reasons(path)["image_size"] == "rule (the input size of in12k_ft_in1k)"
-    assert read_reasons(path)["epochs"] == "flag", "for a run's own plan, in its report"
+    assert read_plan(path).reasons["image_size"] == "rule (the input size of in12k_ft_in1k)"
+    assert read_plan(path).reasons["epochs"] == "flag", "for a run's own plan, in its report"
 
 
 def test_edited_values_lose_their_reason(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     path.write_text(plan_for("convnext_small").to_toml().replace("\nweight_decay = 0.05\n", "\nweight_decay = 0.1\n"))
-    edited = read_choices(path)["weight_decay"]
+    edited = read_plan(path).choices["weight_decay"]
     assert edited == Choice(value=0.1, source="plan", reason="edited; it was 0.05 (from specification 3.3)")
 
 
@@ -188,12 +186,12 @@ def test_flags_replace_the_reasons_that_they_contradict(tmp_path: Path) -> None:
     plan = plan_for("convnext_small")
     path.write_text(plan.to_toml())
     batch = {"batch_size": Choice(value=32, source="flag")}
-    merged = override_choices(read_choices(path), batch, same_model=True)
+    merged = override_choices(read_plan(path).choices, batch, same_model=True)
     assert merged["lr"] == Choice(value=plan.settings.lr, source="plan", reason="chosen for batch_size 128")
     assert merged["weight_decay"].source == "specification 3.3"
-    same = override_choices(read_choices(path), {"batch_size": Choice(value=128, source="flag")}, same_model=True)
+    same = override_choices(read_plan(path).choices, {"batch_size": Choice(value=128, source="flag")}, same_model=True)
     assert same["lr"].source == plan.choices["lr"].source
-    other = override_choices(read_choices(path), {}, same_model=False)
+    other = override_choices(read_plan(path).choices, {}, same_model=False)
     assert other["image_size"].reason == "chosen for another model"
 
 
@@ -205,9 +203,9 @@ def test_reasons_in_comments_of_version_0_1_are_read(tmp_path: Path) -> None:
         "# Training images are turned by at most this, either way; 0 is off From augmentation light.\nrotation = 0.0\n"
         "lr = 0.001\n"
     )
-    assert {name: choice.value for name, choice in read_choices(path).items()} == read_plan(path).settings
-    assert {choice.source for choice in read_choices(path).values()} == {"plan"}
-    assert read_reasons(path) == {
+    assert {name: choice.value for name, choice in read_plan(path).choices.items()} == read_plan(path).settings
+    assert {choice.source for choice in read_plan(path).choices.values()} == {"plan"}
+    assert read_plan(path).reasons == {
         "epochs": "specification 5, small (3.2 has 300; a note (here))",
         "rotation": "augmentation light",
     }
@@ -254,7 +252,7 @@ def test_all_problems_of_a_plan_file_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"reasons\.lr must have value.*reasons\.epochs must"):
         read_plan(path)
     path.write_text("[settings]\nepochs = 4\n[reasons]\nepochs = 4")  # as an editor's "replace all" leaves it
-    assert read_choices(path) == {"epochs": Choice(value=4, source="plan")}
+    assert read_plan(path).choices == {"epochs": Choice(value=4, source="plan")}
     path.write_text("= nothing")
     with pytest.raises(UsageError, match="cannot read the plan"):
         read_plan(path)

@@ -81,7 +81,8 @@ def test_curves_of_each_fold_are_drawn_though_all_have_as_many_epochs(data: Path
 def test_fold_equals_the_same_fold_trained_alone(data: Path, folds_run: FoldsFolder) -> None:
     train(folds_request(data, "alone", fold=2))
     assert Path("alone/model.safetensors").read_bytes() == weights_of(folds_run)[1]
-    assert read_plan(Path("alone/plan.toml")) == read_plan(folds_run.run(2).plan)
+    alone, fold = read_plan(Path("alone/plan.toml")), read_plan(folds_run.run(2).plan)
+    assert replace(alone, records=None) == replace(fold, records=None), "but for the sources"
     assert weights_of(folds_run)[0] != weights_of(folds_run)[1]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from convnext_cli import api, finetune
-from convnext_cli.recipes.plan import read_choices, read_plan
+from convnext_cli.recipes.plan import read_plan
 from convnext_cli.recipes.settings import Choice
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.crossvalidation import cross_validate_steps
@@ -109,9 +109,9 @@ def test_resumed_run_draws_the_plot_that_a_kill_prevented(data: Path) -> None:
 def test_plan_of_an_earlier_version_keeps_the_name_of_its_source(result: RunFolder, tmp_path: Path) -> None:
     earlier = tmp_path / "plan.toml"
     earlier.write_text(result.plan.read_text().replace('source = "range test"', 'source = "lr sweep"'))
-    choices = read_choices(result.plan)
+    choices = read_plan(result.plan).choices
     assert choices["lr"].source == "range test"
-    assert read_choices(earlier) == choices | {"lr": replace(choices["lr"], source="lr sweep")}
+    assert read_plan(earlier).choices == choices | {"lr": replace(choices["lr"], source="lr sweep")}
 
 
 def test_range_test_depends_on_the_seed(data: Path, result: RunFolder) -> None:
