@@ -43,12 +43,12 @@ class Finding:
     """One kind of fault, with all its cases."""
 
     kind: Kind
-    severity: Literal["warning", "note"]
+    severity: Literal["warning", "note"] = "note"
     """`warning` if it makes test scores wrong, else `note`."""
     title: str
-    count: int
+    count: int = 0
     """Number of cases; 0 if the finding is about the whole data set."""
-    examples: tuple[str, ...]
+    examples: tuple[str, ...] = ()
     effect: str
     """Its effect on the result."""
     action: str

@@ -121,7 +121,6 @@ def _find_unreadable(evidence: Evidence) -> Iterator[Finding]:
         rows = list(errors)
         yield Finding(
             kind=Kind.UNREADABLE,
-            severity="note",
             title=format_count(len(rows), "file cannot be read as an image", "files cannot be read as images"),
             count=len(rows),
             examples=tuple(errors[row] for row in rows[:EXAMPLES]),
@@ -139,7 +138,6 @@ def _find_duplicates(evidence: Evidence) -> Iterator[Finding]:
         if clusters := [rows for rows in every if rows not in reported]:
             yield Finding(
                 kind=kind,
-                severity="note",
                 title=f"{kind}: {_count_images(clusters)} stored more than once ({name})",
                 count=len(clusters),
                 examples=_show(evidence.index, clusters),
@@ -162,7 +160,6 @@ def _find_similar(evidence: Evidence) -> Iterator[Finding]:
     images = f"({len({row for pair in shown for row in pair}):,} images)"
     yield Finding(
         kind=Kind.SIMILAR_ACROSS_SPLITS if across else Kind.SIMILAR,
-        severity="note",
         title=f"possible leakage: {name} {images} in two splits, perhaps of one subject"
         if across
         else f"{name} {images}, perhaps of one subject",
@@ -179,7 +176,6 @@ def _find_alike_names(evidence: Evidence) -> Iterator[Finding]:
     if alike := find_alike(evidence.index.classes):
         yield Finding(
             kind=Kind.ALIKE_CLASS_NAMES,
-            severity="note",
             title="class names that differ only in case, hyphens or zeros",
             count=len(alike),
             examples=tuple(" and ".join(names) for names in alike[:EXAMPLES]),
@@ -195,7 +191,6 @@ def _find_small_classes(evidence: Evidence) -> Iterator[Finding]:
         whose = "its" if len(small) == 1 else "their"
         yield Finding(
             kind=Kind.SMALL_CLASSES,
-            severity="note",
             title=f"{format_count(len(small), 'class has', 'classes have')} fewer than {MIN_IMAGES} images",
             count=len(small),
             examples=tuple(f"{name}: {n}" for name, n in small[:EXAMPLES]),
@@ -211,9 +206,7 @@ def _find_shortcuts(evidence: Evidence) -> Iterator[Finding]:
             score, spread, chance = map(format_percent, (shortcut.score, shortcut.spread, shortcut.chance))
             yield Finding(
                 kind=kind,
-                severity="note",
                 title=f"classes predictable from the {name} alone",
-                count=0,
                 examples=(f"balanced accuracy {score}% ± {spread}%; chance {chance}%",),
                 effect="the model may learn this instead of what the images show, and fail on images from elsewhere"
                 + ("; padding and squashing show the model the proportions" if shortcut.name == "size" else ""),
@@ -227,9 +220,7 @@ def _find_unseen_area(evidence: Evidence) -> Iterator[Finding]:
         ordered = sorted(unseen.by_class.items(), key=lambda item: -item[1])
         yield Finding(
             kind=Kind.UNSEEN_AREA,
-            severity="note",
             title=f"a square centre crop never sees {format_percent(unseen.area)}% of the images' area, on average",
-            count=0,
             examples=tuple(f"{name}: {format_percent(area)}%" for name, area in ordered[:EXAMPLES] if name),
             effect="what lies at the edge has no effect on the prediction of a model that crops"
             + ("; the area differs by class" if unseen.is_uneven else ""),
@@ -241,11 +232,9 @@ def _find_uncompared(evidence: Evidence) -> Iterator[Finding]:
     if pairs := evidence.duplicates.unchecked:
         yield Finding(
             kind=Kind.NOT_COMPARED,
-            severity="note",
             title=f"{format_count(pairs, 'pair of similar images was', 'pairs of similar images were')} not compared: "
             "too many",
             count=pairs,
-            examples=(),
             effect="near-duplicates among them are not detected",
             action="none",
         )
