@@ -159,15 +159,16 @@ def read_novelty(run: RunFolder) -> NoveltyModel:
     Raises:
         RunError: the arrays are missing or damaged, or those of an earlier version's OOD score.
     """
-    if "precision" not in run.read_calibration_arrays():
+    arrays, path = run.read_calibration_arrays(), CALIBRATION_ARRAYS.path(run.path)
+    if "precision" not in arrays:
         raise RunError(
             f"{run.path} was calibrated by an earlier version, with another OOD score",
             f"Calibrate it again with `convnext eval {quote(run.path)}`",
         )
-    bank, mean, precision = (_read_array(run, name, ndim) for name, ndim in _NOVELTY_ARRAYS.items())
+    bank, mean, precision = (_get_array(arrays, path, name, ndim) for name, ndim in _NOVELTY_ARRAYS.items())
     if mean.shape != (NUMBERS,) or precision.shape != (NUMBERS, NUMBERS):
         problem = f"mean and precision have shapes {mean.shape} and {precision.shape}"
-        raise RunError(f"{CALIBRATION_ARRAYS.path(run.path)} cannot be read: {problem}", CALIBRATION.remedy)
+        raise RunError(f"{path} cannot be read: {problem}", CALIBRATION.remedy)
     return NoveltyModel(bank=bank, mean=mean, precision=precision)
 
 
@@ -178,31 +179,32 @@ def read_validation(run: RunFolder, calibration: Calibration, model: Classifier)
         RunError: they are missing or damaged, or of other images or classes.
     """
     task, num_classes = model.task, len(model.classes)
-    logits, labels = _read_array(run, "val_logits", 2), _read_array(run, "val_labels", has_values=task.has_values)
+    arrays, path = run.read_calibration_arrays(), CALIBRATION_ARRAYS.path(run.path)
+    logits = _get_array(arrays, path, "val_logits", 2)
+    labels = _get_array(arrays, path, "val_labels", 1, has_values=task.has_values)
     if logits.shape != (calibration.images, task.count_outputs(num_classes)) or len(labels) != len(logits):
         raise RunError(
-            f"{CALIBRATION_ARRAYS.path(run.path)} cannot be read: val_logits {logits.shape}, val_labels "
-            f"{labels.shape} are not of {format_count(calibration.images, 'image')} and "
-            f"{format_count(num_classes, 'class')}",
+            f"{path} cannot be read: val_logits {logits.shape}, val_labels {labels.shape} are not of "
+            f"{format_count(calibration.images, 'image')} and {format_count(num_classes, 'class')}",
             CALIBRATION_ARRAYS.remedy,
         )
     return logits, labels
 
 
-def _read_array(run: RunFolder, name: str, ndim: int | None = 1, *, has_values: bool = False) -> NDArray[Any]:
-    """Return an array of `calibration.safetensors`.
+def _get_array(
+    arrays: dict[str, NDArray[Any]], path: Path, name: str, ndim: int, *, has_values: bool = False
+) -> NDArray[Any]:
+    """Return one of the arrays of `calibration.safetensors`, which is at `path`.
 
     Targets with values (`has_values`) may be unknown (nan) and have any number of dimensions.
 
     Raises:
         RunError: it is missing or empty, has another number of dimensions, or values that are not finite.
     """
-    array = run.read_calibration_arrays().get(name)
+    array = arrays.get(name)
     if array is not None and array.size and has_values:
         return array
     if array is None or array.ndim != ndim or not array.size or not np.isfinite(array).all():
         problem = "is missing" if array is None else f"has shape {array.shape}, or values that are not finite"
-        raise RunError(
-            f"{CALIBRATION_ARRAYS.path(run.path)} cannot be read: {name} {problem}", CALIBRATION_ARRAYS.remedy
-        )
+        raise RunError(f"{path} cannot be read: {name} {problem}", CALIBRATION_ARRAYS.remedy)
     return array
