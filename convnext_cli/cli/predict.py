@@ -140,10 +140,9 @@ def find_run(run: Path | None, naming: str) -> Path:
 
 def _show_run_notes(run: Path, request: PredictRequest) -> None:
     """Show what weakens the run's predictions."""
-    from convnext_cli.inference.agreement import list_calibration_notes
     from convnext_cli.inference.prediction import list_run_notes
 
-    for note in [*(list_calibration_notes(run) if run.is_dir() else ()), *list_run_notes(run, request)]:
+    for note in list_run_notes(run, request):
         console.note(note)
 
 

@@ -1,7 +1,5 @@
 """Checks that the files of a run fit their schemas and each other, made before any of them is used."""
 
-from pathlib import Path
-
 from convnext_cli.encoding import find_name
 from convnext_cli.errors import DataError, RunError, UsageError
 from convnext_cli.images.preprocessing import CROP_MODES, format_size
@@ -9,11 +7,11 @@ from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.pooling import read_pooling
 from convnext_cli.options import AUTO
 from convnext_cli.recipes.plan import read_plan
-from convnext_cli.runs.files import CALIBRATION, CONFIG, ENVIRONMENT, METRICS, MODEL
+from convnext_cli.runs.files import CONFIG, ENVIRONMENT, METRICS
 from convnext_cli.runs.folder import RunFolder, resume_command
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.runs.records import Environment, FoldsResult
-from convnext_cli.text import format_count, quote
+from convnext_cli.text import format_count
 
 
 def check_records(run: RunFolder) -> None:
@@ -100,18 +98,3 @@ def describe_progress(run: RunFolder) -> str | None:
         f"the run has not finished: results are for the best weights of the first {epochs} of {planned}. "
         f"{resume_command(run.path)} continues it"
     )
-
-
-def list_calibration_notes(path: Path) -> list[str]:
-    """Return a note for each part of a run that has not finished or is not calibrated."""
-    folder = open_folder(path)
-    runs = folder.list_runs() if isinstance(folder, FoldsFolder) else [folder]
-    notes = [note for run in runs if (note := describe_progress(run)) is not None]
-    for run in runs:
-        if not run.is_finished or read_calibration(run) is not None:
-            continue
-        reason = f"{CALIBRATION.name} is missing"
-        if CALIBRATION.path(run.path).exists():
-            reason = f"{CALIBRATION.name} was fitted for other weights than {MODEL.name}"
-        notes.append(f"{run.path} is not calibrated: {reason}. `convnext eval {quote(path)}` fits it again")
-    return notes

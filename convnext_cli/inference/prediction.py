@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.errors import ImageError, UsageError
+from convnext_cli.inference.agreement import describe_progress
 from convnext_cli.inference.calibrated_classifier import CalibratedClassifier, open_calibrated
 from convnext_cli.inference.calibration import describe_unreliable_ood, read_calibration
 from convnext_cli.inference.heat_maps import prepare_heat_maps
@@ -20,10 +21,11 @@ from convnext_cli.inference.sources import ImageInput, Source, list_sources
 from convnext_cli.metrics.thresholds import Threshold, describe_unreachable
 from convnext_cli.options import make_path, make_request
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
-from convnext_cli.runs.files import CALIBRATION
+from convnext_cli.runs.files import CALIBRATION, MODEL
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.tasks.task import Outcome, Task
+from convnext_cli.text import quote
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,17 +132,23 @@ def predict(
 
 
 def list_run_notes(run: Path, request: PredictRequest) -> list[str]:
-    """Return notes on a run's predictions: an unreliable OOD score, targets that are out of reach or were missed."""
-    folder = RunFolder(run)
-    if not run.is_dir() or isinstance(open_folder(run), FoldsFolder):
+    """Return notes on what weakens the predictions of a run, or of a cross-validation's runs.
+
+    It has not finished or is not calibrated; its OOD score is unreliable; targets are out of reach or were missed.
+    """
+    if not run.is_dir():
         return []
-    if not request.abstain and not (folder.read_json(CALIBRATION) or {}).get("thresholds"):
-        return []  # the weights need not be read
+    folder = open_folder(run)
+    if isinstance(folder, FoldsFolder):
+        return [_explain_uncalibrated(each, run) for each in folder.list_runs() if read_calibration(each) is None]
     calibration = read_calibration(folder)
+    if calibration is None and folder.is_finished:
+        return [_explain_uncalibrated(folder, run)]
+    notes = [note] if (note := describe_progress(folder)) else []
     if calibration is None:
-        return []
-    unreliable = describe_unreliable_ood(calibration) if request.abstain else None
-    notes = [unreliable] if unreliable else []
+        return notes
+    if request.abstain and (unreliable := describe_unreliable_ood(calibration)):
+        notes.append(unreliable)
     if request.raw or request.calibration is not None:
         return notes
     fitted = read_pooling(folder) if request.per == "group" else calibration
@@ -148,6 +156,13 @@ def list_run_notes(run: Path, request: PredictRequest) -> list[str]:
     notes += [text for threshold in thresholds if (text := describe_unreachable(threshold))]
     missed = find_missed(folder, thresholds, request.per)
     return [*notes, *(f"target {name} was not met on the test split: {text}" for name, text in missed.items())]
+
+
+def _explain_uncalibrated(run: RunFolder, path: Path) -> str:
+    """Return why a run is not calibrated; `path` is its own, or that of its cross-validation."""
+    is_outdated = CALIBRATION.path(run.path).exists()
+    reason = f"was fitted for other weights than {MODEL.name}" if is_outdated else "is missing"
+    return f"{run.path} is not calibrated: {CALIBRATION.name} {reason}. `convnext eval {quote(path)}` fits it again"
 
 
 def predict_images(run: Path, sources: Sequence[Source], request: PredictRequest) -> Iterator[Prediction]:

@@ -16,11 +16,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from convnext_cli.errors import RunError
-from convnext_cli.inference.agreement import check_records, list_calibration_notes
+from convnext_cli.inference.agreement import check_records
 from convnext_cli.inference.calibration import read_calibration, read_novelty
 from convnext_cli.inference.evaluation import Evaluation, evaluate
 from convnext_cli.inference.operating_points import add_targets
-from convnext_cli.inference.prediction import predict
+from convnext_cli.inference.prediction import list_run_notes, predict
+from convnext_cli.inference.request import PredictRequest
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.metrics.thresholds import parse_target
 from convnext_cli.runs.files import RANGE_TEST
@@ -360,15 +361,15 @@ def test_unfinished_run_gives_a_notice(run_copy: RunFolder) -> None:
     run_copy.metrics.unlink()
     words = "the run has not finished: results are for the best weights of the first 1 of 1 epoch"
     assert any(words in text for text in list_texts(evaluate(run_copy.path)))
-    assert any(words in note for note in list_calibration_notes(run_copy.path))
+    assert any(words in note for note in list_run_notes(run_copy.path, PredictRequest()))
 
 
 def test_uncalibrated_probabilities_give_a_notice(run_copy: RunFolder) -> None:
-    assert list_calibration_notes(run_copy.path) == []
+    assert list_run_notes(run_copy.path, PredictRequest()) == []
     change(run_copy, "calibration.json", "weights", "00000000")
-    assert "was fitted for other weights than model.safetensors" in list_calibration_notes(run_copy.path)[0]
+    assert "was fitted for other weights than model.safetensors" in list_run_notes(run_copy.path, PredictRequest())[0]
     (run_copy.path / "calibration.json").unlink()
-    assert "calibration.json is missing" in list_calibration_notes(run_copy.path)[0]
+    assert "calibration.json is missing" in list_run_notes(run_copy.path, PredictRequest())[0]
 
 
 def test_failed_evaluation_is_not_counted(run_copy: RunFolder) -> None:
