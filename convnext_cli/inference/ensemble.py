@@ -103,7 +103,7 @@ class Ensemble(Classifier):
     def choose_classifier(self, index: Index, row: int) -> Classifier:
         """Return the out-of-fold member for an image of the folds, else the ensemble."""
         split = index.splits[row]
-        if is_fold(split) and self._is_own(index):
+        if is_fold(split) and index.has_split_of(self.trained_on):
             return next(m for fold, m in enumerate(self.members, start=1) if name_fold(fold) == split)
         return self
 
@@ -118,7 +118,8 @@ class Ensemble(Classifier):
             DataError: there is no row.
             ImageError: an image cannot be read.
         """
-        splits = {index.splits[row] if self._is_own(index) else "" for row in rows}
+        is_own = index.has_split_of(self.trained_on)
+        splits = {index.splits[row] if is_own else "" for row in rows}
         if not any(map(is_fold, splits)):
             return (yield from Classifier.classify_rows(self, index, rows, features=features, activity=activity))
         logits = np.empty((len(rows), self.task.count_outputs(len(self.classes))), np.float32)
@@ -132,10 +133,6 @@ class Ensemble(Classifier):
             done += len(split_rows)
         empty = np.empty((len(rows), 0), np.float32)
         return Outputs(logits=logits, features=empty, heat=empty)
-
-    def _is_own(self, index: Index) -> bool:
-        """Return whether an index is that of the cross-validation."""
-        return index.has_split_of(self.trained_on)
 
 
 def _shift_progress(event: Progress, *, offset: int, total: int) -> Progress:

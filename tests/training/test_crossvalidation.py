@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from convnext_cli import cross_validate, evaluate, export, predict
+from convnext_cli.data.index import Index
 from convnext_cli.data.split import is_fold
 from convnext_cli.errors import DataError, RunError, StoppedError, UsageError
 from convnext_cli.images.decode import decode_image
@@ -242,6 +243,21 @@ def test_ensemble_is_evaluated_on_the_common_test_split(folds_run: FoldsFolder) 
             evaluate(folds_run.path, split=split)
     with pytest.raises(UsageError, match="no validation images of its own"):
         evaluate(folds_run.path, targets=["sensitivity=0.9:1"])
+
+
+def test_splits_are_compared_once_for_all_rows(folds_run: FoldsFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[Index] = []
+    has_split_of = Index.has_split_of
+
+    def count(index: Index, other: Index) -> bool:
+        compared.append(index)
+        return has_split_of(index, other)
+
+    monkeypatch.setattr(Index, "has_split_of", count)
+    index, ensemble = folds_run.read_split(), open_classifier(folds_run)
+    rows = [row for row, split in enumerate(index.splits) if is_fold(split)]
+    finish(ensemble.classify_rows(index, rows))
+    assert len(compared) < 10 < len(rows), "each one compares all paths"
 
 
 def test_out_of_fold_predictions_come_from_models_not_trained_on_the_image(folds_run: FoldsFolder) -> None:
