@@ -17,7 +17,7 @@ from convnext_cli.cli.targets import show_points, show_targets
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
 from convnext_cli.metrics.registry import METRICS
-from convnext_cli.options import DATA, Option, make_request
+from convnext_cli.options import DATA, Option
 from convnext_cli.text import capitalise, format_count, format_p, quote, shorten_name
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class EvalFlags:
 def evaluate(_context: typer.Context, values: OptionValues) -> None:
     """Evaluate or compare runs: metrics with 95% CIs, and a report. The report is written into the run."""
     flags = values.make(EvalFlags)
-    request = _make_request(values, flags.paths)
+    runs, data = _sort_paths(flags.paths, values.get("data"))
+    request = values.make(EvalRequest, runs=tuple(runs or [find_run(None, EVAL_RUN)]), data=data)
     evaluations = run_evaluations(request)
     comparisons = _compare(evaluations)
     if flags.as_json:
@@ -75,14 +76,6 @@ def evaluate(_context: typer.Context, values: OptionValues) -> None:
         if request.save_calibration is not None:
             command += f" --calibration {quote(console.shorten_path(request.save_calibration))}"
         console.show(f"Next: {command}")
-
-
-def _make_request(values: OptionValues, paths: tuple[Path, ...]) -> EvalRequest:
-    """Return the request, with runs and data told apart, and the newest run where none is named."""
-    runs, data = _sort_paths(paths, values.get("data"))
-    runs = runs or [find_run(None, EVAL_RUN)]
-    request: EvalRequest = make_request(EvalRequest, values.select(EvalRequest) | {"runs": tuple(runs), "data": data})
-    return request
 
 
 def _sort_paths(paths: tuple[Path, ...], data: Path | None) -> tuple[list[Path], Path | None]:

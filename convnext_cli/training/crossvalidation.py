@@ -152,8 +152,8 @@ def _summarise(folder: FoldsFolder, number: int, accelerator: "Accelerator") -> 
 
     Only the first process evaluates the latter.
     """
-    folds = tuple(_read_fold(folder, fold) for fold in range(1, number + 1))
     index = folder.read_split()
+    folds = tuple(_read_fold(folder, fold, index.task.metrics) for fold in range(1, number + 1))
     left_out: list[LeftOut] = []
     if index.fold_names and accelerator.is_main_process:
         for fold, name in zip(folds, index.fold_names, strict=True):
@@ -212,8 +212,8 @@ def _set_fold(plan: Plan, choice: Choice) -> Plan:
     return replace(plan, choices={**plan.choices, "fold": choice})
 
 
-def _read_fold(folder: FoldsFolder, fold: int) -> Fold:
-    """Return the result of a finished fold.
+def _read_fold(folder: FoldsFolder, fold: int, metrics: type[MetricSet]) -> Fold:
+    """Return the result of a finished fold, whose metrics are of the given class.
 
     Raises:
         RunError: it is missing or damaged.
@@ -222,5 +222,5 @@ def _read_fold(folder: FoldsFolder, fold: int) -> Fold:
     result, remedy = run.read_result(), folder.remedy(METRICS)
     if result is None or result.val is None:
         raise RunError(f"{run.metrics} is missing, or has no validation metrics", remedy)
-    val: MetricSet = convert_record(result.val, folder.read_split().task.metrics, f"{run.metrics}, val,", remedy)
+    val = convert_record(result.val, metrics, f"{run.metrics}, val,", remedy)
     return Fold(fold=fold, run=run.path, epoch=result.epoch, val=val)
