@@ -27,7 +27,7 @@ from convnext_cli.runs.files import AUDIT
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import open_folder
 from convnext_cli.runs.records import AuditRecord, convert_record
-from convnext_cli.text import capitalise, format_count, format_part, format_percent
+from convnext_cli.text import format_count, format_part, format_percent
 
 MIN_SAME = 0.5  # fraction of equal images above which data with the names of the run's own count as its own
 
@@ -172,11 +172,11 @@ def _list_audit_notes(audit: AuditRecord | None, *, has_own_groups: bool) -> lis
     if has_own_groups and audit.groups.certainty == "unsure":
         text = f"the 95% CIs rely on guessed groups: {audit.groups.evidence}; --group-from none ignores them"
         notes.append(Notice(text))
-    for finding in audit.findings:
-        if finding.falsifies:
-            title = finding.title if finding.severity else f"{finding.count:,} x {finding.title}"
-            notes.append(Notice(f"{title}. {capitalise(finding.effect)}", "warning"))
-    return notes
+    return notes + [
+        Notice(finding.describe(), "warning" if finding.falsifies else "note")
+        for finding in audit.findings
+        if finding.falsifies or finding.is_possible_leakage
+    ]
 
 
 def _choose_from_folds(index: Index, split: str | None) -> tuple[TestSet, list[Notice]]:

@@ -11,7 +11,7 @@ from convnext_cli.reports.section import Column, Listing, Plot, Plots, ReportDat
 from convnext_cli.runs.files import ENVIRONMENT
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import Environment
-from convnext_cli.text import capitalise, format_count
+from convnext_cli.text import format_count
 
 
 def show_training(report: ReportData) -> Section | None:
@@ -61,8 +61,7 @@ def show_data(report: ReportData) -> Section:
             "The audit found nothing: all files readable, no duplicates, no leakage between splits, no shortcuts."
         )
     for finding in findings:
-        title = finding.title if finding.severity or not finding.count else f"{finding.count:,} x {finding.title}"
-        text = f"{title}. {capitalise(finding.effect)}. Action taken: {finding.action}."
+        text = f"{finding.describe()}. Action taken: {finding.action}."
         sentences.append(Notice(text, "warning" if finding.falsifies else "note"))
         if finding.examples:
             blocks.append(Listing(title=f"Examples: {finding.title}", lines=finding.examples))

@@ -6,7 +6,7 @@ from convnext_cli.metrics.thresholds import describe_missed, describe_unreachabl
 from convnext_cli.progress import Notice
 from convnext_cli.reports.section import Section
 from convnext_cli.reports.targets import describe_point
-from convnext_cli.text import format_count
+from convnext_cli.text import capitalise, format_count
 
 MAX_CLASSES = 6  # whose numbers of images are listed
 
@@ -76,7 +76,7 @@ def describe_chance(evaluation: Evaluation) -> str | Notice:
 
 
 def describe_leakage(evaluation: Evaluation) -> list[str]:
-    """Return that no leakage was found, or that it is unknown; nothing where a warning of the evaluation has it."""
+    """Return whether leakage is possible, not found or unknown; nothing where a warning of the evaluation has it."""
     overlap, audit = evaluation.overlap, evaluation.audit
     if evaluation.split == "train":
         return []
@@ -88,5 +88,8 @@ def describe_leakage(evaluation: Evaluation) -> list[str]:
         return ["It is not known whether training images are among these."]
     if any(finding.falsifies for finding in audit.findings):
         return []
+    if possible := [finding for finding in audit.findings if finding.is_possible_leakage]:
+        texts = [finding.describe().split(". ")[:2] for finding in possible]  # without the evidence
+        return [f"{capitalise(title)}. {effect}." for title, effect in texts]
     groups = ", and no group has images in both" if evaluation.intervals.clustered else ""
     return [f"No leakage found: none of these images is a duplicate or near-duplicate of a training image{groups}."]

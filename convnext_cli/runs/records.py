@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 
+from convnext_cli.data.audit.findings import LEAKAGE, Kind
 from convnext_cli.errors import RunError
 from convnext_cli.metrics.summary import Fraction
 from convnext_cli.tasks.registry import read_task
 from convnext_cli.tasks.task import Task
-from convnext_cli.text import format_count
+from convnext_cli.text import capitalise, format_count
 
 MAX_BYTES = 256 * 2**20  # of a file; real ones have a few kB, the split of a million images 100 MB
 MAX_SIDE = 4096  # px, of a model's input
@@ -146,6 +147,16 @@ class AuditFinding(Struct, frozen=True, kw_only=True):
     action: str
     severity: str = ""
     """`warning` or `note`; empty in older runs, whose titles lack the count."""
+
+    @property
+    def is_possible_leakage(self) -> bool:
+        """True if images may be related to those of another split, or not all were compared."""
+        return not self.falsifies and self.kind in (*LEAKAGE, Kind.NOT_COMPARED)
+
+    def describe(self) -> str:
+        """Return the title, with the number of cases, and the effect."""
+        title = self.title if self.severity or not self.count else f"{self.count:,} x {self.title}"
+        return f"{title}. {capitalise(self.effect)}"
 
 
 class AuditGroups(Struct, frozen=True, kw_only=True):

@@ -38,6 +38,7 @@ from convnext_cli.reports.report import format_prose, render_page
 from convnext_cli.reports.section import Cell, Column, Listing, Plots, ReportData, Section, Table
 from convnext_cli.reports.targets import describe_point, show_targets
 from convnext_cli.reports.verdict import answer_questions, describe_chance, describe_leakage
+from convnext_cli.runs.files import AUDIT
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import AuditRecord
 from convnext_cli.tasks.registry import SINGLE
@@ -446,6 +447,14 @@ def test_verdict_says_whether_the_images_were_trained_on(run: RunFolder, tmp_pat
     assert describe_leakage(own) == [
         "No leakage found: none of these images is a duplicate or near-duplicate of a training image."
     ]
+    title = "possible leakage: 3 groups have images in both train and test"
+    doubt = {**FINDING, "kind": "groups across splits", "falsifies": False, "severity": "note", "title": title}
+    mine.write(AUDIT, {"findings": [doubt | {"effect": "test scores may be too high. The groups are a guess"}]})
+    unsure = evaluate(mine.path)
+    assert describe_leakage(unsure) == [
+        "Possible leakage: 3 groups have images in both train and test. Test scores may be too high."
+    ]
+    assert any(note.text.startswith("possible leakage: 3 groups") for note in unsure.notes)
     text = "The model was trained on none of these images, nor on a near-duplicate of one."
     assert describe_leakage(new) == [text]
     assert describe_leakage(known) == []
