@@ -648,6 +648,14 @@ def test_a_flag_called_group_is_no_group_and_a_partition_no_label(images: Path) 
         scan_data(write(images / "partition.csv", rows("0", "1", "2", head="image_id,partition")))
 
 
+@pytest.mark.parametrize(
+    "name", ["Patienten-ID", "ID Paciente", "empi_anon", "MRN", "患者", "Patient_index", "PatientID"]
+)
+def test_column_of_patients_is_known_by_its_words(name: str, images: Path) -> None:
+    text = rows("x,s1,p1,40", "y,s2,p1,41", "x,s3,p2,42", head=f"path,label,study_id,{name},patient_age")
+    assert scan_data(write(images / "list.csv", text)).groups == ("p1", "p1", "p2", "p1")
+
+
 def test_folds_of_a_table_are_used(images: Path) -> None:
     names = [f"{k:02}" for k in range(20)]
     for name in names:

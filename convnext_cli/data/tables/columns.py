@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from convnext_cli.data.folders.masks import has_mask_words
 from convnext_cli.data.folders.splits import UNLABELLED, find_simple_split, find_split
@@ -30,11 +30,33 @@ _LABEL_NAMES = (
 )  # fmt: skip
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "data_set", "dataset", "phase")
 _FOLD_NAMES = ("fold", "folds", "kfold", "k_fold", "cv_fold", "fold_id")
-_GROUP_NAMES = (
-    "group", "group_id", "patient", "patient_id", "patientid", "subject", "subject_id", "subjectid", "case",
-    "case_id", "lesion_id", "participant_id", "person_id", "donor_id", "slide_id", "study_id",
+_PATIENT_WORDS = frozenset(
+    (
+        "patient", "patients", "patienten", "patientin", "pat", "paciente", "pacientes", "paziente", "pazienti",
+        "patiënt", "pacjent", "pacjenta", "hasta", "пациент", "пациента", "患者", "病人", "환자", "subject",
+        "participant", "proband", "probanden", "mrn", "empi", "patientid", "subjectid",
+    )
 )  # fmt: skip
-_CERTAIN_GROUPS = ("group", "patient", "subject")
+_ID_WORDS = frozenset(
+    (
+        "id",
+        "ids",
+        "nr",
+        "no",
+        "num",
+        "number",
+        "nummer",
+        "index",
+        "key",
+        "code",
+        "name",
+        "anon",
+        "uid",
+        "hash",
+        "número",
+    )
+)
+_OTHER_GROUPS = ("case", "case_id", "lesion_id", "person_id", "donor_id", "slide_id", "study_id")
 _VECTOR = re.compile(r"\[[\d.,\s]+\]")
 """A list of numbers, such as a one-hot vector beside its columns."""
 MAX_FOLDS = 50
@@ -98,13 +120,8 @@ def _guess_columns(table: Table, name_of: dict[str, str], columns: dict[str, str
             is_split = "split" not in columns and all(_parse_split(cell) is not None for cell in table.columns[name])
             columns["split" if is_split else "fold"] = name
             break
-    for known_name in _GROUP_NAMES:
-        name = name_of.get(known_name)
-        is_certain = known_name.startswith(_CERTAIN_GROUPS)
-        is_flagged = known_name == "group" and name is not None and is_flag(table, name)
-        if name and name != columns["path"] and not is_flagged and (is_certain or len(set(table.columns[name])) > 2):
-            columns["group"] = name
-            break
+    if group := next(_list_groups(table, name_of, columns["path"]), None):
+        columns["group"] = group
     labels = [name_of[known] for known in _LABEL_NAMES if known in name_of and name_of[known] not in columns.values()]
     varied = [
         name
@@ -192,6 +209,21 @@ def _holds_splits(cells: Sequence[str]) -> bool:
     """Return True if a column has the names of splits in all cells, of the training split among them."""
     words = set(cells)
     return 1 < len(words) <= len(SPLITS) and {"train"} < {_parse_split(word) or "" for word in words} <= set(SPLITS)
+
+
+def _list_groups(table: Table, name_of: dict[str, str], path: str) -> Iterator[str]:
+    """Yield the columns that may hold groups, the most certain first; a flag called `group` is none."""
+    groups = [name_of[known] for known in ("group", "group_id") if known in name_of]
+    yield from (name for name in groups if not is_flag(table, name))
+    yield from (name for name in name_of.values() if name != path and _names_patients(name))
+    others = [name_of[known] for known in _OTHER_GROUPS if known in name_of]
+    yield from (name for name in others if name != path and len(set(table.columns[name])) > 2)
+
+
+def _names_patients(name: str) -> bool:
+    """Return True if a column's name is a word for patients, alone or with one for numbers: `Patienten-Nr.`."""
+    words = set(list_words(name))
+    return bool(words & _PATIENT_WORDS) and words <= _PATIENT_WORDS | _ID_WORDS
 
 
 def _varies(cells: Sequence[str]) -> bool:
