@@ -92,7 +92,8 @@ def _open_with_own_calibration(run: Path, request: PredictRequest, num_images: i
     if isinstance(folder, FoldsFolder):
         return _open_folds(folder, request, num_images)
     classifier, calibration = _open_run(run, request, num_images), read_calibration(folder)
-    missed = find_missed(folder, calibration.thresholds) if calibration and not request.raw else {}
+    thresholds = calibration.thresholds if calibration and not request.raw else ()
+    missed = find_missed(folder, thresholds, tta=request.tta)
     model = CalibratedClassifier(classifier=classifier, calibration=calibration, missed_targets=missed)
     if not request.abstain:
         return model

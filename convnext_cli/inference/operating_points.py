@@ -54,14 +54,19 @@ def trace_curves(
 
 
 def find_missed(
-    run: RunFolder, thresholds: Sequence[Threshold], per: Literal["image", "group"] = "image"
+    run: RunFolder,
+    thresholds: Sequence[Threshold],
+    per: Literal["image", "group"] = "image",
+    *,
+    tta: bool = False,
 ) -> dict[str, str]:
     """Return each target that its last evaluation on a test split did not meet, with what it reached there.
 
     Evaluations with another calibration than the run's do not count: their thresholds are not those of predictions.
+    Those with test-time augmentation as the predictions have it (`tta`) come before others.
     """
     measured: dict[str, Any] = {}
-    for test in run.read_tests():
+    for test in sorted(run.read_tests(), key=lambda test: test.get("tta", False) == tta):  # the last one counts
         if not test.get("recalibrated_on"):
             measured |= test.get(TEST_TARGETS[per], {})
     texts = ((str(t.target), show_missed(t.target, measured.get(str(t.target)))) for t in thresholds)

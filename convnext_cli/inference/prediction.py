@@ -154,7 +154,7 @@ def list_run_notes(run: Path, request: PredictRequest) -> list[str]:
     fitted = read_pooling(folder) if request.per == "group" else calibration
     thresholds = fitted.thresholds if fitted else ()
     notes += [text for threshold in thresholds if (text := describe_unreachable(threshold))]
-    missed = find_missed(folder, thresholds, request.per)
+    missed = find_missed(folder, thresholds, request.per, tta=request.tta)
     return [*notes, *(f"target {name} was not met on the test split: {text}" for name, text in missed.items())]
 
 
@@ -230,7 +230,8 @@ def _predict_groups(run: Path, sources: Sequence[Source], request: PredictReques
     calibration = model.calibration
     if request.raw:
         pooling, calibration = Pooling(weights=pooling.weights, rule=pooling.rule), None
-    model = replace(model, missed_targets=find_missed(folder, pooling.thresholds, per="group"))
+    missed = find_missed(folder, pooling.thresholds, per="group", tta=request.tta)
+    model = replace(model, missed_targets=missed)
     first = {group: row for row, group in reversed(list(enumerate(groups)))}
     rows = sorted(range(len(sources)), key=lambda row: first[groups[row]])
 

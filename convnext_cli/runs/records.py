@@ -199,6 +199,8 @@ class Test(Struct, frozen=True, kw_only=True):
     recalibrated_on: Count = 0
     """Number of images of `eval --recalibrate`; with 0, as in older runs, the run's own calibration was evaluated."""
     balanced_accuracy: Fraction | None = None
+    tta: bool = False
+    """True for an evaluation with test-time augmentation."""
     targets: dict[str, Fraction | dict[str, Fraction | None] | None] = {}
     """The metric of each target; of a target with several bounds, each metric by its name."""
     group_targets: dict[str, Fraction | dict[str, Fraction | None] | None] = {}

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -345,6 +346,26 @@ def test_recalibrated_evaluation_of_the_test_split_is_counted_but_does_not_reach
     assert predict(image, mine.path)[0].missed_targets == {"sensitivity=0.9:1": "sensitivity 0.0%"}
     assert evaluate(mine.path).test_number == 2
     assert "recalibrated_on" not in mine.read_tests()[1]
+
+
+def test_prediction_has_the_missed_targets_of_the_evaluation_with_its_augmentation(mine: RunFolder) -> None:
+    target = "sensitivity=0.9:1"
+    evaluate(mine.path, split="val", targets=[target])
+    image = mine.read_split().root / mine.read_split().paths[0]
+
+    def list_missed(*tests: Mapping[str, object]) -> list[dict[str, str]]:
+        mine.tests.write_text("".join(json.dumps(test) + "\n" for test in tests))
+        notes = [list_run_notes(mine.path, PredictRequest(tta=tta)) for tta in (False, True)]
+        predictions = [predict(image, mine.path, tta=tta)[0].missed_targets for tta in (False, True)]
+        assert [len(texts) for texts in notes] == [len(missed) for missed in predictions]
+        return predictions
+
+    plain: dict[str, object] = {"targets": {target: 0.5}}
+    augmented: dict[str, object] = {"tta": True, "targets": {target: 0.7}}
+    shown = [{target: "sensitivity 50.0%"}, {target: "sensitivity 70.0%"}]
+    assert list_missed(plain, augmented) == list_missed(augmented, plain) == shown
+    assert list_missed(plain) == [shown[0]] * 2, "better than none"
+    assert list_missed(plain, augmented | {"targets": {target: 1.0}}) == [shown[0], {}]
 
 
 def test_calibration_of_an_earlier_version_is_fitted_again_and_keeps_its_thresholds(mine: RunFolder) -> None:
