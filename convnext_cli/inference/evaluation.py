@@ -405,7 +405,7 @@ def _calibrate(classifier: TorchClassifier) -> Steps[tuple[Calibration | None, l
         except ImageError as error:
             notes.append(Notice(f"not calibrated, because images of the run are gone: {error.problem}", "warning"))
     if calibration and not calibration.is_fitted:
-        notes.append(Notice(f"not calibrated, because {calibration.unfitted_reason}"))
+        notes.append(Notice(f"not calibrated, because {calibration.unfitted_reason}", "warning"))
     if calibration and (names := classifier.task.list_uncalibrated(calibration, classifier.classes)):
         text = f"not calibrated, because validation has too few positive or negative images: {shorten_names(names)}"
         notes.append(Notice(text))
