@@ -26,7 +26,7 @@ RESAMPLES = 2000
 DF_FACTOR = 1.5
 """Degrees of freedom are this factor times (units - 1), because Wilson's centre already widens the interval.
 
-Coverage in simulations with 3 to 6 clusters: 98% with 1, 97% with 1.5, down to 91% with 2
+Coverage in simulations with 3 to 6 clusters: 98% with 1, 97% with 1.5, down to 90% with 2
 (`benchmarks/coverage.py fractions`)."""
 MIN_RESAMPLES = 200  # the variance is then known to 10%, the length of the CI to 5%
 MAX_WORK = 4_000_000_000  # images x classes x resamples, about a minute; above, fewer resamples are drawn
