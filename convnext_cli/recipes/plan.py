@@ -128,11 +128,8 @@ class PlanFile:
 
     @property
     def choices(self) -> dict[str, Choice]:
-        """The settings with their sources and reasons, for another command.
-
-        The source is `plan` for values without a record, for edited values, and for flags of the command that made it.
-        """
-        choices = {name: _hand_on(choice) for name, choice in self._restore().items()}
+        """The settings with their sources and reasons; the source is `plan` for values without a record or edited."""
+        choices = self._restore()
         if self.settings.keys() >= {"image_size", "min_crop_area"}:  # a whole plan, perhaps of version 0.1.0
             for name, value in BEFORE_FIT.items():
                 reason = "the plan is older than this setting"
@@ -216,10 +213,11 @@ def parse_comments(text: str) -> dict[str, str]:
 def override_choices(
     planned: Mapping[str, Choice], flags: Mapping[str, Choice], *, same_model: bool
 ) -> dict[str, Choice]:
-    """Return a plan file's choices overridden by flags; reasons that a flag contradicts are replaced.
+    """Return a plan file's choices overridden by flags of another command; reasons that they contradict are replaced.
 
     `same_model` is False if the command line names another model than the plan.
     """
+    planned = {name: _hand_on(choice) for name, choice in planned.items()}
     changed = {name for name, choice in flags.items() if name in planned and planned[name].value != choice.value}
     changed |= set() if same_model else {"model"}
 

@@ -130,6 +130,11 @@ def test_killed_cross_validation_resumes_to_the_same_bytes(data: Path, folds_run
     assert weights_of(FoldsFolder(Path("cv"))) == weights_of(folds_run)
     assert json.loads(Path("cv/metrics.json").read_text()) == json.loads(folds_run.metrics.read_text())
     assert Path("cv/fold-2/audit.json").exists()
+    resumed, uninterrupted = (
+        {name: choice.source for name, choice in read_plan(folder.run(2).plan).choices.items()}
+        for folder in (FoldsFolder(Path("cv")), folds_run)
+    )
+    assert resumed == uninterrupted
     with pytest.raises(UsageError, match="has finished"):
         list(train_steps(TrainRequest(resume=Path("cv"))))
 
