@@ -126,7 +126,7 @@ def _is_demo_run(run: "RunFolder") -> bool:
 
     try:
         return any(reason.startswith(SOURCE) for reason in read_plan(run.plan).reasons.values())
-    except (UsageError, OSError):  # damaged
+    except UsageError:  # damaged
         return False
 
 

@@ -146,14 +146,15 @@ def make_metadata(classifier: TorchClassifier) -> Metadata:
         RunError: the run cannot be read.
     """
     run = classifier.run
+    config = run.read_config()
     return Metadata(
-        architecture=run.read_config().architecture,
+        architecture=config.architecture,
         classes=classifier.classes,
         preprocessing=classifier.preprocessing,
         calibration=read_calibration(run),
         weights=run.fingerprint_weights(),
         license=read_weights_license(run.path),
-        task=run.read_config().task,
+        task=config.task,
     )
 
 

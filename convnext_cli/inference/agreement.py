@@ -9,7 +9,7 @@ from convnext_cli.options import AUTO
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.files import CONFIG, ENVIRONMENT, METRICS
 from convnext_cli.runs.folder import RunFolder, resume_command
-from convnext_cli.runs.folds import FoldsFolder, open_folder
+from convnext_cli.runs.folds import FoldsFolder
 from convnext_cli.runs.records import Environment, FoldsResult
 from convnext_cli.text import format_count
 
@@ -20,23 +20,22 @@ def check_records(run: RunFolder) -> None:
     Raises:
         RunError: a file does not fit its schema or the others; names the file, the field and the value.
     """
-    folder = open_folder(run.path)
-    folder.read_split()
-    folder.read(ENVIRONMENT, Environment)
-    folder.read_tests()
-    _check_plan(folder)
-    if isinstance(folder, FoldsFolder):
-        if folder.is_finished:
-            folder.read(METRICS, FoldsResult)
-            for fold_run in folder.list_runs():
+    run.read_split()
+    run.read(ENVIRONMENT, Environment)
+    run.read_tests()
+    _check_plan(run)
+    if isinstance(run, FoldsFolder):
+        if run.is_finished:
+            run.read(METRICS, FoldsResult)
+            for fold_run in run.list_runs():
                 check_records(fold_run)
         return
-    folder.read_config()
-    folder.read_result()
-    folder.read_log()
-    folder.read_range_test()
-    read_calibration(folder)
-    read_pooling(folder)
+    run.read_config()
+    run.read_result()
+    run.read_log()
+    run.read_range_test()
+    read_calibration(run)
+    read_pooling(run)
 
 
 def check_comparable(first: RunFolder, second: RunFolder) -> None:
@@ -45,7 +44,7 @@ def check_comparable(first: RunFolder, second: RunFolder) -> None:
     Raises:
         DataError: they have not.
     """
-    one, other = (open_folder(run.path).read_split() for run in (first, second))
+    one, other = (run.read_split() for run in (first, second))
     if not one.task.is_like(other.task):
         raise DataError(
             f"{first.path} and {second.path} differ in their task: {one.task.title} and {other.task.title}",

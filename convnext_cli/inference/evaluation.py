@@ -46,7 +46,7 @@ from convnext_cli.options import make_path, make_request
 from convnext_cli.progress import Notice, OnEvent, Progress, Steps, finish
 from convnext_cli.runs.files import CALIBRATION, MODEL
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.folds import find_newest_run
+from convnext_cli.runs.folds import find_newest_run, open_folder
 from convnext_cli.runs.records import AuditRecord, to_plain
 from convnext_cli.tasks.task import Task
 from convnext_cli.text import quote, shorten_names
@@ -183,7 +183,7 @@ def evaluate(
         UsageError: a target cannot be parsed, or has no class or validation split to be set on; or `per` is `group`
             and the groups are not known.
     """
-    folder = find_newest_run(EVAL_RUN) if run is None else RunFolder(make_path("run", run))
+    folder = find_newest_run(EVAL_RUN) if run is None else open_folder(make_path("run", run))
     request = make_request(EvalRequest, {**options, "data": data})
     return finish(evaluate_steps(folder, request), on_event)
 
@@ -193,7 +193,7 @@ def evaluate_all_steps(request: EvalRequest) -> Steps[list[Evaluation]]:
 
     All runs are read before the first evaluation on a test split is recorded.
     """
-    runs = [RunFolder(path) for path in request.runs] or [find_newest_run(EVAL_RUN)]
+    runs = [open_folder(path) for path in request.runs] or [find_newest_run(EVAL_RUN)]
     if len(runs) > 1:
         if request.recalibrate is not None:
             raise UsageError("--recalibrate is for one run", "Evaluate each run by itself")

@@ -23,7 +23,6 @@ from convnext_cli.metrics.intervals import count_units
 from convnext_cli.metrics.thresholds import Threshold, find_threshold
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.folds import open_folder
 from convnext_cli.tasks.task import Targets
 from convnext_cli.text import format_count, shorten_names
 
@@ -95,9 +94,7 @@ def refit_calibration(
     notes = []
     task, targets = classifier.task, classifier.read_targets(fit_set.index, fit_set.rows)
     outputs = yield from classifier.classify_rows(fit_set.index, fit_set.rows, activity="recalibrating")
-    base = calibration or Calibration(
-        weights=open_folder(run.path).fingerprint_weights(), images=0, unfitted_reason=None
-    )
+    base = calibration or Calibration(weights=run.fingerprint_weights(), images=0, unfitted_reason=None)
     parameters = task.fit_calibration(outputs.logits, targets, fit_set.groups)
     fitted = structs.replace(base, images=len(targets), unfitted_reason=None, **parameters)
     if kept := task.list_uncalibrated(fitted, classifier.classes):

@@ -25,7 +25,6 @@ from convnext_cli.recipes.plan import read_plan
 from convnext_cli.recipes.settings import TABLE_SETTINGS
 from convnext_cli.runs.files import AUDIT
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.folds import open_folder
 from convnext_cli.runs.records import AuditRecord, convert_record
 from convnext_cli.text import format_count, format_part, format_percent
 
@@ -342,8 +341,8 @@ def _scan_like_run(settings: Mapping[str, Any], trained_on: Index, data: Path, g
 def _read_settings(run: RunFolder) -> dict[str, Any]:
     """Return the settings of the run's plan; none if it cannot be read."""
     try:
-        return read_plan(open_folder(run.path).plan).settings
-    except (ConvnextError, OSError):
+        return read_plan(run.plan).settings
+    except ConvnextError:
         return {}
 
 

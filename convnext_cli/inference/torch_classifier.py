@@ -16,7 +16,7 @@ from convnext_cli.models.device_memory import BatchHalver, guard_memory
 from convnext_cli.models.forward import choose_device, has_native_bf16, make_views, prepare_input, use_torch_defaults
 from convnext_cli.recipes.plan import read_optional_plan
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.folds import FoldsFolder, open_folder
+from convnext_cli.runs.folds import FoldsFolder
 
 GPU_BATCH_SIZE = 256  # images per forward pass; a GPU that has too little memory halves it
 
@@ -85,7 +85,6 @@ def open_classifier(run: RunFolder, *, tta: bool = False, cache: bool = True) ->
     Raises:
         RunError: it has not finished, or cannot be read.
     """
-    folder = open_folder(run.path)
-    if isinstance(folder, FoldsFolder):
-        return open_ensemble(folder, lambda fold_run: TorchClassifier(fold_run.path, tta=tta, cache=cache))
-    return TorchClassifier(folder.path, tta=tta, cache=cache)
+    if isinstance(run, FoldsFolder):
+        return open_ensemble(run, lambda fold_run: TorchClassifier(fold_run.path, tta=tta, cache=cache))
+    return TorchClassifier(run.path, tta=tta, cache=cache)

@@ -12,7 +12,7 @@ from convnext_cli.inference.classifier import Outputs, load_for_eval
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.inference.explain import overlay_heat
 from convnext_cli.inference.torch_classifier import TorchClassifier, open_classifier
-from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folds import open_folder
 
 IMAGES = 12  # of each kind
 SIDE = 176  # px, twice the size in the report
@@ -44,7 +44,7 @@ def draw_images(evaluation: Evaluation, positions: Sequence[int]) -> dict[int, G
     """Return gallery images by position; images whose files are gone are left out."""
     evaluated = evaluation.images
     index, rows = evaluation.test_set.index, evaluation.test_set.rows
-    classifier = open_classifier(RunFolder(evaluation.run))
+    classifier = open_classifier(open_folder(evaluation.run))
     read = load_for_eval(index, classifier.preprocessing, cache=False)
     images: dict[int, Pixels] = {}
 

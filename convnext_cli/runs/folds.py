@@ -168,4 +168,4 @@ def find_newest_run(naming: str) -> RunFolder:
             f"no run under {RUNS.resolve()}", f"Name one with `{naming}`, or make one with `convnext finetune`"
         )
     newest = max(models, key=lambda path: path.stat().st_mtime).parent
-    return RunFolder(newest if newest.parent == RUNS else newest.parent)
+    return open_folder(newest if newest.parent == RUNS else newest.parent)

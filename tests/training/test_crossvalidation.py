@@ -28,7 +28,6 @@ from convnext_cli.inference.torch_classifier import TorchClassifier, open_classi
 from convnext_cli.progress import finish
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.reports.report import write_report
-from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run
 from convnext_cli.training import lifecycle
 from convnext_cli.training.build import build_context
@@ -300,7 +299,7 @@ def test_commands_for_one_model_name_a_fold(
     with pytest.raises(UsageError, match="cross_validate"):
         train(folds_request(data, "run"))
     monkeypatch.chdir(folds_run.path.parents[1])
-    assert find_newest_run("") == RunFolder(Path("runs/cv"))
+    assert find_newest_run("") == FoldsFolder(Path("runs/cv"))
     assert TorchClassifier(folds_run.run(1).path).classes == ("0", "1", "2")
 
 
