@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from convnext_cli.metrics.calculator import Calculator, Floats
 from convnext_cli.metrics.formulas import ECE_BINS, Ranking, bin_by_rank
 from convnext_cli.metrics.registry import METRICS
-from convnext_cli.metrics.summary import Fraction, MetricSet, compute_once
+from convnext_cli.metrics.summary import Fraction, MetricSet, compute_once, list_keys
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,13 +65,8 @@ class MultilabelCalculator(Calculator):
         thresholds: (K,) probabilities from which on a label is predicted; None for 0.5.
     """
 
-    overall: ClassVar[tuple[str, ...]] = (
-        "macro_roc_auc", "macro_pr_auc", "macro_f1", "macro_recall", "macro_specificity", "exact_match", "log_loss",
-        "macro_brier", "macro_ece",
-    )  # fmt: skip
-    per_class: ClassVar[tuple[str, ...]] = (
-        "roc_auc", "pr_auc", "recall", "specificity", "precision", "f1", "label_brier", "label_ece",
-    )  # fmt: skip
+    overall: ClassVar[tuple[str, ...]] = list_keys(MultilabelMetrics)
+    per_class: ClassVar[tuple[str, ...]] = list_keys(LabelMetrics)
 
     def __init__(self, logits: Floats, targets: Floats, thresholds: Sequence[float] | None = None) -> None:
         self.images, self.num_classes = logits.shape

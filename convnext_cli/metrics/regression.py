@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Calculator, Floats
-from convnext_cli.metrics.summary import Fraction, MetricSet
+from convnext_cli.metrics.summary import Fraction, MetricSet, list_keys
 
 ROUNDING = 1e-12  # a variance below it, of numbers with variance 1, is a rounding error
 LIMITS = 1.96  # standard deviations; 95% of normal differences lie between the limits of agreement
@@ -42,9 +42,7 @@ class RegressionCalculator(Calculator):
         covered: (N,) true where the target lies in its prediction interval; None without intervals.
     """
 
-    overall: ClassVar[tuple[str, ...]] = (
-        "mae", "rmse", "r2", "pearson", "bias", "limit_low", "limit_high", "coverage",
-    )  # fmt: skip
+    overall: ClassVar[tuple[str, ...]] = list_keys(RegressionMetrics)
     per_class: ClassVar[tuple[str, ...]] = ()
 
     def __init__(

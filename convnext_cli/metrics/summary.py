@@ -1,7 +1,7 @@
 """Classification metrics from logits and labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Calculator, Ints
 from convnext_cli.metrics.formulas import ClassCalculator
+from convnext_cli.metrics.registry import METRICS
 from convnext_cli.text import shorten_names
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -86,6 +87,11 @@ class Metrics(MetricSet):
     per_class: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     """Number of images by true class (row) and predicted class (column); empty above `MAX_MATRIX` classes."""
+
+
+def list_keys(kind: type[Any]) -> tuple[str, ...]:
+    """Return the keys of the metrics that are fields of a class, in their order."""
+    return tuple(field.name for field in fields(kind) if field.name in METRICS)
 
 
 def compute_once(calculator: Calculator) -> tuple[dict[str, Any], list[dict[str, Any]]]:
