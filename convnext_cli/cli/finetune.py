@@ -75,9 +75,16 @@ def _show_dry_run(request: TrainRequest, command: str, *, as_json: bool) -> None
     step = StepMemory.of(asdict(settings), preparation.machine)
     memory = training_bytes(preparation.architecture, settings.micro_batch_size, step)
     counts = DataCounts.from_index(preparation.index, preparation.fingerprint)
-    workload = Workload(model=preparation.architecture, settings=settings, counts=counts, machine=preparation.machine)
-    folds = settings.folds if preparation.folds else 1
-    time = estimate_time_here(workload, check=request.audit, onnx=request.onnx, folds=folds)
+    workload = Workload(
+        model=preparation.architecture,
+        settings=settings,
+        counts=counts,
+        machine=preparation.machine,
+        check=request.audit,
+        onnx=request.onnx,
+        folds=settings.folds if preparation.folds else 1,
+    )
+    time = estimate_time_here(workload)
     notices = [*preparation.notices, *_suggest_faster(preparation, counts, time)]
     if as_json:
         console.show_json(_describe_dry_run(preparation, memory, time, notices, command))

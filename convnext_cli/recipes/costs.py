@@ -62,6 +62,12 @@ class Workload:
     settings: Settings
     counts: DataCounts
     machine: Machine
+    check: bool = True
+    """True if the images are checked first."""
+    onnx: bool = True
+    """True if model.onnx is written."""
+    folds: int = 1
+    """Number of runs of a cross-validation, one after the other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,26 +111,12 @@ class RunTime:
         return f"{describe_seconds(self.total)} ({shown})"
 
 
-def estimate_time(
-    workload: Workload,
-    *,
-    check: bool = True,
-    onnx: bool = True,
-    folds: int = 1,
-    speed: float = 1.0,
-    basis: str = ROUGH,
-) -> RunTime:
+def estimate_time(workload: Workload, *, speed: float = 1.0, basis: str = ROUGH) -> RunTime:
     """Estimate the duration of a fine-tuning.
 
-    Args:
-        workload: the training.
-        check: True if the images are checked first.
-        onnx: True if model.onnx is written.
-        folds: number of runs of a cross-validation, one after the other.
-        speed: factor on the time of all passes; `speeds.py` has measured ones.
-        basis: the precision of the estimate, in words.
+    `speed` is a factor on the time of all passes, of which `speeds.py` has measured ones; `basis` names its precision.
     """
-    settings, counts, machine = workload.settings, workload.counts, workload.machine
+    settings, counts, machine, folds = workload.settings, workload.counts, workload.machine, workload.folds
     height, width = settings.input_size
     passes = settings.epochs * -(-counts.train // max(1, settings.micro_batch_size))
     is_autotuned = passes >= AUTOTUNED_PASSES and not machine.is_gpu
@@ -138,10 +130,10 @@ def estimate_time(
     calibration = forward(counts.val + min(counts.train, BANK_IMAGES))
     return RunTime(
         start=START_SECONDS + folds * (AUTOTUNE_SECONDS if is_autotuned else 0),
-        check=counts.images * decoding * (1 + AUDIT_DECODINGS) / machine.cores if check else 0.0,
+        check=counts.images * decoding * (1 + AUDIT_DECODINGS) / machine.cores if workload.check else 0.0,
         head=folds * head,
         epochs=folds * settings.epochs * epoch,
-        finish=folds * (calibration + (EXPORT_SECONDS if onnx else 0.0)),
+        finish=folds * (calibration + (EXPORT_SECONDS if workload.onnx else 0.0)),
         basis=basis,
     )
 

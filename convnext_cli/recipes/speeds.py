@@ -36,7 +36,7 @@ def remember_speed(workload: Workload, seconds: float) -> None:
         write_text(path, json.dumps(_read_speeds(path) | {_describe(workload): speed}))
 
 
-def estimate_time_here(workload: Workload, *, check: bool = True, onnx: bool = True, folds: int = 1) -> RunTime:
+def estimate_time_here(workload: Workload) -> RunTime:
     """Estimate the duration of a fine-tuning, as `estimate_time` does, with the speed of earlier trainings here."""
     speeds = _read_speeds(_find_file(workload.machine))
     own = speeds.get(_describe(workload))
@@ -46,7 +46,7 @@ def estimate_time_here(workload: Workload, *, check: bool = True, onnx: bool = T
         speed, basis = own, "by an earlier run of this model here"
     elif near:
         speed, basis = statistics.median(near), "by earlier runs of other models here"
-    return estimate_time(workload, check=check, onnx=onnx, folds=folds, speed=speed, basis=basis)
+    return estimate_time(workload, speed=speed, basis=basis)
 
 
 def _find_file(machine: Machine) -> Path:

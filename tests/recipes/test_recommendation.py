@@ -168,10 +168,9 @@ def test_time_has_all_parts() -> None:
     machine = Machine(name="CPU", is_gpu=False, memory=16 * 2**30, cores=2)
     counts = DataCounts(images=1000, train=700, val=150, pixels=1_000_000)
 
-    def estimate(folds: int = 1, **options: Any) -> RunTime:
+    def estimate(**options: Any) -> RunTime:
         plan = make_plan(PlanInputs(model=model, tag=model.default_tag, counts=counts, machine=machine))
-        workload = Workload(model=model, settings=plan.settings, counts=counts, machine=machine)
-        return estimate_time(workload, folds=folds, **options)
+        return estimate_time(Workload(model=model, settings=plan.settings, counts=counts, machine=machine, **options))
 
     time = estimate()
     parts = (time.start, time.check, time.head, time.epochs, time.finish)

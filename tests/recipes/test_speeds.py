@@ -31,7 +31,7 @@ def test_measured_epoch_makes_later_estimates_of_its_model_and_machine() -> None
     rough = estimate_time_here(tiny)
     assert rough.basis == ROUGH
     remember_speed(tiny, 2.5 * estimate_epoch(tiny))
-    measured = estimate_time_here(tiny, check=False)
+    measured = estimate_time_here(replace(tiny, check=False))
     assert measured.epochs == pytest.approx(2.5 * rough.epochs)
     assert (measured.basis, measured.check) == ("by an earlier run of this model here", 0)
     other = make_workload("convnext_tiny", replace(MACHINE, name="NVIDIA L4"))
