@@ -166,7 +166,8 @@ def _describe_only_table(path: Path, table: Index, layout: Layout, forms: Sequen
     """Return the index of the only table, with notes on its choice and the number of images without a row."""
     listed = set(_list_files(table))
     without_row = sum(os.path.normpath(image) not in listed for image in layout.tree.list_images())
-    skipped = dict(+layout.skipped) | ({f"image without a row in {path.name}": without_row} if without_row else {})
+    others = {reason: count for reason, count in (+layout.skipped).items() if not reason.startswith("image ")}
+    skipped = others | ({f"image without a row in {path.name}": without_row} if without_row else {})
     notes = [f"the classes are those of {path.name}"]
     if forms:
         notes.append(f"{', '.join(forms)} not used: a submission form has no true labels")

@@ -451,6 +451,11 @@ def test_example_is_the_table_of_most_images_and_no_submission_form(tmp_path: Pa
     assert "Submission" not in str(caught.value)
 
 
+def test_images_of_the_table_are_not_skipped(tmp_path: Path, image: Path) -> None:
+    index = scan_folder(make(tmp_path, "0.png 1.png 2.png metadata.csv:file_name,label|0.png,x|1.png,y", image))
+    assert index.skipped == {"image without a row in metadata.csv": 1}
+
+
 def test_remedy_is_that_of_the_only_table(tmp_path: Path, image: Path) -> None:
     with pytest.raises(DataError, match=r"t\.csv cannot be used: .* has no label in 1 row") as caught:
         scan_folder(make(tmp_path, "images/ t.csv:file,label|0.png,x|1.png,|2.png,y", image))
