@@ -114,6 +114,7 @@ def normalise_name(name: str) -> str:
 def fold_name(name: str) -> str:
     """Return a form that is equal for names that differ only in case, hyphens, width or zeros: `1`, `01`, `1.00`."""
     folded = unicodedata.normalize("NFKC", normalise_name(name)).casefold()
+    folded = re.sub(r"^-(?=\d)", "\u2212", folded)  # a minus sign
     folded = re.sub(r"(?<![\d.,])0+(?=\d)|(?<=\d)[.,]0+(?![\d.,])", "", folded)
     return re.sub(r"[\s_\-\u2010-\u2015]+", " ", folded).strip()
 

@@ -65,6 +65,7 @@ def test_names_that_look_different_stay_different() -> None:
     assert fold_name("No_Finding") == fold_name("no finding") == fold_name("NO-FINDING")
     assert fold_name("grade 1") == fold_name("Grade_01") == fold_name("grade-1.00") != fold_name("grade 10")
     assert len({fold_name(name) for name in ("0", "1.5", "1.05", "1.50", "10", "p1.0.2", "100")}) == 7
+    assert fold_name("-1") == fold_name("\u22121.0") != fold_name("1")
     assert fold_name("\uff21") == fold_name("a") != fold_name("b")
     assert find_name("b", ["a", "B"]) is None
     assert normalise_name(" ") == " "

@@ -98,20 +98,24 @@ def _add_groups(index: Index, paths: Sequence[Path], options: TableOptions) -> t
     from convnext_cli.data.manifest import read_file_groups
 
     for path in paths:
-        column, group_of = ("", {}) if path == index.table else read_file_groups(path, options)
-        groups = tuple(group_of.get(file, "") for file in _list_files(index))
+        found = None if path == index.table else read_file_groups(path, options)
+        if found is None:
+            continue
+        groups = tuple(found.of_files.get(file, "") for file in _list_files(index))
+        is_grouped = any(groups) and _is_one_to_one(set(zip(groups, index.labels, strict=True)))
+        if index.table is None and len(index.classes) > 1 and (is_grouped or found.groups >= set(index.classes)):
+            raise DataError(
+                f"the folders ({shorten_names(index.classes)}) are the groups of {path.name} (column "
+                f"{found.column!r}), not classes",
+                f"Give the table itself, {path}; --label-column names its column of classes"
+                if found.of_files
+                else "Give a CSV file with path, label and patient",
+            )
         if not any(groups):
             continue
-        pairs = set(zip(groups, index.labels, strict=True))
-        if index.table is None and len(index.classes) > 1 and _is_one_to_one(pairs):
-            raise DataError(
-                f"the folders ({shorten_names(index.classes)}) are the groups of {path.name} (column {column!r}), not "
-                "classes",
-                f"Give the table itself, {path}; --label-column names its column of classes",
-            )
         lacking = groups.count("")
         lack = format_part(lacking, len(index), "image", "lacks", "lack")
-        note = f"groups by column {column!r} of {path.name}" + (f", which {lack}" if lacking else "")
+        note = f"groups by column {found.column!r} of {path.name}" + (f", which {lack}" if lacking else "")
         groups = tuple(group or file for group, file in zip(groups, index.paths, strict=True))
         return replace(index, groups=groups, notes=(*index.notes, note)), path
     return index, None

@@ -10,15 +10,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISDIR
+from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO
 
+from convnext_cli.data.index import TABLE_SUFFIXES
 from convnext_cli.data.outside import check_cache_outside
 from convnext_cli.data.tree import HIDDEN, NOT_AN_IMAGE, explain_format, is_folder, is_hidden
 from convnext_cli.encoding import decode_text
 from convnext_cli.errors import DataError, ImageError
 from convnext_cli.images.formats import HEAD_BYTES, explain_missing, has_image_suffix, identify_bytes, identify_file
 
+_LIST_SUFFIXES = (*TABLE_SUFFIXES, ".txt")
+_LIST_REMEDY = "Give the images or their folder, or a list with one path per line on standard input: `predict - < LIST`"
 MAX_LIST = 256 * 1024**2  # bytes: a list of two million long paths
 
 
@@ -29,7 +32,7 @@ class Inputs:
     paths: tuple[Path, ...]
     """In the order of the arguments, and sorted within each folder. Some may be missing or unreadable."""
     errors: tuple[tuple[Path, ImageError], ...]
-    """Folders without a usable image, with the reason."""
+    """Folders without a usable image, and lists or tables, with the reason."""
     folders: tuple[Path, ...]
     """The folders that were named, into which nothing may be written."""
     skipped: dict[str, int]
@@ -52,6 +55,9 @@ def find_inputs(words: Iterable[str]) -> Inputs:
         for path in _expand(word):
             mode = _find_mode(path)
             missing += mode is None
+            if mode and S_ISREG(mode) and path.suffix.lower() in _LIST_SUFFIXES:
+                errors.append((path, ImageError(f"{path} is a list or a table, not an image", _LIST_REMEDY)))
+                continue
             if mode is None or not S_ISDIR(mode):
                 paths.append(path)
                 continue

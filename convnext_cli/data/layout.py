@@ -51,6 +51,9 @@ from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.text import shorten_names
 
 _OUTSIDE = "image outside any class folder"
+_PATIENT_FOLDER = re.compile(
+    r"(?:p|pat|pt|sub|subj|subject|case|id|study|series|exam|scan|mrn|acc|participant)[ _.-]*\d{2,}", re.IGNORECASE
+)
 _DOCUMENTS = frozenset(
     (
         ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".xls", ".xlsx",
@@ -315,7 +318,7 @@ def _note_common_folders(layout: Layout) -> None:
         )
         return
     inner = [[folder for folder in top.filled if not re.search(r"\d", folder.name)] for top in tops]
-    if sum(len(folders) > 1 for folders in inner) > 1:
+    if any(len(folders) > 1 for folders in inner):
         names = sorted({decode_name(folder.name) for folders in inner for folder in folders})
         layout.notes.append(f"folders inside the classes are parts of them, not classes: {shorten_names(names)}")
 
@@ -333,6 +336,11 @@ def _note_other_classes(layout: Layout) -> None:
         layout.notes.append(
             f"all classes have a table beside their images (as {tables[0]}): if these tables name the classes, write "
             "them into one CSV file"
+        )
+    if all(_PATIENT_FOLDER.fullmatch(top.name) for top in tops):
+        layout.notes.append(
+            f"the classes ({list_names(tops)}) are numbered as patients are: if they are patients or examinations, "
+            "give a CSV file with path, label and patient"
         )
     deep = [name_findings(folder.name for inner in top.folders for folder in inner.walk()) for top in tops]
     if len(set.intersection(*deep)) > 1 and not name_findings(top.name for top in tops):

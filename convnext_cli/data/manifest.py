@@ -11,7 +11,7 @@ from pathlib import Path
 from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.folders.words import describe_joined
 from convnext_cli.data.index import Index, number_targets
-from convnext_cli.data.tables.columns import find_columns, read_folds, read_groups, read_splits
+from convnext_cli.data.tables.columns import find_columns, list_patients, read_folds, read_groups, read_splits
 from convnext_cli.data.tables.files import FileFinder, find_files
 from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
 from convnext_cli.data.tables.table import read_table
@@ -77,25 +77,36 @@ def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
     return _make_index(table, root, rows, notes)
 
 
-def read_file_groups(path: Path, options: TableOptions = AUTO_OPTIONS) -> tuple[str, dict[str, str]]:
-    """Return the column of groups of a table without labels, and the group of each file that it names, by its path.
+@dataclass(frozen=True, slots=True)
+class FileGroups:
+    """The groups of a table that may have no labels."""
 
-    There are none if it has no such column, or no column for the images' paths.
-    """
+    column: str
+    groups: frozenset[str]
+    of_files: dict[str, str]
+    """The group of each file, by its path; empty if the table has no column for these."""
+
+
+def read_file_groups(path: Path, options: TableOptions = AUTO_OPTIONS) -> FileGroups | None:
+    """Return the groups of a table that need not have labels; None if it cannot be read or has no column of groups."""
     try:
         table = read_table(path)
-        finder = FileFinder(path.parent, find_split(path.stem), search=True, encoding=table.encoding)
-        columns = find_columns(table, finder, options)
     except DataError:
-        return "", {}
+        return None
+    finder = FileFinder(path.parent, find_split(path.stem), search=True, encoding=table.encoding)
+    files: Sequence[str | None] = [None] * len(table)
+    try:
+        columns = find_columns(table, finder, options)
+        files = finder.find_all(table.columns[columns["path"]])
+    except DataError:
+        columns = {"group": list_patients(table)[0]} if list_patients(table) else {}
     groups = read_groups(table, columns)
     if not groups:
-        return "", {}
-    files = finder.find_all(table.columns[columns["path"]])
-    group_of = {
+        return None
+    of_files = {
         os.path.normpath(path.parent / file): group for file, group in zip(files, groups, strict=True) if file and group
     }
-    return columns["group"], group_of
+    return FileGroups(columns["group"], frozenset(groups) - {""}, of_files)
 
 
 def _join_rows(paths: Sequence[str], targets: RawTargets) -> tuple[RawTargets, list[str]]:

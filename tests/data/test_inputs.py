@@ -52,6 +52,15 @@ def test_special_files_are_listed_and_do_not_stop_the_walk(tmp_path: Path) -> No
     assert inputs.skipped == {"not an image": 1}
 
 
+def test_table_is_told_from_an_image(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("id\na.png\n")
+    with pytest.raises(ImageError, match=r"test\.csv is a list or a table, not an image") as caught:
+        find_inputs([str(tmp_path / "test.csv")])
+    assert "predict - < LIST" in caught.value.remedy
+    inputs = find_inputs([str(tmp_path / "test.csv"), str(save_image(tmp_path / "a.png"))])
+    assert (names(inputs), len(inputs.errors)) == (["a.png"], 1)
+
+
 def test_bad_list_entry_is_named_and_the_others_remain(tmp_path: Path) -> None:
     first, last = save_image(tmp_path / "a.png"), save_image(tmp_path / "z.png")
     (tmp_path / "empty").mkdir()

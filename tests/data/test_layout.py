@@ -247,6 +247,10 @@ AMBIGUOUS = {
         + "|".join(f"train_images/{p}/{k}.png,{p}" for p in (10, 11) for k in range(3)),
         r"the folders \(10, 11\) are the groups of train.csv \(column 'patient'\)",
     ),
+    "patients by a table of patients": (
+        "sub-01/ sub-02/ participants.tsv:participant_id,age|sub-01,60|sub-02,61|sub-03,70",
+        r"the folders \(sub-01, sub-02\) are the groups of participants.tsv \(column 'participant_id'\)",
+    ),
     "a folder for each image": (" ".join(f"1.{k}/x.png" for k in range(24)), "24 images are too many for classes"),
     "a training folder beside one of tables": (
         "train/ annotations/labels.csv:path,label|0.png,x",
@@ -493,6 +497,10 @@ def test_tables_and_findings_in_the_classes_are_noted(tmp_path: Path, image: Pat
     )
     [note] = scan_folder(make(tmp_path / "mura", deep, image)).notes
     assert note.startswith("folders inside the classes name findings (negative, positive)")
+    [note] = scan_folder(make(tmp_path / "bids", "sub-01/ sub-02/ sub-03/", image)).notes
+    assert note.startswith("the classes (sub-01, sub-02, sub-03) are numbered as patients are")
+    [note] = scan_folder(make(tmp_path / "bach", "Photos/Benign/ Photos/Normal/ WSI/", image)).notes
+    assert note == "folders inside the classes are parts of them, not classes: Benign, Normal"
 
 
 def test_spreadsheet_is_refused_by_name(tmp_path: Path) -> None:

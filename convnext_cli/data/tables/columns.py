@@ -215,15 +215,15 @@ def _list_groups(table: Table, name_of: dict[str, str], path: str) -> Iterator[s
     """Yield the columns that may hold groups, the most certain first; a flag called `group` is none."""
     groups = [name_of[known] for known in ("group", "group_id") if known in name_of]
     yield from (name for name in groups if not is_flag(table, name))
-    yield from (name for name in name_of.values() if name != path and _names_patients(name))
+    yield from (name for name in list_patients(table) if name in name_of.values() and name != path)
     others = [name_of[known] for known in _OTHER_GROUPS if known in name_of]
     yield from (name for name in others if name != path and len(set(table.columns[name])) > 2)
 
 
-def _names_patients(name: str) -> bool:
-    """Return True if a column's name is a word for patients, alone or with one for numbers: `Patienten-Nr.`."""
-    words = set(list_words(name))
-    return bool(words & _PATIENT_WORDS) and words <= _PATIENT_WORDS | _ID_WORDS
+def list_patients(table: Table) -> list[str]:
+    """Return the columns whose name is a word for patients, alone or with one for numbers: `Patienten-Nr.`."""
+    words_of = {name: set(list_words(name)) for name in table.columns}
+    return [name for name, words in words_of.items() if words & _PATIENT_WORDS and words <= _PATIENT_WORDS | _ID_WORDS]
 
 
 def _varies(cells: Sequence[str]) -> bool:

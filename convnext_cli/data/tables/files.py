@@ -15,7 +15,7 @@ from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.tasks.reading import EXAMPLES, Table
 from convnext_cli.text import format_count, shorten_names
 
-MAX_DEPTH = 3  # levels of folders below the table's own in which images are searched
+MAX_DEPTH = 5  # levels of folders below the table's own in which images are searched
 
 
 class FileFinder:
