@@ -15,13 +15,11 @@ from convnext_cli.inference.calibration import ABSTAIN_RATE, Calibration
 from convnext_cli.inference.classifier import Classifier, open_for_eval
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.novelty import NoveltyModel, choose_novelty_threshold, fit_novelty
-from convnext_cli.metrics.registry import METRICS
-from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.metrics.thresholds import Threshold
 from convnext_cli.progress import Steps
 from convnext_cli.recipes.costs import BANK_IMAGES
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.tasks.task import Targets, Task
+from convnext_cli.tasks.task import Targets
 
 SCRAMBLED_IMAGES = 64  # validation images that are scrambled to test the OOD score
 BANK_IMAGES_PER_CLASS = 200  # training images in the bank; `benchmarks/README.md` has the ROC AUC for 25 to 500
@@ -80,29 +78,6 @@ def measure_gain(model: Classifier, logits: Floats, targets: Targets, calibratio
     before = task.compute_metrics(logits, targets, classes)
     after = task.compute_metrics(task.calibrate(logits, calibration), targets, classes)
     return {field: (getattr(before, key), getattr(after, key)) for field, key in task.display.calibration}
-
-
-def describe_worse_calibration(
-    task: Task, before: MetricSet, after: MetricSet, fitted_on: str = "validation images"
-) -> str | None:
-    """Return a warning where calibration makes the first of the metrics that it changes worse as printed, else None.
-
-    Both are of the same images; of the metrics that calibration changes, lower is better.
-    """
-    changes: list[str] = []
-    for _, key in task.display.calibration:
-        metric, pair = METRICS[key], (getattr(before, key), getattr(after, key))
-        shown = [metric.format_with_unit(value) for value in pair]
-        if pair[1] > pair[0] and shown[0] != shown[1]:
-            changes.append(f"{metric.title} {' -> '.join(shown)}")
-        elif not changes:
-            return None
-    if not changes:
-        return None
-    return (
-        f"the calibration that was fitted on {fitted_on} makes the probabilities worse on these images: "
-        f"{', '.join(changes)}. Do not rely on them; the images may differ from the {fitted_on}"
-    )
 
 
 def _detect_scrambled(

@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.pooling import Pooling
 from convnext_cli.metrics.calculator import Calculator, Floats
+from convnext_cli.metrics.comparison import compare
+from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
+from convnext_cli.progress import Notice
 from convnext_cli.tasks.task import Targets, Task
 
 
@@ -48,3 +51,38 @@ class EvaluatedImages:
     def make_calculator(self) -> Calculator:
         """Return the calculator of the task's metrics."""
         return self.task.make_calculator(self.calibrated, self.targets, self.calibration)
+
+
+def describe_worse_calibration(
+    images: EvaluatedImages, before: MetricSet, after: MetricSet, fitted_on: str = "validation images"
+) -> Notice | None:
+    """Return a notice where calibration makes the first of the metrics that it changes worse as printed, else None.
+
+    It is a warning if the 95% CI of that change excludes 0. Of the metrics that calibration changes, lower is better.
+
+    Args:
+        images: with their calibration.
+        before: the metrics without calibration.
+        after: the metrics with it.
+        fitted_on: the images that it was fitted on.
+    """
+    changes: list[str] = []
+    for _, key in images.task.display.calibration:
+        metric, pair = METRICS[key], (getattr(before, key), getattr(after, key))
+        shown = [metric.format_with_unit(value) for value in pair]
+        if pair[1] > pair[0] and shown[0] != shown[1]:
+            changes.append(f"{metric.title} {' -> '.join(shown)}")
+        elif not changes:
+            return None
+    if not changes:
+        return None
+    [_, first], *_ = images.task.display.calibration
+    uncalibrated = replace(images, calibration=None)
+    change = compare(uncalibrated.make_calculator(), images.make_calculator(), images.groups).differences[first]
+    text = (
+        f"the calibration that was fitted on {fitted_on} makes the probabilities worse on these images: "
+        f"{', '.join(changes)}"
+    )
+    if change is None or change.interval is None or change.interval.low <= 0:
+        return Notice(f"{text}. That may be chance: the 95% CI of the change includes 0")
+    return Notice(f"{text}. Do not rely on them; the images may differ from the {fitted_on}", "warning")

@@ -17,11 +17,11 @@ from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.files import check_output
 from convnext_cli.inference.agreement import check_comparable, check_records, describe_progress
 from convnext_cli.inference.calibration import Calibration, describe_unreliable_ood, read_calibration, write_calibration
-from convnext_cli.inference.calibration_fit import calibrate_steps, describe_worse_calibration
+from convnext_cli.inference.calibration_fit import calibrate_steps
 from convnext_cli.inference.classifier import Classifier, Outputs
 from convnext_cli.inference.drift import Drift, measure_drift
 from convnext_cli.inference.ensemble import Ensemble
-from convnext_cli.inference.evaluated_images import EvaluatedImages
+from convnext_cli.inference.evaluated_images import EvaluatedImages, describe_worse_calibration
 from convnext_cli.inference.operating_points import TEST_TARGETS, add_targets, measure_points, trace_curves
 from convnext_cli.inference.overlap import Overlap
 from convnext_cli.inference.per_group import GroupEvaluation, check_groups, check_negative, evaluate_groups
@@ -349,16 +349,15 @@ def _list_warnings(evaluation: Evaluation, trained_on: Index) -> list[Notice]:
     """Return warnings on the metrics of an evaluation."""
     images, metrics, points = evaluation.images, evaluation.metrics, evaluation.operating_points
     task, calibration, fitted_on = images.task, evaluation.calibration, evaluation.fitted_on
+    worse = describe_worse_calibration(images, evaluation.uncalibrated, metrics, fitted_on) if calibration else None
     texts = []
-    if calibration and (worse := describe_worse_calibration(task, evaluation.uncalibrated, metrics, fitted_on)):
-        texts.append(worse)
     if absent := describe_absent(metrics):
         texts.append(absent)
     rows = [row for row, split in enumerate(trained_on.splits) if split == "train" or is_fold(split)]
     texts += task.list_warnings(trained_on.targets(rows), images.probabilities, images.classes, calibration)
     texts += [text for point in points if (text := describe_unreachable(point.threshold, fitted_on))]
     texts += [describe_missed(point) for point in points if point.is_missed]
-    return [Notice(text, "warning") for text in texts]
+    return [*([worse] if worse else []), *(Notice(text, "warning") for text in texts)]
 
 
 def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:

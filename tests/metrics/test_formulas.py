@@ -6,11 +6,13 @@ import pytest
 from sklearn import metrics as reference
 from sklearn.calibration import calibration_curve
 
-from convnext_cli.inference.calibration_fit import describe_worse_calibration
+from convnext_cli.inference.calibration import Calibration
+from convnext_cli.inference.evaluated_images import EvaluatedImages, describe_worse_calibration
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.summary import MAX_MATRIX, Metrics, describe_absent, list_mistakes
 from convnext_cli.metrics.temperature import fit_temperature
+from convnext_cli.progress import Notice
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import SINGLE
 from convnext_cli.tasks.regression import Regression
@@ -140,22 +142,27 @@ def test_no_images_raise_an_error() -> None:
         SINGLE.compute_metrics(np.zeros((0, 4)), np.zeros(0, int), CLASSES)
 
 
-def test_temperature_that_increases_log_loss_gives_warning() -> None:
+@pytest.mark.parametrize(("number", "severity"), [(300, "warning"), (12, "note")])
+def test_temperature_that_increases_log_loss_is_a_warning_unless_it_may_be_chance(number: int, severity: str) -> None:
     random = np.random.default_rng(0)
-    labels = random.integers(0, 3, 300)
-    logits = 2.0 * random.normal(size=(300, 3)) + 2.0 * np.eye(3)[labels]
+    labels = random.integers(0, 3, number)
+    logits = 2.0 * random.normal(size=(number, 3)) + 2.0 * np.eye(3)[labels]
     plain = cast("Metrics", SINGLE.compute_metrics(logits, labels, "abc"))
-    best = fit_temperature(logits, labels)
-    assert best > 1.2
-    assert describe_worse_calibration(SINGLE, plain, SINGLE.compute_metrics(logits / best, labels, "abc")) is None
-    assert describe_worse_calibration(SINGLE, plain, plain) is None
-    worse = describe_worse_calibration(SINGLE, plain, SINGLE.compute_metrics(logits / 0.5, labels, "abc"))
+
+    def describe(temperature: float, after: Metrics | None = None) -> Notice | None:
+        calibration = Calibration(weights="", images=number, temperature=temperature, unfitted_reason=None)
+        images = EvaluatedImages(
+            task=SINGLE, classes=tuple("abc"), logits=logits, targets=labels, calibration=calibration, groups=None
+        )
+        return describe_worse_calibration(images, plain, after or images.compute_metrics())
+
+    assert number < 300 or describe(fit_temperature(logits, labels)) is None
+    assert describe(1.0) is None
+    worse = describe(0.5)
     assert worse is not None
-    assert f"log loss {plain.log_loss:.4f} -> " in worse
-    assert "ECE" in worse
-    partly = describe_worse_calibration(
-        SINGLE, plain, replace(plain, log_loss=plain.log_loss + 0.1, ece=plain.ece - 0.01)
-    )
+    assert worse.severity == severity
+    assert f"log loss {plain.log_loss:.4f} -> " in worse.text
+    partly = describe(0.5, replace(plain, log_loss=plain.log_loss + 0.1, ece=plain.ece - 0.01))
     assert partly is not None
-    assert "ECE" not in partly
-    assert describe_worse_calibration(SINGLE, plain, replace(plain, log_loss=plain.log_loss + 1e-9)) is None
+    assert "ECE" not in partly.text
+    assert describe(0.5, replace(plain, log_loss=plain.log_loss + 1e-9)) is None
