@@ -2,13 +2,13 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
 from convnext_cli.data.folders.remedies import choose_example, describe_others
 from convnext_cli.data.folders.words import is_form
-from convnext_cli.data.index import Index, describe_skipped
+from convnext_cli.data.index import NONE, Index, describe_skipped
 from convnext_cli.data.layout import Layout
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.encoding import fold_name
@@ -59,11 +59,8 @@ def choose_class_source(layout: Layout, folders: Index, source: Path, options: T
         )
     else:
         raise _explain_missing_classes(layout, folders, errors, source, options)
-    used = [index.table]
-    if not any(index.groups):
-        index, group_table = _add_groups(index, paths, options)
-        used.append(group_table)
-    if unused := [path.name for path in paths if path not in used]:
+    index, group_table = add_groups(index, paths, options)
+    if unused := [path.name for path in paths if path not in (index.table, group_table)]:
         index = replace(index, notes=(*index.notes, f"tables that are not used: {shorten_names(unused)}"))
     return index
 
@@ -89,21 +86,22 @@ def _read_tables(paths: Sequence[Path], options: TableOptions) -> tuple[dict[Pat
     return tables, errors
 
 
-def _add_groups(index: Index, paths: Sequence[Path], options: TableOptions) -> tuple[Index, Path | None]:
-    """Return the index with the groups that another table gives its images, and this table; None if there is none.
+def add_groups(index: Index, paths: Sequence[Path], options: TableOptions) -> tuple[Index, Path | None]:
+    """Return an index without groups with those that another table gives its images, and this table; else None.
 
     Raises:
         DataError: the class folders are these groups.
     """
     from convnext_cli.data.manifest import read_file_groups
 
+    if any(index.groups) or options.group_column == NONE:
+        return index, None
     for path in paths:
-        found = None if path == index.table else read_file_groups(path, options)
+        found = None if path == index.table else read_file_groups(path)
         if found is None:
             continue
         groups = tuple(found.of_files.get(file, "") for file in _list_files(index))
-        is_grouped = any(groups) and _is_one_to_one(set(zip(groups, index.labels, strict=True)))
-        if index.table is None and len(index.classes) > 1 and (is_grouped or found.groups >= set(index.classes)):
+        if index.table is None and _are_groups(index, groups, found.groups):
             raise DataError(
                 f"the folders ({shorten_names(index.classes)}) are the groups of {path.name} (column "
                 f"{found.column!r}), not classes",
@@ -119,6 +117,12 @@ def _add_groups(index: Index, paths: Sequence[Path], options: TableOptions) -> t
         groups = tuple(group or file for group, file in zip(groups, index.paths, strict=True))
         return replace(index, groups=groups, notes=(*index.notes, note)), path
     return index, None
+
+
+def _are_groups(folders: Index, groups: Sequence[str], known: Set[str]) -> bool:
+    """Return True if each class folder is a group: one of those of the images, or by its name one of the known ones."""
+    is_each = any(groups) and _is_one_to_one(set(zip(groups, folders.labels, strict=True)))
+    return len(folders.classes) > 1 and (is_each or known >= set(folders.classes))
 
 
 def _find_extension(tables: dict[Path, Index], folders: Index, source: Path) -> Index | None:
@@ -169,7 +173,7 @@ def _describe_contradiction(path: Path, table: Index, folders: Index, pairs: Cou
 def _describe_only_table(path: Path, table: Index, layout: Layout, forms: Sequence[str]) -> Index:
     """Return the index of the only table, with notes on its choice and the number of images without a row."""
     listed = set(_list_files(table))
-    without_row = sum(os.path.normpath(image) not in listed for image in layout.tree.list_images())
+    without_row = sum(os.path.abspath(image) not in listed for image in layout.tree.list_images())  # noqa: PTH100
     others = {reason: count for reason, count in (+layout.skipped).items() if not reason.startswith("image ")}
     skipped = others | ({f"image without a row in {path.name}": without_row} if without_row else {})
     notes = [f"the classes are those of {path.name}"]
@@ -203,5 +207,5 @@ def _explain_missing_classes(
 
 
 def _list_files(index: Index) -> list[str]:
-    """Return the normalised path of each row's file."""
-    return [os.path.normpath(os.path.join(index.root, path)) for path in index.paths]  # noqa: PTH118
+    """Return the absolute path of each row's file."""
+    return [os.path.abspath(os.path.join(index.root, path)) for path in index.paths]  # noqa: PTH100, PTH118

@@ -84,10 +84,10 @@ class FileGroups:
     column: str
     groups: frozenset[str]
     of_files: dict[str, str]
-    """The group of each file, by its path; empty if the table has no column for these."""
+    """The group of each file, by its absolute path; empty if the table has no column for these."""
 
 
-def read_file_groups(path: Path, options: TableOptions = AUTO_OPTIONS) -> FileGroups | None:
+def read_file_groups(path: Path) -> FileGroups | None:
     """Return the groups of a table that need not have labels; None if it cannot be read or has no column of groups."""
     try:
         table = read_table(path)
@@ -96,7 +96,7 @@ def read_file_groups(path: Path, options: TableOptions = AUTO_OPTIONS) -> FileGr
     finder = FileFinder(path.parent, find_split(path.stem), search=True, encoding=table.encoding)
     files: Sequence[str | None] = [None] * len(table)
     try:
-        columns = find_columns(table, finder, options)
+        columns = find_columns(table, finder, AUTO_OPTIONS)
         files = finder.find_all(table.columns[columns["path"]])
     except DataError:
         columns = {"group": list_patients(table)[0]} if list_patients(table) else {}
@@ -104,7 +104,9 @@ def read_file_groups(path: Path, options: TableOptions = AUTO_OPTIONS) -> FileGr
     if not groups:
         return None
     of_files = {
-        os.path.normpath(path.parent / file): group for file, group in zip(files, groups, strict=True) if file and group
+        os.path.abspath(path.parent / file): group  # noqa: PTH100
+        for file, group in zip(files, groups, strict=True)
+        if file and group
     }
     return FileGroups(columns["group"], frozenset(groups) - {""}, of_files)
 

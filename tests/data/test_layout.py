@@ -478,6 +478,10 @@ def test_table_without_labels_adds_groups(tmp_path: Path, image: Path) -> None:
     truth = "truth.csv:image,MEL,NV,BCC|0,1,0,0|1,0,1,0|2,0,0,1 meta.csv:image,patient|0,k|1,k|2,m"
     index = scan_folder(make(tmp_path / "isic", f"Input/ {truth}", image))
     assert (index.classes, index.groups) == (("BCC", "MEL", "NV"), ("k", "k", "m"))
+    index = scan_data(tmp_path / "isic/truth.csv", table_options=TableOptions(label_columns="MEL,NV,BCC"))
+    assert (index.groups, index.notes[-1]) == (("k", "k", "m"), "groups by column 'patient' of meta.csv")
+    assert scan_data(tmp_path / "isic/truth.csv", table_options=TableOptions(group_column="none")).groups == ()
+    assert scan_data(tmp_path / "isic", table_options=TableOptions(task="multilabel")).groups == ("k", "k", "m")
 
 
 def test_single_folder_of_a_known_class_needs_no_table(tmp_path: Path, image: Path) -> None:
