@@ -79,6 +79,15 @@ def load_dataset(request: DatasetRequest, *, threads: int) -> Steps[Dataset]:
         UsageError: the pattern for groups is invalid.
     """
     index, grouping = yield from read_steps(request)
+    return (yield from audit_steps(request, index, grouping, threads=threads))
+
+
+def audit_steps(request: DatasetRequest, index: Index, grouping: Grouping, *, threads: int) -> Steps[Dataset]:
+    """Return the data set of an index and its groups, audited if the request says so.
+
+    Raises:
+        DataError: no image can be read.
+    """
     if not request.audit:
         return Dataset(index=index, grouping=grouping, audit=None, duplicate_sets=())
     audit = yield from audit_index(index, grouping, threads=threads)

@@ -19,7 +19,7 @@ from convnext_cli.data.tables.targets import read_targets
 from convnext_cli.encoding import UTF_8, normalise_name
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
-from convnext_cli.tasks.reading import RawTargets, Table
+from convnext_cli.tasks.reading import RawTargets, Table, fold_column
 from convnext_cli.text import format_count, shorten_names
 
 
@@ -68,7 +68,7 @@ def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
         *([f"read as {table.encoding}, as it is not UTF-8"] if table.encoding != UTF_8 else []),
         *finder.notes,
         *describe_joined(targets.labels),
-        *_describe_columns(table, columns, targets.columns, folds),
+        *_describe_columns(table, columns, targets.columns, folds, options.attributes),
         *_describe_groups(columns.get("group", ""), groups),
         *targets.notes,
         *joined,
@@ -131,7 +131,11 @@ def _join_rows(paths: Sequence[str], targets: RawTargets) -> tuple[RawTargets, l
 
 
 def _describe_columns(
-    table: Table, columns: dict[str, str], label_columns: Sequence[str], folds: Sequence[str]
+    table: Table,
+    columns: dict[str, str],
+    label_columns: Sequence[str],
+    folds: Sequence[str],
+    attributes: Sequence[str],
 ) -> list[str]:
     """Return notes on the columns that are used under other names, on folds, and on columns that are not used."""
     notes = []
@@ -149,7 +153,8 @@ def _describe_columns(
             f"column {columns['fold']!r} has {format_count(number, 'fold')}: --folds {number} uses them; without it "
             "they are not used"
         )
-    if unused := [name for name in table.columns if name not in {*used.values(), *label_columns}]:
+    known, read = {*used.values(), *label_columns}, set(map(fold_column, attributes))
+    if unused := [name for name in table.columns if name not in known and fold_column(name) not in read]:
         notes.append(f"columns that are not used: {shorten_names([name or '(without a name)' for name in unused])}")
     return notes
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from convnext_cli.data.attributes import parse_attributes
 from convnext_cli.data.audit.summary import audit_index
 from convnext_cli.data.groups import Grouping, group_steps
 from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, UNREADABLE, Index, select_rows
@@ -228,7 +229,7 @@ def _find_index(run: RunFolder, trained_on: Index, request: EvalRequest) -> Step
         check_cache_outside(list_data_folders(trained_on))
         return trained_on, []
     settings = _read_settings(run)
-    index = _scan_like_run(settings, trained_on, data, group_column)
+    index = _scan_like_run(settings, trained_on, data, request)
     index, grouping = yield from _group_like_run(settings, index, group_column)
     left_out = sum(trained_on.skipped.get(reason, 0) for reason in (UNREADABLE, EXCLUDED))
     composed = {compose_name(path): path for path in index.paths}  # a copy may have names in another Unicode form
@@ -313,10 +314,12 @@ def _compare_content(
     return moved, []
 
 
-def _scan_like_run(settings: Mapping[str, Any], trained_on: Index, data: Path, group_column: str) -> Index:
+def _scan_like_run(settings: Mapping[str, Any], trained_on: Index, data: Path, request: EvalRequest) -> Index:
     """Scan data for the task of a run with its columns; if that fails, without them, then with all of its options."""
     classes, task = trained_on.classes, trained_on.task_record
-    plain = TableOptions(group_column=group_column, known_labels=classes)
+    group_column = request.group_column
+    attributes = tuple(parse_attributes(request.subgroups)) if request.subgroups else ()
+    plain = TableOptions(group_column=group_column, known_labels=classes, attributes=attributes)
     if task:
         plain = replace(plain, task=task["name"])
     own = {name: settings[name] for name in TABLE_SETTINGS if name in settings and name != "task"}

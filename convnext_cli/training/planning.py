@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext_cli.data.attributes import parse_attributes, read_attributes
-from convnext_cli.data.dataset import Dataset, DatasetRequest, load_dataset
+from convnext_cli.data.dataset import Dataset, DatasetRequest, audit_steps, read_steps
 from convnext_cli.data.index import NONE, Index, check_trainable, digest_images, list_untrained_classes
 from convnext_cli.data.outside import check_outside_data
 from convnext_cli.data.split import Folds, choose_fold, leave_out, name_fold, split_index
@@ -72,9 +72,8 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
     _check_request(request, data, values)
 
     # 2. The data and their split.
-    dataset = yield from _load_data(request, data, values)
+    request, dataset = yield from _load_data(request, data, values)
     if values["leave_out"] != NONE:
-        request, dataset = yield from _read_left_out(request, dataset, values)
         values |= {"folds": request.choices["folds"].value}
     index, folds = _split(dataset, values)
 
@@ -195,13 +194,34 @@ def _check_request(request: TrainRequest, data: Path, values: Mapping[str, Any])
         raise UsageError(f"--weights {request.weights!r} is not Unicode, so no plan can store it", "Rename the file")
 
 
-def _load_data(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> Steps[Dataset]:
-    """Load the data of a request; images without labels get those of the teacher."""
+def _load_data(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> Steps[tuple[TrainRequest, Dataset]]:
+    """Load the data of a request; images without labels get those of the teacher.
+
+    What their folders and tables tell is checked before the images are, which may take long.
+
+    Returns:
+        The request, with the number of folds for `--leave-out`; and the data set.
+    """
     reading = {name: values[name] for name in (*READING_SETTINGS, "unlabelled")}
-    dataset_request = DatasetRequest(data=data, audit=request.audit, chosen=request.chosen, **reading)
-    dataset = yield from load_dataset(dataset_request, threads=count_process_cpus())
-    check_outside_data(request.output or RUNS, dataset.index)
-    return (yield from _label_by_teacher(request, dataset)) if values["unlabelled"] else dataset
+    leaves_out = values["leave_out"] != NONE
+    cuts = parse_attributes(values["leave_out"], "--leave-out") if leaves_out else {}
+    dataset_request = DatasetRequest(
+        data=data, audit=request.audit, chosen=request.chosen, attributes=tuple(cuts), **reading
+    )
+    index, grouping = yield from read_steps(dataset_request)
+    check_outside_data(request.output or RUNS, index)
+    if not values["unlabelled"]:
+        check_trainable(index)
+    if leaves_out:
+        request, index = yield from _read_left_out(request, index, values)
+    dataset = yield from audit_steps(dataset_request, index, grouping, threads=count_process_cpus())
+    gone = [name for at, name in enumerate(index.fold_names, 1) if name_fold(at) not in dataset.index.folds]
+    if gone:
+        raise DataError(
+            f"no image of {', '.join(gone[:5])} can be read, so --leave-out has none to test on",
+            "Replace the files, or leave them out with --exclude",
+        )
+    return request, (yield from _label_by_teacher(request, dataset)) if values["unlabelled"] else dataset
 
 
 def _split(dataset: Dataset, values: Mapping[str, Any]) -> tuple[Index, Index | None]:
@@ -256,10 +276,8 @@ def _check_part(index: Index, fold: int, leave_out: str) -> None:
         raise DataError(f"leaving out {part}{effect}", remedy) from error
 
 
-def _read_left_out(
-    request: TrainRequest, dataset: Dataset, values: Mapping[str, Any]
-) -> Steps[tuple[TrainRequest, Dataset]]:
-    """Return the request with the number of folds, and the data set with the fold of each image, for `--leave-out`.
+def _read_left_out(request: TrainRequest, index: Index, values: Mapping[str, Any]) -> Steps[tuple[TrainRequest, Index]]:
+    """Return the request with the number of folds, and the index with the fold of each image, for `--leave-out`.
 
     Raises:
         DataError: there is no such column.
@@ -274,7 +292,7 @@ def _read_left_out(
     cuts = parse_attributes(text, "--leave-out")
     if len(cuts) > 1:
         raise UsageError(f"--leave-out {text} names {len(cuts)} columns", "Name one")
-    [attribute] = yield from read_attributes(dataset.index, cuts, option="--leave-out")
+    [attribute] = yield from read_attributes(index, cuts, option="--leave-out")
     names = attribute.levels
     if len(names) < 2 or values["fold"] > len(names):
         problem = f"{attribute.name} has {format_count(len(names), 'value')}: {', '.join(names[:5])}"
@@ -286,16 +304,16 @@ def _read_left_out(
         without = f"without a value of {attribute.name}"
         number = format_count(unknown, f"image {without} trains or validates", f"images {without} train or validate")
         notes.append(f"{number} in every fold")
-    if set(dataset.index.splits) - {""}:
+    if set(index.splits) - {""}:
         notes.append("the data's own splits are not used: each fold has its own")
     index = replace(
-        dataset.index,
+        index,
         folds=tuple(fold_of.get(value, "") for value in attribute.values),
         fold_names=names,
-        notes=(*dataset.index.notes, *notes),
+        notes=(*index.notes, *notes),
     )
     choices = {**request.choices, "folds": Choice(value=len(names), source="rule", reason=f"--leave-out {text}")}
-    return replace(request, choices=choices), replace(dataset, index=index)
+    return replace(request, choices=choices), index
 
 
 def _label_by_teacher(request: TrainRequest, dataset: Dataset) -> Steps[Dataset]:

@@ -406,7 +406,7 @@ def test_several_runs_are_compared_and_reported(
         shutil.copytree(run.path, tmp_path / name, ignore=shutil.ignore_patterns("tests.jsonl"))
     outcome = convnext("eval", "one", "two", "--json")
     result = json.loads(outcome.out)
-    assert [entry["run"] for entry in result["runs"]] == ["one", "two"]
+    assert [entry["run"] for entry in result["runs"]] == [str(Path.cwd() / name) for name in ("one", "two")]
     [pair] = result["comparisons"]
     assert (pair["first"], pair["second"], pair["p_value"]) == ("one", "two", 1.0)
     assert pair["differences"]["top1"] == {"value": 0.0, "interval": None}  # models that are alike have no variance

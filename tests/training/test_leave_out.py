@@ -168,11 +168,30 @@ def test_group_in_two_sites_is_a_warning(digits: Path, tmp_path: Path) -> None:
         ({"folds": 3}, "both choose the folds"),
         ({"fold": 4}, "3 values"),
         ({"val_fraction": 0.0}, "--val-fraction is 0"),
+        ({"leave_out": "path"}, "path has 120 values"),
     ],
 )
-def test_wrong_requests_are_refused(table: Path, changes: dict[str, Any], problem: str) -> None:
+def test_wrong_requests_are_refused_before_the_images_are_checked(
+    table: Path, changes: dict[str, Any], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convnext_cli.data.dataset.audit_index", None)
     with pytest.raises((UsageError, DataError), match=problem):
         prepare(left_out_request(table, "sites", **changes))
+
+
+def test_a_column_that_is_left_out_counts_as_used(table: Path) -> None:
+    plain, by_site = (prepare(left_out_request(table, "run", leave_out=name)) for name in ("none", "site"))
+    assert "columns that are not used: site" in list_texts(list(plain.notices))
+    assert not any("not used" in text for text in list_texts(list(by_site.notices)))
+
+
+def test_a_value_without_a_readable_image_is_named(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    table = write_table(digits, tmp_path / "data")
+    (tmp_path / "data/torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    table.write_text(f"{table.read_text()}torn.png,0,Turin\n")
+    with pytest.raises(DataError, match="no image of Turin can be read"):
+        prepare(left_out_request(table, "sites"))
 
 
 def test_command_shows_internal_and_external(convnext: Convnext, digits: Path, tmp_path: Path) -> None:

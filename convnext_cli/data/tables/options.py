@@ -23,6 +23,8 @@ class TableOptions(TargetOptions):
     split_column: str = AUTO
     known_labels: Sequence[str] = ()
     """The labels or classes of a run: columns of other names are not labels."""
+    attributes: Sequence[str] = ()
+    """The attributes of the images that are read from their columns afterwards: these count as used."""
 
 
 AUTO_OPTIONS = TableOptions()
