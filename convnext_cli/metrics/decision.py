@@ -32,25 +32,20 @@ class DecisionCurve:
     """Net benefit of always acting."""
 
     @property
-    def useful_range(self) -> tuple[float, float] | None:
-        """Return the longest range of thresholds at which the model is better than treating all and none."""
+    def useful_ranges(self) -> list[tuple[float, float]]:
+        """Return the ranges of thresholds at which the model is better than treating all and none."""
         best = np.maximum(self.treat_all, 0)
         is_better = np.array(self.model) > best + 1e-9
         edges = np.flatnonzero(np.diff(np.concatenate([[False], is_better, [False]])))
-        runs = edges.reshape(-1, 2)
-        if not len(runs):
-            return None
-        first, end = max(runs.tolist(), key=lambda run: run[1] - run[0])
-        return self.thresholds[first], self.thresholds[end - 1]
+        return [(self.thresholds[first], self.thresholds[end - 1]) for first, end in edges.reshape(-1, 2).tolist()]
 
     def describe(self) -> str:
         """Return at which thresholds the model is useful, in a sentence."""
         start = f"Decision curve of {self.name} at a prevalence of {100 * self.prevalence:.3g}%:"
-        if self.useful_range is None:
+        if not self.useful_ranges:
             return f"{start} acting on the model is not better than treating all or none at any threshold."
-        low, high = (f"{100 * end:.0f}%" for end in self.useful_range)
-        thresholds = f"at thresholds from {low} to {high}" if low != high else f"at a threshold of {low}"
-        return f"{start} acting on the model is better than treating all or none {thresholds}."
+        ranges = (f"{low:.0%} to {high:.0%}" if low != high else f"{low:.0%}" for low, high in self.useful_ranges)
+        return f"{start} acting on the model is better than treating all or none at thresholds of {', '.join(ranges)}."
 
 
 def trace_decision_curve(

@@ -13,6 +13,7 @@ from scipy.stats import beta, binomtest
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.confidence import Rate, count_independent, measure_confidence
 from convnext_cli.metrics.decision import (
+    DecisionCurve,
     apply_ratio,
     estimate_likelihood_ratios,
     estimate_ratio,
@@ -295,13 +296,21 @@ def test_decision_curve_is_its_definition() -> None:
         odds = threshold / (1 - threshold)
         assert model == pytest.approx((hits.sum() - false.sum() * odds) / 400)
         assert everyone == pytest.approx(positive.mean() - (1 - positive.mean()) * odds)
-    assert curve.useful_range is not None
-    assert "acting on the model is better than treating all or none at thresholds from" in curve.describe()
+    [(low, high)] = curve.useful_ranges
+    assert curve.describe().endswith(f"better than treating all or none at thresholds of {low:.0%} to {high:.0%}.")
     useless = trace_decision_curve("b", np.full(400, 0.4), positive)
-    assert useless.useful_range is None
+    assert not useless.useful_ranges
     assert "not better than treating all or none at any threshold" in useless.describe()
     rare = trace_decision_curve("b", scores, positive, 0.02)
     assert rare.treat_all[0] == pytest.approx(0.02 - 0.98 / 99)
+    several = DecisionCurve(
+        name="b",
+        prevalence=0.02,
+        thresholds=(0.01, 0.02, 0.5, 0.8, 0.9),
+        model=(0.3, 0.2, 0.0, 0.1, 0.0),
+        treat_all=(0.2, 0.1, 0.0, 0.0, 0.0),
+    )
+    assert several.describe().endswith("at thresholds of 1% to 2%, 80%.")
 
 
 @pytest.mark.parametrize(
