@@ -317,15 +317,6 @@ def test_other_operations_yield_progress_only(run_copy: RunFolder, digits: Path)
         assert all(isinstance(event, Progress) and 0 <= event.done <= event.total for event in events)
 
 
-def test_an_evaluation_is_reported_from_another_folder(
-    run_copy: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    evaluation = evaluate(run_copy.path.name)
-    monkeypatch.chdir(tmp_path.parent)
-    assert write_report(evaluation).is_file()
-
-
 def test_predict_counts_images(run: RunFolder) -> None:
     events: list[Progress] = []
     predict(np.zeros((3, 8, 8, 3), np.uint8), run.path, on_event=events.append)

@@ -277,7 +277,7 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
     points = measure_points(images, calibration.thresholds if calibration else ())
     is_per_group = request.per == "group"
     evaluation = Evaluation(
-        run=run.path.absolute(),  # a program may change its folder before it writes the report
+        run=run.path,
         data=test_set.index.location,
         split=test_set.split,
         metrics=images.compute_metrics(),

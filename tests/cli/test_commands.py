@@ -181,7 +181,7 @@ def test_recommend_writes_a_plan_that_finetune_reads(convnext: Convnext, digits:
     epochs, freeze_epochs = (
         read_plan(tmp_path / "run/plan.toml").choices[name] for name in ("epochs", "freeze_epochs")
     )
-    assert (epochs.value, epochs.source) == (1, "plan"), "a flag of another command"
+    assert (epochs.value, epochs.source) == (1, "flag")
     assert (freeze_epochs.value, freeze_epochs.source) == (10, "measured")
 
 
@@ -406,7 +406,7 @@ def test_several_runs_are_compared_and_reported(
         shutil.copytree(run.path, tmp_path / name, ignore=shutil.ignore_patterns("tests.jsonl"))
     outcome = convnext("eval", "one", "two", "--json")
     result = json.loads(outcome.out)
-    assert [entry["run"] for entry in result["runs"]] == [str(Path.cwd() / name) for name in ("one", "two")]
+    assert [entry["run"] for entry in result["runs"]] == ["one", "two"]
     [pair] = result["comparisons"]
     assert (pair["first"], pair["second"], pair["p_value"]) == ("one", "two", 1.0)
     assert pair["differences"]["top1"] == {"value": 0.0, "interval": None}  # models that are alike have no variance
