@@ -4,6 +4,7 @@ from convnext_cli.metrics.registry import METRICS
 from convnext_cli.progress import Notice
 from convnext_cli.reports.section import Column, ReportData, Section, Table, make_cell, make_class_table
 from convnext_cli.reports.targets import tabulate_points
+from convnext_cli.text import capitalise
 
 
 def show_groups(report: ReportData) -> Section | None:
@@ -18,7 +19,7 @@ def show_groups(report: ReportData) -> Section | None:
         for part in (evaluation, result)
     )
     sentences: list[str | Notice] = [
-        f"{headline.title.capitalize()} per group {per_group}; per image {per_image}.",
+        f"{capitalise(headline.title)} per group {per_group}; per image {per_image}.",
         f"{result.describe_groups()}. {result.describe_pooling(evaluation.task)}.",
         *result.notes,
     ]

@@ -57,8 +57,9 @@ def show_data(report: ReportData) -> Section:
         sentences.append(f"{groups} by {audit.groups.rule}.")
     findings = [finding for finding in audit.findings if finding.kind != Kind.UNSEEN_AREA]  # of another framing
     if not findings:
+        shortcuts = ", no shortcuts" if audit.shortcuts else ""
         sentences.append(
-            "The audit found nothing: all files readable, no duplicates, no leakage between splits, no shortcuts."
+            f"The audit found nothing: all files readable, no duplicates, no leakage between splits{shortcuts}."
         )
     for finding in findings:
         text = f"{finding.describe()}. Action taken: {finding.action}."

@@ -176,6 +176,8 @@ class AuditRecord(Struct, frozen=True, kw_only=True):
 
     findings: tuple[AuditFinding, ...]
     groups: AuditGroups = AuditGroups()
+    shortcuts: dict[str, Any] = {}
+    """Scores of metadata alone, by name; empty where there were too few images to measure them."""
 
 
 class Environment(Struct, frozen=True, kw_only=True):

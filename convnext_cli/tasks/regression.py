@@ -156,7 +156,7 @@ class Regression(Task):
 
     def describe_classes(self, classes: Sequence[str]) -> str:
         """Return the name of the number."""
-        return f"a number, {classes[0]}"
+        return f"one number ({classes[0]})"
 
     def count(self, targets: Targets, num_classes: int) -> list[int]:
         """Return the number of images."""

@@ -141,7 +141,12 @@ def test_recommend_tells_the_area_that_evaluation_never_sees(convnext: Convnext,
 @pytest.mark.parametrize(
     ("column", "cells", "said", "unsaid"),
     [
-        ("age", [1.5 * place for place in range(12)], ["12 images; a number, age;"], ["per class", "label_smoothing"]),
+        (
+            "age",
+            [1.5 * place for place in range(12)],
+            ["12 images; one number (age);"],
+            ["per class", "label_smoothing"],
+        ),
         (
             "a,b",
             ["0,0", "1,1", *["1,0"] * 10],

@@ -292,6 +292,18 @@ def test_examples_of_a_finding_are_listed_if_there_are_some(run: RunFolder, augm
     assert [block.title for block in section.blocks if isinstance(block, Listing)] == ["Examples: a"]
 
 
+@pytest.mark.parametrize(
+    ("shortcuts", "end"), [({}, "between splits."), ({"size": {}}, "between splits, no shortcuts.")]
+)
+def test_an_audit_without_findings_says_what_was_looked_for(
+    run: RunFolder, augmented: Evaluation, shortcuts: dict[str, object], end: str
+) -> None:
+    audit = AuditRecord(findings=(), shortcuts=shortcuts)
+    section = show_data(ReportData(evaluation=replace(augmented, audit=audit), run=run, config=run.read_config()))
+    [text] = [text for text in list_texts(section) if text.startswith("The audit found nothing")]
+    assert text.endswith(end)
+
+
 def test_gallery_leaves_out_images_that_are_gone(run: RunFolder, tmp_path: Path) -> None:
     index = run.read_split()
     for row in index.rows("test")[::4]:
