@@ -97,7 +97,7 @@ def add_groups(index: Index, paths: Sequence[Path], options: TableOptions) -> tu
     if any(index.groups) or options.group_column == NONE:
         return index, None
     for path in paths:
-        found = None if path == index.table else read_file_groups(path)
+        found = None if path == index.table else read_file_groups(path, options.image_root)
         if found is None:
             continue
         groups = tuple(found.of_files.get(file, "") for file in _list_files(index))

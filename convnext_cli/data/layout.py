@@ -85,6 +85,13 @@ class Layout:
     """The reason why the folders do not name the classes; None if they do."""
 
     @property
+    def filled(self) -> list[Folder]:
+        """The class folders that have images, sorted by path."""
+        return sorted(
+            (placement.folder for placement in self.placements if placement.folder.count), key=attrgetter("path")
+        )
+
+    @property
     def tables(self) -> list[str]:
         """The paths of the tables beside the classes, and in the wrappers around them."""
         return [
@@ -164,14 +171,14 @@ def _holds_documents(folder: Folder) -> bool:
 
 
 def _check_number(placements: Sequence[Placement], tree: Folder) -> None:
-    """Check that most classes have more images than one.
+    """Check that most numbered classes have more images than one.
 
     Raises:
-        AmbiguousLayoutError: most folders have one image, so they are rather of patients or studies.
+        AmbiguousLayoutError: most have one, so they are rather patients or studies.
     """
     names = sorted({placement.name for placement in placements if placement.folder.count})
     images = sum(placement.folder.count for placement in placements)
-    if are_too_many(len(names), images):
+    if are_too_many(len(names), images) and all(re.search(r"\d", name) for name in names):
         raise AmbiguousLayoutError(
             f"{len(names):,} folders ({shorten_names(names)}) with {images:,} images are too many for classes"
             f"{describe_others(tree)}",
@@ -307,7 +314,7 @@ def _drop_copies(start: Folder, layout: Layout) -> None:
 
 def _note_common_folders(layout: Layout) -> None:
     """Note folders that all classes have, as in PlantVillage's `color/<class>` and `grayscale/<class>`."""
-    tops = [placement.folder for placement in layout.placements if placement.folder.count]
+    tops = layout.filled
     if any(placement.split for placement in layout.placements) or len(tops) < 2:
         return
     common = set.intersection(*({normalise_name(folder.name) for folder in top.filled} for top in tops))
@@ -325,9 +332,7 @@ def _note_common_folders(layout: Layout) -> None:
 
 def _note_other_classes(layout: Layout) -> None:
     """Note what may name other classes: a table in each folder (Messidor), or findings deep in each (MURA)."""
-    tops = sorted(
-        (placement.folder for placement in layout.placements if placement.folder.count), key=attrgetter("path")
-    )
+    tops = layout.filled
     if len(tops) < 2:
         return
     suffixes = (*TABLE_SUFFIXES, *SPREADSHEET_SUFFIXES)

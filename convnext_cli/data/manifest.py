@@ -87,13 +87,17 @@ class FileGroups:
     """The group of each file, by its absolute path; empty if the table has no column for these."""
 
 
-def read_file_groups(path: Path) -> FileGroups | None:
-    """Return the groups of a table that need not have labels; None if it cannot be read or has no column of groups."""
+def read_file_groups(path: Path, image_root: str = AUTO) -> FileGroups | None:
+    """Return the groups of a table that need not have labels; None if it cannot be read or has no column of groups.
+
+    `image_root` is that of the options.
+    """
     try:
         table = read_table(path)
     except DataError:
         return None
-    finder = FileFinder(path.parent, find_split(path.stem), search=True, encoding=table.encoding)
+    root = path.parent if image_root == AUTO else Path(image_root)
+    finder = FileFinder(root, find_split(path.stem), search=image_root == AUTO, encoding=table.encoding)
     files: Sequence[str | None] = [None] * len(table)
     try:
         columns = find_columns(table, finder, AUTO_OPTIONS)
@@ -104,7 +108,7 @@ def read_file_groups(path: Path) -> FileGroups | None:
     if not groups:
         return None
     of_files = {
-        os.path.abspath(path.parent / file): group  # noqa: PTH100
+        os.path.abspath(root / file): group  # noqa: PTH100
         for file, group in zip(files, groups, strict=True)
         if file and group
     }

@@ -103,6 +103,11 @@ RECOGNISED = {
     "numbers as classes": ("0/ 1/ 2/", "0 1 2", {"": 9}),
     "views inside the classes": ("a/left/ a/right/ b/left/ b/right/", "a b", {"": 12}),
     "letters of both cases": ("a/ A/ b/", "A a b", {"": 9}),
+    "many classes with one image": (
+        " ".join(f"{chr(97 + k)}x/1.png" for k in range(24)),
+        " ".join(f"{chr(97 + k)}x" for k in range(24)),
+        {"": 24},
+    ),
     "photos and masks among other classes": ("photo/ mask/ hat/", "hat mask photo", {"": 9}),
     "machine parts": ("part1/ part2/ part3/", "part1 part2 part3", {"": 9}),
     "notes beside the classes": ("a/ b/ readme.txt:x data.json:{}", "a b", {"": 6}),
@@ -270,6 +275,10 @@ AMBIGUOUS = {
     ),
     "a spreadsheet": ("img/ labels.xlsx:PK", "xlsx files are not read: if they name classes"),
     "images with a text each": ("1.png 1.txt:x 2.png 2.txt:x 3.png 3.txt:x", "txt files are not read"),
+    "names of no classes among others": (
+        "Original~Images/ TestSet/ Patches/Normal/ Patches/Ulcer/",
+        "Original Images, TestSet do not look like classes",
+    ),
     "two trainings": ("train_images/ train_thumbnails/", "look like splits or parts of one"),
     "lettered splits": ("a.~Training~Set/ b.~Testing~Set/", "look like splits or parts of one"),
     "lettered splits with classes": ("a_training/x/ a_training/y/ b_testing/x/ b_testing/y/", "look like splits"),

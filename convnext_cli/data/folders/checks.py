@@ -10,6 +10,7 @@ from convnext_cli.data.folders.remedies import describe_others, suggest_table
 from convnext_cli.data.folders.splits import (
     ENGLISH_NAMES,
     AmbiguousLayoutError,
+    find_simple_split,
     find_split,
     find_split_folders,
     list_split_folders,
@@ -26,7 +27,7 @@ from convnext_cli.data.folders.words import (
     relative_name,
 )
 from convnext_cli.data.tree import Folder
-from convnext_cli.encoding import normalise_name
+from convnext_cli.encoding import decode_name, normalise_name
 from convnext_cli.text import shorten_names
 
 _FOLD = re.compile(r"(?:cv|k?folds?|split)[ _\-]*\d+|\d+[ _\-]*(?:folds?|split)", re.IGNORECASE)
@@ -75,6 +76,14 @@ def check_top_folders(tree: Folder, start: Folder) -> None:
         )
     is_numbered = len(shapes) == 1 and all(re.search(r"\d{3}", name) for name in names)
     _check_inner_folders(tops, words, is_numbered=is_numbered)
+    generic = [top for top, top_words in zip(tops, words, strict=True) if _is_subset(top_words, GENERIC_WORDS)]
+    unlike = sorted({top.name for top in generic} | {top.name for top in tops if find_simple_split(top.name)})
+    if generic and len(unlike) > 1:
+        raise AmbiguousLayoutError(
+            f"{shorten_names(list(map(decode_name, unlike)))} do not look like classes{describe_others(tree)}",
+            "Leave them out with --exclude, give the folder that has one folder for each class, or a CSV file with "
+            "path and label",
+        )
 
 
 def _check_masks(tops: Sequence[Folder]) -> None:
