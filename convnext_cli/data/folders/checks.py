@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import PurePath
 
-from convnext_cli.data.folders.masks import MIN_PAIRED, NEGATIONS, has_mask_words, list_stems
+from convnext_cli.data.folders.masks import MASK_WORDS, MIN_PAIRED, NEGATIONS, has_mask_words, list_stems
 from convnext_cli.data.folders.remedies import describe_others, suggest_table
 from convnext_cli.data.folders.splits import (
     ENGLISH_NAMES,
@@ -55,7 +55,8 @@ def check_top_folders(tree: Folder, start: Folder) -> None:
     if len(tops) < 2:
         return
     for folder in start.walk():
-        _check_masks(folder.filled)
+        if len(folder.folders) > 1 and MASK_WORDS.intersection(list_words(" ".join(f.name for f in folder.folders))):
+            _check_masks(folder.filled)
     _check_paired_masks(tops)
     splits = list(map(find_split, names))
     if "train" in splits and None not in splits:

@@ -11,7 +11,7 @@ from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import compose_name, decode_name
 from convnext_cli.text import format_count, format_part
 
-_MASK_WORDS = frozenset(
+MASK_WORDS = frozenset(
     (
         "mask", "masks", "segmentation", "segmentations", "segmented", "annotation", "annotations", "label", "labels",
         "gt", "groundtruth", "truth", "contour", "contours", "trimap", "trimaps", "overlay", "overlays", "superpixels",
@@ -25,7 +25,7 @@ _CERTAIN_MASK_WORDS = frozenset(
 )  # fmt: skip
 """The words that are never the name of a class beside other classes; `mask` and `label` may be."""
 NEGATIONS = frozenset(("no", "not", "non", "with", "without", "un"))
-_FILE_WORDS = _MASK_WORDS | {"seg"}
+_FILE_WORDS = MASK_WORDS | {"seg"}
 _SHORTEST = [word for word in _FILE_WORDS if not any(other != word and other in word for other in _FILE_WORDS)]
 _MASK_SUFFIX = re.compile(rf"(?:[ _.\-]|(?<=\)))(?:{'|'.join(sorted(_FILE_WORDS))})(?:[ _\-]?\d+)?$", re.IGNORECASE)
 _MASK_PREFIX = re.compile(r"(?:mask|segmentation|seg|gt)([ _.\-])", re.IGNORECASE)
@@ -37,7 +37,7 @@ MASK_FRACTION = 0.1
 
 def has_mask_words(words: set[str]) -> bool:
     """Return True if the words of a name mean masks: `masks`, not `without_mask`."""
-    return bool(words & _MASK_WORDS) and not words & NEGATIONS
+    return bool(words & MASK_WORDS) and not words & NEGATIONS
 
 
 def drop_masks(tree: Folder) -> tuple[Counter[str], list[str]]:

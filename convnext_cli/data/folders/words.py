@@ -52,7 +52,7 @@ def list_words(name: str) -> list[str]:
 
 def name_findings(names: Iterable[str]) -> set[str]:
     """Return the words for findings in names, as in `hamburg/normal`."""
-    return {word for name in names for word in FINDING_WORDS.intersection(list_words(name))}
+    return set(FINDING_WORDS.intersection(list_words(" ".join(names))))
 
 
 def is_table(name: str) -> bool:
