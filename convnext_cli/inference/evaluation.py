@@ -288,7 +288,7 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         augmentation=augmentation,
         overlap=overlap,
         decision_curves=trace_curves(images, points),
-        per_group=evaluate_groups(run, classifier, test_set, images, calibration, request) if is_per_group else None,
+        per_group=evaluate_groups(classifier, test_set, images, calibration, request) if is_per_group else None,
         audit=audit,
         subgroups=(yield from measure_subgroups(images, attributes)) if attributes else None,
         drift=drift,

@@ -112,7 +112,6 @@ def check_negative(request: EvalRequest, trained_on: Index) -> None:
 
 
 def evaluate_groups(
-    run: RunFolder,
     classifier: Classifier,
     test_set: TestSet,
     images: EvaluatedImages,
@@ -129,7 +128,7 @@ def evaluate_groups(
     """
     task, classes = images.task, images.classes
     negative = choose_negative(task, classes, request.negative_class)
-    pooling, notes = _prepare_pooling(run, classifier, test_set, calibration, request, negative)
+    pooling, notes = _prepare_pooling(classifier, test_set, calibration, request, negative)
     groups = images.groups or ()  # `check_groups` refuses images without
     units = number_units(len(groups), groups)
     position = None if negative is None else classes.index(negative)
@@ -194,7 +193,6 @@ def warn_of_ambiguous_groups(units: Ints, targets: Targets, negative: int | None
 
 
 def _prepare_pooling(
-    run: RunFolder,
     classifier: Classifier,
     test_set: TestSet,
     calibration: Calibration | None,
@@ -208,6 +206,7 @@ def _prepare_pooling(
     if not isinstance(classifier, TorchClassifier):
         pooling = Pooling(weights="", unfitted_reason=NO_GROUPS_OF_OWN, negative_class=negative)
         return pooling, [Notice(f"{UNCALIBRATED}: {pooling.unfitted_reason}")]
+    run = classifier.run
     blank = Pooling(weights=run.fingerprint_weights(), negative_class=negative, group_from=request.group_from)
     index = _group_own_split(run, test_set.index, request.group_from)
     notes = _list_shared_names(index, test_set)
