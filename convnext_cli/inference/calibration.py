@@ -120,13 +120,11 @@ def read_calibration(run: RunFolder) -> Calibration | None:
     Raises:
         RunError: the file does not fit its schema, or names classes that the model does not have.
     """
-    raw, path = run.read_json(CALIBRATION), CALIBRATION.path(run.path)
-    if raw is None:
+    calibration = run.read(CALIBRATION, Calibration)
+    if calibration is None or calibration.weights != run.fingerprint_weights():
         return None
-    calibration = convert_record(raw, Calibration, path, CALIBRATION.remedy)
-    if calibration.weights != run.fingerprint_weights():
-        return None
-    check_scaling(calibration, calibration.thresholds, run.read_config().label_names, path, CALIBRATION.remedy)
+    classes, path = run.read_config().label_names, CALIBRATION.path(run.path)
+    check_scaling(calibration, calibration.thresholds, classes, path, CALIBRATION.remedy)
     return calibration
 
 

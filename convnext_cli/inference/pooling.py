@@ -24,7 +24,7 @@ from convnext_cli.recipes.settings import UNCORRECTED
 from convnext_cli.runs.files import AUDIT, POOLING
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder
-from convnext_cli.runs.records import AuditRecord, convert_record
+from convnext_cli.runs.records import AuditRecord
 from convnext_cli.tasks.task import Scaling, Targets, Task
 from convnext_cli.text import format_count
 
@@ -71,13 +71,11 @@ def read_pooling(run: RunFolder) -> Pooling | None:
     Raises:
         RunError: the file does not fit its schema, or names classes that the model does not have.
     """
-    raw, path = run.read_json(POOLING), POOLING.path(run.path)
-    if raw is None:
+    pooling = run.read(POOLING, Pooling)
+    if pooling is None or pooling.weights != run.fingerprint_weights():
         return None
-    pooling = convert_record(raw, Pooling, path, POOLING.remedy)
-    if pooling.weights != run.fingerprint_weights():
-        return None
-    check_scaling(pooling, pooling.thresholds, run.read_config().label_names, path, POOLING.remedy)
+    classes, path = run.read_config().label_names, POOLING.path(run.path)
+    check_scaling(pooling, pooling.thresholds, classes, path, POOLING.remedy)
     return pooling
 
 

@@ -205,18 +205,6 @@ class RunFolder:
             return read_record(file.path(self.path), schema, self.remedy(file))
         return None
 
-    def read_json(self, file: RunFile) -> Any:
-        """Return the plain values in a JSON file; None if the file is missing.
-
-        Raises:
-            RunError: it is not JSON.
-        """
-        from convnext_cli.runs.records import read_json
-
-        with suppress(FileNotFoundError):
-            return read_json(file.path(self.path), self.remedy(file))
-        return None
-
     def write(self, file: RunFile, content: dict[str, Any]) -> None:
         """Write plain values into a JSON file."""
         write_text(file.path(self.path), json.dumps(content, indent=1) + "\n")

@@ -289,7 +289,7 @@ def test_each_row_of_predict_says_that_a_target_was_missed(
     assert f"Target {target} is met on these images: sensitivity" in outcome.out
     assert "(confidence that it is at least 50%: " in outcome.out
     assert "Decision curve of 1 at a prevalence of 33.3%: acting on the model is better than" in outcome.out
-    kept = mine.read_json(CALIBRATION)
+    kept = json.loads(CALIBRATION.path(mine.path).read_text())
     assert kept is not None
     kept["thresholds"][0]["threshold"] = 1.1
     mine.write_calibration(kept, mine.read_calibration_arrays())

@@ -184,7 +184,7 @@ def test_target_of_a_class_without_validation_images_is_an_error(mine: RunFolder
     evaluate(mine.path)
     arrays = mine.read_calibration_arrays()
     arrays["val_labels"] = np.where(arrays["val_labels"] == 1, 0, arrays["val_labels"])
-    kept = mine.read_json(CALIBRATION)
+    kept = json.loads(CALIBRATION.path(mine.path).read_text())
     assert kept is not None
     mine.write_calibration(kept, arrays)
     with pytest.raises(UsageError, match=r"for sensitivity=0\.9:1: the validation split has no images of 1"):
@@ -203,7 +203,7 @@ def test_a_new_threshold_that_the_exported_file_lacks_is_noted(mine: RunFolder) 
 
 def test_an_unknown_class_of_a_target_is_the_first_error(mine: RunFolder) -> None:
     evaluate(mine.path)
-    kept = mine.read_json(CALIBRATION)
+    kept = json.loads(CALIBRATION.path(mine.path).read_text())
     assert kept is not None
     mine.write_calibration(kept | {"weak": "there is no validation split"}, mine.read_calibration_arrays())
     with pytest.raises(UsageError, match="unknown class 'SICK' in --target"):
@@ -300,7 +300,7 @@ def test_training_images_of_another_run_give_a_leakage_warning(mine: RunFolder, 
 @pytest.mark.parametrize(("threshold", "sensitivity"), [(0.0, 100), (1.0, 0)])
 def test_missed_target_is_noted_by_eval_and_predict(mine: RunFolder, threshold: float, sensitivity: int) -> None:
     evaluate(mine.path, targets=["sensitivity=0.9:1"])
-    kept = mine.read_json(CALIBRATION)
+    kept = json.loads(CALIBRATION.path(mine.path).read_text())
     assert kept is not None
     kept["thresholds"][0]["threshold"] = threshold  # every image is called, or none
     mine.write_calibration(kept, mine.read_calibration_arrays())
@@ -370,7 +370,7 @@ def test_prediction_has_the_missed_targets_of_the_evaluation_with_its_augmentati
 
 def test_calibration_of_an_earlier_version_is_fitted_again_and_keeps_its_thresholds(mine: RunFolder) -> None:
     evaluate(mine.path, targets=["sensitivity=0.9:1"])
-    kept, arrays = mine.read_json(CALIBRATION), mine.read_calibration_arrays()
+    kept, arrays = json.loads(CALIBRATION.path(mine.path).read_text()), mine.read_calibration_arrays()
     assert kept is not None
     mine.write_calibration(
         {name: value for name, value in kept.items() if name != "novelty_detected"}
@@ -389,7 +389,7 @@ def test_calibration_of_an_earlier_version_is_fitted_again_and_keeps_its_thresho
 
 
 def test_ood_score_that_misses_scrambled_images_gives_a_warning(mine: RunFolder) -> None:
-    kept = mine.read_json(CALIBRATION)
+    kept = json.loads(CALIBRATION.path(mine.path).read_text())
     assert kept is not None
     assert kept["novelty_detected"] > 0.9
     assert not list_run_notes(mine.path, PredictRequest(abstain=True))

@@ -89,7 +89,7 @@ def test_uncalibrated_run_cannot_abstain(mine: RunFolder) -> None:
 
 
 def test_run_with_few_validation_images_has_no_ood_score_and_says_why(mine: RunFolder) -> None:
-    calibration, reason = mine.read_json(CALIBRATION), "the validation split has only 12 images"
+    calibration, reason = json.loads(CALIBRATION.path(mine.path).read_text()), "the validation split has only 12 images"
     mine.write_calibration(calibration | {"weak": reason, "novelty_threshold": None, "thresholds": []}, {})
     with pytest.raises(UsageError, match=f"has no OOD score: {reason}") as caught:
         predict(paths_of(mine, "test")[0], mine.path, abstain=True)
@@ -97,7 +97,7 @@ def test_run_with_few_validation_images_has_no_ood_score_and_says_why(mine: RunF
 
 
 def test_run_whose_calibration_is_of_other_weights_cannot_abstain(mine: RunFolder) -> None:
-    mine.write_calibration(mine.read_json(CALIBRATION) | {"weights": "00000000"}, {})
+    mine.write_calibration(json.loads(CALIBRATION.path(mine.path).read_text()) | {"weights": "00000000"}, {})
     with pytest.raises(UsageError, match="its calibration is of other weights") as caught:
         predict(paths_of(mine, "test")[0], mine.path, abstain=True)
     assert caught.value.remedy.startswith("Run `convnext eval")

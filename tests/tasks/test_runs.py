@@ -286,7 +286,7 @@ def test_label_of_no_validation_group_has_no_threshold_on_groups(task_run: Runs,
     run = RunFolder(shutil.copytree(task_run("multilabel").path, tmp_path / "mine"))
     targets = ["sensitivity=0.8:NW", "sensitivity=0.8:NE"]
     evaluate(run.path, targets=targets)
-    kept, arrays = run.read_json(CALIBRATION), run.read_calibration_arrays()
+    kept, arrays = json.loads(CALIBRATION.path(run.path).read_text()), run.read_calibration_arrays()
     arrays["val_labels"][:, 0] = 0
     run.write_calibration(kept, arrays)
     groups = evaluate(run.path, per="group").per_group
