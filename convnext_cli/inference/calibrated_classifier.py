@@ -109,15 +109,16 @@ def _open_run(run: Path, request: PredictRequest, num_images: int) -> Classifier
         RunError: the run cannot be read.
     """
     if request.engine != "torch":
-        reason = _needs_torch(request)
+        reason, remedy = _needs_torch(request), "Use --engine auto"
         if not reason and request.engine == "auto" and num_images >= GPU_FROM and has_gpu():
             reason = "the GPU is faster"
-        classifier = reason or find_onnx_classifier(RunFolder(run))
-        if isinstance(classifier, OnnxClassifier):
-            return classifier
+        if not reason:
+            classifier, reason = find_onnx_classifier(RunFolder(run))
+            if classifier is not None:
+                return classifier
+            remedy += f", or `convnext export {quote(run)}`"
         if request.engine == "onnx":
-            remedy = "Use --engine auto" if reason else f"Use --engine auto, or `convnext export {quote(run)}`"
-            raise UsageError(f"--engine onnx is not possible: {classifier}", remedy)
+            raise UsageError(f"--engine onnx is not possible: {reason}", remedy)
 
     from convnext_cli.inference.torch_classifier import TorchClassifier  # takes seconds to import
 

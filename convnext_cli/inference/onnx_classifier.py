@@ -75,22 +75,22 @@ def make_outputs(arrays: Mapping[str, NDArray[np.float32]], task: Task, *, featu
     )
 
 
-def find_onnx_classifier(run: RunFolder) -> OnnxClassifier | str:
-    """Return the classifier of the run's `model.onnx`, or the reason why it cannot be used.
+def find_onnx_classifier(run: RunFolder) -> tuple[OnnxClassifier | None, str]:
+    """Return the classifier of the run's `model.onnx`; None and the reason where it cannot be used.
 
     Raises:
         RunError: the file and `config.json` disagree.
     """
     path = run.exported("onnx")
     if not path.exists():
-        return f"the run has no {path.name}"
+        return None, f"the run has no {path.name}"
     try:
         classifier = OnnxClassifier(path)
     except ConvnextError as error:
-        return error.problem
+        return None, error.problem
     metadata, config = classifier.metadata, run.read_config()
     if metadata.weights != run.fingerprint_weights():
-        return f"its {path.name} was exported from other weights"
+        return None, f"its {path.name} was exported from other weights"
     for name, exported, configured in (
         ("architecture", metadata.architecture, config.architecture),
         ("classes", metadata.classes, config.label_names),
@@ -99,4 +99,4 @@ def find_onnx_classifier(run: RunFolder) -> OnnxClassifier | str:
     ):
         if exported != configured:  # the weights are the same, so one of the files was edited
             raise RunError(f"{path} and config.json beside it differ in {name}", "Restore the original files")
-    return classifier
+    return classifier, ""

@@ -231,11 +231,11 @@ def test_tolerance_of_8_bits_is_for_classes_or_for_numbers() -> None:
 def test_outdated_onnx_file_is_not_used(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:
     shutil.copytree(mine.path, tmp_path / "changed")
     changed = RunFolder(tmp_path / "changed")
-    assert isinstance(find_onnx_classifier(changed), OnnxClassifier)
+    assert find_onnx_classifier(changed)[0] is not None
     weights = bytearray((changed.path / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (changed.path / "model.safetensors").write_bytes(weights)
-    assert find_onnx_classifier(changed) == "its model.onnx was exported from other weights"
+    assert find_onnx_classifier(changed) == (None, "its model.onnx was exported from other weights")
     with pytest.raises(UsageError, match="exported from other weights"):
         predict(pictures, changed.path, engine="onnx")
     assert predict(pictures, changed.path)[0].error is None, "torch answers"
@@ -352,7 +352,9 @@ def test_int8_file_is_smaller_and_has_its_cost(
     assert metadata.precision == "int8"
     assert metadata.measured is not None
     assert metadata.measured["balanced_accuracy_against_float32"]["value"] == cost["value"]
-    assert find_onnx_classifier(mine).metadata.precision == "float32", "predict goes on with full precision"  # type: ignore[union-attr]
+    classifier, _ = find_onnx_classifier(mine)
+    assert classifier is not None
+    assert classifier.metadata.precision == "float32", "predict goes on with full precision"
 
 
 @pytest.mark.slow
@@ -391,7 +393,7 @@ def test_finetune_exports_onnx_and_notes_failures(
     monkeypatch.setenv("CONVNEXT_ONNX", "1")
     finetune(digits, output=tmp_path / "run", **SMALL | {"epochs": 1})  # type: ignore[arg-type]
     run = RunFolder(tmp_path / "run")
-    assert isinstance(find_onnx_classifier(run), OnnxClassifier)
+    assert find_onnx_classifier(run)[0] is not None
     assert not list(run.path.rglob(".*.tmp"))
 
     monkeypatch.setattr("convnext_cli.exports.export.write_graph", lambda *_: 1 / 0)
