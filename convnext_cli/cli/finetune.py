@@ -82,7 +82,7 @@ def _show_dry_run(request: TrainRequest, command: str, *, as_json: bool) -> None
         machine=preparation.machine,
         check=request.audit,
         onnx=request.onnx,
-        folds=settings.folds if preparation.folds else 1,
+        folds=settings.folds if preparation.fold_index else 1,
     )
     time = estimate_time_here(workload)
     notices = [*preparation.notices, *_suggest_faster(preparation, counts, time)]
@@ -129,7 +129,7 @@ def _show_preparation(preparation: "Preparation", memory: int, time: "RunTime") 
     plan, index = preparation.plan, preparation.index
     settings, classes = plan.settings, len(index.classes)
     console.show(describe_model(plan), style="bold")
-    fold = f" in the first of {settings.folds} folds" if preparation.folds else ""
+    fold = f" in the first of {settings.folds} folds" if preparation.fold_index else ""
     console.show(f"{describe_data(index)}{fold}")
     console.show(describe_sizes(preparation.architecture, settings, classes))
     console.show(f"{preparation.machine}: about {memory / GIB:.1f} GiB; time, {time.basis}: about {time}")

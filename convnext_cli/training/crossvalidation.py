@@ -49,7 +49,7 @@ def cross_validate_steps(request: TrainRequest, complete: Complete | None = None
         ConvnextError: another subclass, with the remedy.
     """
     preparation = yield from prepare_while_importing(request)
-    if preparation.folds is None:
+    if preparation.fold_index is None:
         raise UsageError("a cross-validation needs folds", "Use --folds, without --fold")
     from convnext_cli.training.compute.ranks import end_training
     from convnext_cli.training.lifecycle import run_training, start_training
@@ -102,11 +102,11 @@ def _open_folds_folder(preparation: Preparation, folder: FoldsFolder, accelerato
     """
     from convnext_cli.training.compute.devices import describe_device
 
-    assert preparation.folds is not None
+    assert preparation.fold_index is not None
     number, is_new = preparation.plan.settings.folds, preparation.request.resume is None
     missing = [fold for fold in range(1, number + 1) if is_new or not folder.run(fold).is_finished]
     images = preparation.images  # of the first fold: all images but the test split's
-    split = sum_digests(digest_split(preparation.folds))
+    split = sum_digests(digest_split(preparation.fold_index))
     environment = None if is_new else folder.read(ENVIRONMENT, Environment)
     if not is_new and (environment is None or environment.images != images):
         raise DataError(
@@ -125,7 +125,7 @@ def _open_folds_folder(preparation: Preparation, folder: FoldsFolder, accelerato
         environment_now = describe_environment(describe_device(accelerator.device))
         folder.write(ENVIRONMENT, environment_now | {"images": images, "split": split})
     elif accelerator.is_main_process:
-        folder.move_data(preparation.folds)
+        folder.move_data(preparation.fold_index)
     return missing
 
 
@@ -134,14 +134,14 @@ def _prepare_fold(preparation: Preparation, plan: Plan, run: RunFolder, fold: in
     request = preparation.request
     if request.resume is not None and run.is_begun:
         return prepare(resume_request(request, run.path))
-    assert preparation.folds is not None
-    index = choose_fold(preparation.folds, fold)
+    assert preparation.fold_index is not None
+    index = choose_fold(preparation.fold_index, fold)
     max_time = request.max_time / plan.settings.folds if request.max_time and fold == 1 else None
     return replace(
         preparation,
         request=replace(request, resume=None, output=run.path, overwrite=False, max_time=max_time),
         index=index,
-        folds=None,
+        fold_index=None,
         plan=_set_fold(plan, replace(plan.choices["fold"], value=fold)),
         images=digest_images(index),
     )

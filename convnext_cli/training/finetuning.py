@@ -23,7 +23,7 @@ def finetune_steps(request: TrainRequest, complete: Complete | None = None) -> T
         ConvnextError: another subclass, with the remedy.
     """
     preparation = yield from prepare_while_importing(request)
-    if preparation.folds:
+    if preparation.fold_index:
         raise UsageError("this trains one fold", "Use --fold, or call `cross_validate` to train all folds")
     from convnext_cli.training.compute.devices import keep_process_state
     from convnext_cli.training.compute.ranks import end_training

@@ -75,7 +75,7 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
     request, dataset = yield from _load_data(request, data, values)
     if values["leave_out"] != NONE:
         values |= {"folds": request.choices["folds"].value}
-    index, folds = _split(dataset, values)
+    index, fold_index = _split(dataset, values)
 
     # 3. The model, the user's or the recommended one, and the plan.
     machine, fingerprint = detect_machine(), compute_fingerprint(dataset.index)
@@ -89,7 +89,7 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
         request=request,
         dataset=dataset,
         index=index,
-        folds=folds,
+        fold_index=fold_index,
         architecture=inputs.model,
         tag=inputs.tag,
         machine=machine,

@@ -28,7 +28,7 @@ class Preparation:
     """The data set; None for a resumed run."""
     index: Index
     """The images with their split; in a cross-validation those of the first fold."""
-    folds: Index | None
+    fold_index: Index | None
     """In a cross-validation the images with their validation fold; else None."""
     architecture: Architecture
     tag: Tag | None
@@ -64,7 +64,7 @@ class Preparation:
 
     def write_data(self, run: RunFolder) -> None:
         """Write split, audit and image hashes into a new run or cross-validation."""
-        index, audit = self.folds or self.index, self.dataset and self.dataset.audit
+        index, audit = self.fold_index or self.index, self.dataset and self.dataset.audit
         run.write_split(index)
         if audit:
             run.write(AUDIT, audit.to_dict())

@@ -58,13 +58,13 @@ def prepare_resumed(request: TrainRequest, path: Path) -> Preparation:
     index = _locate_images(index, request.data, plan)
     check_outside_data(path, index)
     check_cache_outside(list_data_folders(index))
-    folds = index if isinstance(run, FoldsFolder) else None
-    index = choose_fold(folds, 1) if folds else index
+    fold_index = index if isinstance(run, FoldsFolder) else None
+    index = choose_fold(fold_index, 1) if fold_index else index
     return Preparation(
         request=request,
         dataset=None,
         index=index,
-        folds=folds,
+        fold_index=fold_index,
         architecture=architecture,
         tag=tag,
         machine=detect_machine(),

@@ -208,14 +208,14 @@ def test_command_shows_internal_and_external(convnext: Convnext, digits: Path, t
 
 def test_validation_images_are_drawn_once_and_round_trip(digits: Path, tmp_path: Path) -> None:
     preparation = prepare(left_out_request(write_table(digits, tmp_path), "sites"))
-    assert preparation.folds is not None
+    assert preparation.fold_index is not None
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
-    run.write_split(preparation.folds)
+    run.write_split(preparation.fold_index)
     again = run.read_split()
-    assert (again.fold_names, again.validation) == (SITES, preparation.folds.validation)
+    assert (again.fold_names, again.validation) == (SITES, preparation.fold_index.validation)
     for fold in (1, 2, 3):
-        assert choose_fold(again, fold).splits == choose_fold(preparation.folds, fold).splits
+        assert choose_fold(again, fold).splits == choose_fold(preparation.fold_index, fold).splits
         assert choose_fold(again, fold).validation == ()
     folds = tuple("fold-1" if number % 2 else "fold-2" for number in range(len(again)))
     redrawn = leave_out(replace(again, folds=folds), val_fraction=0.3, seed=0)
