@@ -105,7 +105,7 @@ def _open_folds_folder(preparation: Preparation, folder: FoldsFolder, accelerato
     assert preparation.fold_index is not None
     number, is_new = preparation.plan.settings.folds, preparation.request.resume is None
     missing = [fold for fold in range(1, number + 1) if is_new or not folder.run(fold).is_finished]
-    images = preparation.images  # of the first fold: all images but the test split's
+    images = preparation.image_digest  # of the first fold: all images but the test split's
     split = sum_digests(digest_split(preparation.fold_index))
     environment = None if is_new else folder.read(ENVIRONMENT, Environment)
     if not is_new and (environment is None or environment.images != images):
@@ -143,7 +143,7 @@ def _prepare_fold(preparation: Preparation, plan: Plan, run: RunFolder, fold: in
         index=index,
         fold_index=None,
         plan=_set_fold(plan, replace(plan.choices["fold"], value=fold)),
-        images=digest_images(index),
+        image_digest=digest_images(index),
     )
 
 

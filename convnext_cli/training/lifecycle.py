@@ -97,8 +97,8 @@ def start_training(preparation: Preparation, run: RunFolder, accelerator: Accele
     context = build_context(preparation, run, accelerator, teacher)
     identity, licenses = (teacher.identity, teacher.licenses) if teacher else ("", ())
     if teacher is not None:
-        images = do_on_first_rank(accelerator, partial(sum_digests, contents))
-        yield from compute_outputs(context, teacher, images)
+        image_digest = do_on_first_rank(accelerator, partial(sum_digests, contents))
+        yield from compute_outputs(context, teacher, image_digest)
     del teacher  # and its memory on the device, before the training's is measured
     try:
         if is_resumed:
@@ -185,7 +185,7 @@ def _begin(
     yield Progress(done=0, total=1, activity="autotuning")
     compute = _autotune(context, request)
     state = TrainingState(
-        images=preparation.images,
+        images=preparation.image_digest,
         origin=asdict(origin),
         license=_find_license(preparation, licenses),
         micro_batch_size=settings.micro_batch_size,
@@ -284,7 +284,7 @@ def _resume(context: TrainingContext, preparation: Preparation, contents: NDArra
         context.ema = ModelEma(context.model, settings.ema_decay)
     # 2. Weights, optimizer and state.
     state, notices = load_checkpoint(run, context)
-    if state.images != preparation.images:
+    if state.images != preparation.image_digest:
         raise DataError(
             f"the images in {context.index.location} are not those that {run.path} began with",
             restore_remedy("the original files"),

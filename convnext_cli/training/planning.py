@@ -94,7 +94,7 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
         tag=inputs.tag,
         machine=machine,
         plan=plan,
-        images=digest_images(index),
+        image_digest=digest_images(index),
         fingerprint=fingerprint,
         plan_notices=plan_notices,
     )

@@ -34,7 +34,7 @@ class Preparation:
     tag: Tag | None
     machine: Machine
     plan: Plan
-    images: str
+    image_digest: str
     """Digest of the sizes in bytes of the training and validation images."""
     fingerprint: Fingerprint | None
     """Properties of the images; None for a resumed run."""

@@ -69,7 +69,7 @@ def prepare_resumed(request: TrainRequest, path: Path) -> Preparation:
         tag=tag,
         machine=detect_machine(),
         plan=plan,
-        images=digest_images(index),
+        image_digest=digest_images(index),
         fingerprint=None,
         plan_notices=changes,
         origin=origin,

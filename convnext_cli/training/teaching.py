@@ -98,17 +98,17 @@ def label_images(index: Index, teacher: "Teacher", *, cache: bool) -> Steps[tupl
     return tuple(labels.tolist())
 
 
-def compute_outputs(context: TrainingContext, teacher: "Teacher", images: str) -> TrainSteps[None]:
+def compute_outputs(context: TrainingContext, teacher: "Teacher", image_digest: str) -> TrainSteps[None]:
     """Compute the outputs of the context's distillation that are not in the cache. All ranks call it, for a part each.
 
-    `images` is the digest of the training images' files.
+    `image_digest` is that of the training images' files.
     """
     distillation, accelerator = context.distillation, context.accelerator
     assert distillation is not None
     rows = context.index.rows("train")
     distillation.positions = {row: position for position, row in enumerate(rows)}
     shape = (distillation.views, len(rows), len(distillation.columns) + distillation.feature_width)
-    distillation.outputs, notice = _open_array(context, _make_key(context, teacher, images, shape), shape)
+    distillation.outputs, notice = _open_array(context, _make_key(context, teacher, image_digest, shape), shape)
     if notice is not None:
         yield notice
     chunks = [(view, chunk) for view in range(shape[0]) for chunk in cut_batches(range(shape[1]), CHUNK)]
@@ -149,12 +149,12 @@ def _fill(
         outputs.flush()
 
 
-def _make_key(context: TrainingContext, teacher: "Teacher", images: str, shape: tuple[int, ...]) -> str:
+def _make_key(context: TrainingContext, teacher: "Teacher", image_digest: str, shape: tuple[int, ...]) -> str:
     """Return a digest of all that decides the outputs."""
     distillation = context.distillation
     assert distillation is not None
     content = {
-        "teacher": teacher.identity, "images": images, "rows": _digest_rows(context.index), "shape": shape,
+        "teacher": teacher.identity, "images": image_digest, "rows": _digest_rows(context.index), "shape": shape,
         "seed": context.settings.seed, "augmentation": asdict(read_augmentation(context.settings)),
         "views": asdict(distillation.preprocessing), "largest": asdict(find_largest_views(context)),
         "fit": context.settings.fit, "columns": distillation.columns, "rules": (RULES, PIL.__version__),
