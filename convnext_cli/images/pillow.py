@@ -24,7 +24,7 @@ from convnext_cli.images.raster import (
     scale_alpha,
     turn_upright,
 )
-from convnext_cli.images.tiff import REMEDY, is_read_by_pillow, is_thumbnail, name_page
+from convnext_cli.images.tiff import REMEDY, describe_ignored, is_read_by_pillow, is_thumbnail, name_page
 
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits per pixel
 _ALPHA_MODES = ("P", "PA", "LA", "RGBA", "La", "RGBa")
@@ -100,6 +100,8 @@ def _load(opened: Image.Image, file: BinaryIO, path: Path, at_least: int | None)
     mode = opened.mode
     if (frames := getattr(opened, "n_frames", 1)) > 1:
         steps.append(name_page(opened.tell(), frames))
+    if opened.format == "TIFF":
+        steps += describe_ignored(opened.tag_v2.get(277, 1) - len(opened.getbands()))  # type: ignore[attr-defined]
     rawmode = _find_rawmode(opened)
     if at_least is not None and opened.format == "JPEG":
         _reduce(opened, at_least)

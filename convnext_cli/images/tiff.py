@@ -69,6 +69,11 @@ def is_read_by_pillow(tags: Any) -> bool:
     return set(formats) == {_UNSIGNED} and not is_separate and not is_subsampled
 
 
+def describe_ignored(channels: int) -> list[str]:
+    """Return a step for the channels beside the colours, such as near infrared, if there are any."""
+    return [f"{format_count(channels, 'further channel')} ignored"] if channels > 0 else []
+
+
 def _lacks_strips(tags: Any) -> bool:
     """Return True if a TIFF file has fewer strips than its height needs."""
     height, strips = tags.get(257, 0), tags.get(273, ())
@@ -172,7 +177,7 @@ def _convert_planes(page: Any, planes: NDArray[Any], steps: list[str]) -> Raster
         if extra in (_ASSOCIATED, _UNASSOCIATED):
             alpha = scale_alpha(planes[..., colours], full)
         if alpha is None:
-            steps.append(f"{planes.shape[2] - colours} further channels ignored")
+            steps += describe_ignored(planes.shape[2] - colours)
         elif extra == _ASSOCIATED:
             values = values / np.maximum(alpha, 1 / full)[..., None]
     mode = {_RGB: "RGB", _SEPARATED: "CMYK", _PALETTE: "P"}.get(photometric, "L")

@@ -59,6 +59,24 @@ def test_deep_colour_keeps_its_levels(tmp_path: Path) -> None:
         assert (bits, steps) == (16, ("16-bit colour stretched from 0..4095",))
 
 
+@pytest.mark.parametrize(("samples", "colours", "deep"), [(4, 3, False), (5, 3, False), (4, 3, True), (2, 1, False)])
+def test_channels_beside_the_colours_are_ignored_with_a_step(
+    tmp_path: Path, samples: int, colours: int, *, deep: bool
+) -> None:
+    stored = np.random.default_rng(0).integers(0, 256, (8, 8, samples)).astype(np.uint16 if deep else np.uint8)
+    tifffile.imwrite(
+        tmp_path / "x.tif",
+        stored,
+        photometric="rgb" if colours == 3 else "minisblack",
+        planarconfig="contig",
+        extrasamples=[0] * (samples - colours),
+    )
+    result = read_image(tmp_path / "x.tif")
+    assert result.steps[0] in ("1 further channel ignored", "2 further channels ignored")
+    if not deep:
+        assert (result.pixels == np.broadcast_to(stored[..., :colours], (8, 8, 3))).all()
+
+
 def test_constant_and_non_finite_images_are_read(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 7, np.uint16)).save(tmp_path / "flat.png")
     assert (decode_image(tmp_path / "flat.png") == 0).all()
