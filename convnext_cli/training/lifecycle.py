@@ -208,6 +208,7 @@ def _begin(
     if accelerator.is_main_process:
         run.write_plan(context.plan.to_toml())
     state, notices = load_checkpoint(run, context)
+    compute = _note_compiled(context, compute)  # memory may have become too small for it while settings were measured
     return Training(context, state, compute, (*notices, *compute.notices), head_epoch)
 
 
@@ -242,9 +243,14 @@ def _configure(context: TrainingContext, compute: AutotuneResult) -> AutotuneRes
             passes=context.passes_per_step,
             copies=moments + average,
         )
+    return _note_compiled(context, replace(compute, notices=(*compute.notices, *notices)))
+
+
+def _note_compiled(context: TrainingContext, compute: AutotuneResult) -> AutotuneResult:
+    """Return a compute configuration with whether the model is compiled now."""
     config = replace(compute.compute_config, compiled=context.compiled is not None)
     gain = compute.gain if config == compute.compute_config else None  # that of a compiled model, which this one is not
-    return replace(compute, compute_config=config, gain=gain, notices=(*compute.notices, *notices))
+    return replace(compute, compute_config=config, gain=gain)
 
 
 def _measure_settings(

@@ -118,31 +118,34 @@ def test_time_budget_changes_only_the_epochs(few_digits: Path, train_once: Calla
     assert read_final_files(RunFolder(Path("measured"))) == read_final_files(train_once(few_digits, epochs=2))
 
 
-def test_time_of_an_epoch_is_that_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("steps", [1, 4])
+def test_time_of_an_epoch_is_that_of_the_gpu_without_its_first_steps(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A GPU computes a step in a second, which the processor only asks for; the end of an epoch waits for it."""
-    clock, queued = [0.0], [0.0]
+    clock, queued = [0.0], [9.0]  # the first step takes ten
     epochs: list[Choice] = []
 
     def wait(*_: object) -> None:
         clock[0], queued[0] = clock[0] + queued[0], 0.0
 
     def train(*_: object) -> Iterator[StepDone]:
-        for step in range(1, 5):
+        for step in range(1, steps + 1):
             queued[0] += 1.0
-            if step == 4:
+            if step == steps:
                 wait()
-            yield StepDone(epoch=1, step=step, steps=4, images=8, loss=1.0, lr=1.0, is_due=False, signal=0)
+            yield StepDone(epoch=1, step=step, steps=steps, images=8, loss=1.0, lr=1.0, is_due=False, signal=0)
 
     monkeypatch.setattr(time_budget, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(time_budget, "plan_steps", lambda *_: (4, None))
+    monkeypatch.setattr(time_budget, "plan_steps", lambda *_: (steps, None))
     monkeypatch.setattr(time_budget, "train", train)
     monkeypatch.setattr(time_budget, "wait_for_gpu", wait)
     plan = SimpleNamespace(settings=SimpleNamespace(epochs=100), with_epochs=epochs.append)
     index = SimpleNamespace(rows=lambda split: [0] * 8 if split == "train" else [])
     accelerator = SimpleNamespace(num_processes=1, device=None)
     context: Any = SimpleNamespace(plan=plan, settings=plan.settings, index=index, accelerator=accelerator)
-    time_budget.fit_epochs(context, cast("Any", None), 44.0)
-    assert [choice.value for choice in epochs] == [10], "epochs of 4 seconds, with 5% in reserve"
+    time_budget.fit_epochs(context, cast("Any", None), 11.0 * steps)
+    assert [choice.value for choice in epochs] == [10], "5% are a reserve"
 
 
 def test_gradient_checkpointing_gives_the_same_losses(few_digits: Path, train_once: Callable[..., RunFolder]) -> None:

@@ -29,18 +29,22 @@ def fit_epochs(context: TrainingContext, state: TrainingState, seconds: float) -
     """
     plan, images = context.plan, len(context.index.rows("train"))
     steps, _ = plan_steps(context.settings, images)
-    done, started, skipped = 0, time.perf_counter(), 0
-    with suppress(DivergedError), closing(train(context, deepcopy(state))) as events:  # the run halves its rate then
-        for event in events:
-            if isinstance(event, StepDone):
-                done += 1
-                if done == min(WARM_UP, steps - 1):
-                    wait_for_gpu(context.accelerator.device)
-                    started, skipped = time.perf_counter(), done
-                elapsed = time.perf_counter() - started
-                (is_enough,) = agree(context.accelerator, int(elapsed > MEASURED))
-                if is_enough or event.step == steps:
-                    break
+    for _ in range(1 if steps > 1 else 2):  # of one step, a first pass is the warm-up
+        done, started, skipped = 0, time.perf_counter(), 0
+        with (
+            suppress(DivergedError),
+            closing(train(context, deepcopy(state))) as events,
+        ):  # the run halves its rate then
+            for event in events:
+                if isinstance(event, StepDone):
+                    done += 1
+                    if done == min(WARM_UP, steps - 1):
+                        wait_for_gpu(context.accelerator.device)
+                        started, skipped = time.perf_counter(), done
+                    elapsed = time.perf_counter() - started
+                    (is_enough,) = agree(context.accelerator, int(elapsed > MEASURED))
+                    if is_enough or event.step == steps:
+                        break
     wait_for_gpu(context.accelerator.device)
     step_seconds = (time.perf_counter() - started) / max(1, done - skipped)
     epoch_seconds = step_seconds * steps * (1 + VALIDATION * len(context.index.rows("val")) / images)

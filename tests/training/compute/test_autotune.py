@@ -22,6 +22,7 @@ from convnext_cli.kernels.depthwise import NativeDepthwise
 from convnext_cli.kernels.library import load_kernels
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.costs import AUTOTUNED_PASSES
+from convnext_cli.recipes.plan import Plan
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training import lifecycle
 from convnext_cli.training.checkpoint import read_checkpoint
@@ -42,6 +43,7 @@ from convnext_cli.training.compute.compute_config import (
     draw_inputs,
 )
 from convnext_cli.training.compute.devices import make_accelerator
+from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import Started, StepDone
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.request import TrainRequest
@@ -345,6 +347,21 @@ def test_compiled_model_is_dropped_however_early_a_training_ends(
         with pytest.raises(ImageError):
             train(request)
     assert resets == [True]
+
+
+def test_header_says_how_the_model_computes_after_its_settings_were_measured(
+    few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out_of_memory(context: TrainingContext, *_: object) -> Plan:
+        context.drop_compiled()
+        return context.plan
+
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    monkeypatch.setattr("convnext_cli.training.lifecycle.fit_epochs", run_out_of_memory)
+    request = replace(tiny_request(few_digits, tmp_path / "run"), compile=True, max_time=60.0)
+    with closing(finetune_steps(request)) as events:
+        started = next(event for event in events if isinstance(event, Started))
+    assert "compiled" not in started.compute_config
 
 
 def test_failed_compilation_trains_uncompiled(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
