@@ -95,7 +95,7 @@ class Index:
         """Return the target of a row in words, such as the name of its class."""
         if not self.values:
             return self.classes[self.labels[row]]
-        return self.task.describe_target(self.labels[row], self.values[row], self.classes)
+        return self.task.describe_values(self.values[row], self.classes)
 
     @property
     def class_numbers(self) -> tuple[int, ...]:

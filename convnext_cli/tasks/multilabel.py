@@ -203,7 +203,7 @@ class Multilabel(Task):
         num_labels = targets.shape[1]
         return [tuple(int(k) for k in np.flatnonzero(row == 1)) or (num_labels,) for row in targets]
 
-    def describe_target(self, label: int, values: tuple[float, ...], classes: Sequence[str]) -> str:
+    def describe_values(self, values: tuple[float, ...], classes: Sequence[str]) -> str:
         """Return the positive labels of an image, and those that are unknown."""
         positive = [name for name, value in zip(classes, values, strict=True) if value == 1]
         unknown = sum(value not in (0, 1) for value in values)

@@ -166,10 +166,6 @@ class Regression(Task):
         """Return the quantile that each number lies in."""
         return [(number,) for number in self.number_strata([(float(value),) for value in targets])]
 
-    def describe_target(self, label: int, values: tuple[float, ...], classes: Sequence[str]) -> str:
-        """Return the number of an image."""
-        return f"{values[0]:g}"
-
     def explain_untrainable(self, targets: Targets, classes: Sequence[str]) -> tuple[str, str] | None:
         """Return that all numbers are equal, or that a logarithm does not exist; None if they can be learned."""
         if np.ptp(targets) == 0:

@@ -147,10 +147,6 @@ class Single(Task):
         """Return the class of each image."""
         return [(int(target),) for target in targets]
 
-    def describe_target(self, label: int, values: tuple[float, ...], classes: Sequence[str]) -> str:
-        """Return the name of an image's class."""
-        return classes[label]
-
     def align(self, targets: Targets, positions: Sequence[int], num_classes: int) -> Targets:
         """Return the classes numbered anew: class k becomes `positions[k]`."""
         return np.array([positions[target] for target in targets], np.int64)

@@ -230,9 +230,9 @@ class Task(ABC):
     def list_strata(self, targets: Targets) -> list[tuple[int, ...]]:
         """Return the strata of each image; each split gets its part of every stratum."""
 
-    @abstractmethod
-    def describe_target(self, label: int, values: tuple[float, ...], classes: Sequence[str]) -> str:
-        """Return the target of one image in words."""
+    def describe_values(self, values: tuple[float, ...], classes: Sequence[str]) -> str:
+        """Return the target of one image in words, where it is not one class."""
+        return ", ".join(f"{value:g}" for value in values)
 
     def find_conflict(self, targets: Targets) -> bool:
         """Return True if images that should have one target have different ones."""
