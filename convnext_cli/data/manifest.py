@@ -14,7 +14,7 @@ from convnext_cli.data.index import Index, number_targets
 from convnext_cli.data.tables.columns import find_columns, list_patients, read_folds, read_groups, read_splits
 from convnext_cli.data.tables.files import FileFinder, find_files
 from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
-from convnext_cli.data.tables.table import read_table
+from convnext_cli.data.tables.table import list_columns, read_table
 from convnext_cli.data.tables.targets import read_targets
 from convnext_cli.encoding import UTF_8, normalise_name
 from convnext_cli.errors import DataError
@@ -159,7 +159,7 @@ def _describe_columns(
         )
     known, read = {*used.values(), *label_columns}, set(map(fold_column, attributes))
     if unused := [name for name in table.columns if name not in known and fold_column(name) not in read]:
-        notes.append(f"columns that are not used: {shorten_names([name or '(without a name)' for name in unused])}")
+        notes.append(f"columns that are not used: {shorten_names(list_columns(unused))}")
     return notes
 
 

@@ -269,6 +269,14 @@ REFUSED = {
         rows("x", "y, z", "x", "x"),
         r"more cells than the first line \(path,label\), its header, in 1 row: line 3",
     ),
+    "R's row names that are text": (
+        "path,label\nr1,images/a.png,x\nr2,images/b.png,y\n",
+        r"more cells than .* in 2 rows: line 2, line 3. If the first cells are R's row names, .* row.names = FALSE",
+    ),
+    "columns without a name": (
+        ",label,age\nMazda,x,1\nFiat,y,2\n",
+        r"no column for the images' paths \(it has \(without a name\), label, age\)",
+    ),
     "a title": (
         "Our images, 2024\n" + rows("x", "y"),
         r"its first line \(Our images, 2024\) is read as the header, but line 2 \(path, label\) looks like it",

@@ -11,7 +11,7 @@ from convnext_cli.data.index import NONE, SPLITS
 from convnext_cli.data.split import name_fold
 from convnext_cli.data.tables.files import FileFinder
 from convnext_cli.data.tables.options import TableOptions
-from convnext_cli.data.tables.table import SAMPLE, find_named
+from convnext_cli.data.tables.table import SAMPLE, find_named, list_columns
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.options import AUTO
@@ -151,7 +151,7 @@ def _find_path_column(table: Table, name_of: dict[str, str], finder: FileFinder)
             "Separate path and label with a comma, a semicolon, a tab or |",
         )
     if path is None:
-        names = ", ".join(list(table.columns)[:10]) or "none"
+        names = ", ".join(list_columns(table.columns)[:10]) or "none"
         raise DataError(
             f"{table.path} has no column for the images' paths (it has {names})",
             "Name it with --path-column",

@@ -8,6 +8,7 @@ import csv
 import io
 import itertools
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from convnext_cli.encoding import read_text
@@ -60,7 +61,9 @@ def read_table(path: Path) -> Table:
     too_long = [row for row, cells in enumerate(rows) if any(cells[width:])]
     table = Table(path=path, columns=dict(columns), lines=lines, encoding=encoding)
     remedy = f"Put cells that have a {delimiter!r} in quotation marks"
-    if 2 * len(too_long) > len(rows):
+    if width > 1 and all(len(cells) == width + 1 for cells in rows):
+        remedy = "If the first cells are R's row names, write the file with row.names = FALSE; else name all columns"
+    elif 2 * len(too_long) > len(rows):
         remedy = "Remove the lines above the header, such as a title or a comment"
     table.refuse(f"more cells than the first line ({header}), its header,", too_long, remedy=remedy)
     return table
@@ -96,6 +99,11 @@ def _find_delimiter(text: str) -> str:
         return sum(len(row) == len(rows[0]) for row in rows) / len(rows), len(rows[0])
 
     return max(_DELIMITERS, key=fit)  # the first of equals
+
+
+def list_columns(names: Iterable[str]) -> list[str]:
+    """Return the names of columns for a message."""
+    return [name or "(without a name)" for name in names]
 
 
 def find_named(table: Table, name: str, option: str) -> str:

@@ -3,7 +3,7 @@
 from convnext_cli.data.index import are_too_many
 from convnext_cli.data.tables.columns import SPLIT_COLUMNS
 from convnext_cli.data.tables.options import TableOptions
-from convnext_cli.data.tables.table import find_named
+from convnext_cli.data.tables.table import find_named, list_columns
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
@@ -88,7 +88,7 @@ def _read_likely_labels(table: Table, remaining: list[str], options: TableOption
         return read_cells(table, likely[0], options)
     if len(others) == 1 and (is_measure(table, others[0]) or choose_kind(table, others[0], options).is_continuous):
         return read_cells(table, others[0], options)
-    names = f" (it has {', '.join(remaining[:10])} beside the paths)" if remaining else ""
+    names = f" (it has {', '.join(list_columns(remaining[:10]))} beside the paths)" if remaining else ""
     raise DataError(
         f"{table.path} has no column for the labels{names}",
         "Name it with --label-column, or a column of 1, 0 and -1 per label with --label-columns",
