@@ -105,6 +105,10 @@ def refit_calibration(
     thresholds = [
         _refit_threshold(threshold, classifier, scores, targets, fit_set.groups) for threshold in base.thresholds
     ]
+    stays = [str(new.target) for new, old in zip(thresholds, base.thresholds, strict=True) if new is old]
+    if stays:
+        text = f"the threshold of {shorten_names(stays)} stays: all of these images are of its class, or none is"
+        notes.append(Notice(text, "warning"))
     fitted = structs.replace(fitted, **measure_gain(classifier, outputs.logits, targets, fitted))
     text = f"recalibrated on {len(targets):,} of these images; the other ones are evaluated"
     notes.append(Notice(f"{text}. The run keeps its own calibration"))

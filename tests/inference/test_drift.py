@@ -278,6 +278,8 @@ def test_recalibration_without_images_of_a_class_warns_and_keeps_its_threshold(
     assert old_1 != new_1
     text = "recalibrated on few images of a class: 0 of 2; the calibration is uncertain"
     assert [note.text for note in result.notes if note.severity == "warning" and "of a class" in note.text] == [text]
+    text = "the threshold of sensitivity=0.9:2 stays: all of these images are of its class, or none is"
+    assert text in [note.text for note in result.notes]
     assert [curve.name for curve in result.decision_curves] == ["1"], "a class without images has no curve"
 
 
