@@ -516,6 +516,13 @@ def test_tables_and_findings_in_the_classes_are_noted(tmp_path: Path, image: Pat
     assert note == "folders inside the classes are parts of them, not classes: Benign, Normal"
 
 
+def test_files_that_hold_many_images_are_named(tmp_path: Path, image: Path) -> None:
+    for name, kinds in (("a/1.nii.gz b/2.nii.gz", ".nii.gz"), ("x.h5 y.npz", ".h5 and .npz"), ("train.zip", ".zip")):
+        words = " ".join(f"{word}:x" for word in name.split())
+        with pytest.raises(DataError, match=f"Its {re.escape(kinds)} files are not opened: unpack them"):
+            scan_folder(make(tmp_path / name[:3], words, image))
+
+
 def test_spreadsheet_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "labels.xlsx").touch()
     with pytest.raises(DataError, match=r"labels\.xlsx is a spreadsheet, which cannot be read") as caught:

@@ -12,6 +12,11 @@ from convnext_cli.data.tree import Folder
 
 _LEAST_FILES = {".txt": 3, ".xml": 2} | dict.fromkeys((".json", ".jsonl", ".mat", ".parquet", *SPREADSHEET_SUFFIXES), 1)
 """Number of files of a kind from which on they are rather annotations than notes and licences."""
+_CONTAINERS = (
+    ".h5", ".hdf5", ".npz", ".npy", ".pkl", ".tfrec", ".tfrecord", ".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar",
+    ".parquet", ".arrow", ".mdb", ".mat", ".nii", ".nii.gz", ".mha", ".nrrd",
+)  # fmt: skip
+"""Suffixes of files that hold many images, or volumes."""
 
 
 def suggest_table(tree: Folder) -> str:
@@ -36,8 +41,11 @@ def choose_example(tables: Iterable[str]) -> str:
 
 
 def describe_others(tree: Folder) -> str:
-    """Describe files that may name the classes and are not read, if there is no table."""
+    """Describe files that are not read and may hold the images, if there are none, or the classes, if no table does."""
     names = [name for folder in tree.walk() for name in folder.others]
+    containers = [suffix for suffix in _CONTAINERS if any(name.lower().endswith(suffix) for name in names)]
+    if containers and not tree.count:
+        return f". Its {' and '.join(containers)} files are not opened: unpack them, or save the images in them as PNG"
     suffixes = Counter(os.path.splitext(name)[1].lower() for name in names)  # noqa: PTH122
     kinds = [suffix for suffix, least in _LEAST_FILES.items() if suffixes[suffix] >= least]
     if not kinds or any(is_table(name) and not is_form(name) for name in names):
