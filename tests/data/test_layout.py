@@ -108,6 +108,7 @@ RECOGNISED = {
         " ".join(f"{chr(97 + k)}x" for k in range(24)),
         {"": 24},
     ),
+    "cars among which one is a GT": ("Ford_GT/ Audi_TT/ Ford_GT/x1.png Audi_TT/x1.png", "Audi_TT Ford_GT", {"": 8}),
     "photos and masks among other classes": ("photo/ mask/ hat/", "hat mask photo", {"": 9}),
     "machine parts": ("part1/ part2/ part3/", "part1 part2 part3", {"": 9}),
     "notes beside the classes": ("a/ b/ readme.txt:x data.json:{}", "a b", {"": 6}),

@@ -103,7 +103,7 @@ def _check_masks(tops: Sequence[Folder]) -> None:
 
 def _check_paired_masks(tops: Sequence[Folder]) -> None:
     """Check that not one of two folders has a mask for most images of the other, as `CXR_png` and `ManualMask`."""
-    masks = [top for top in tops if has_mask_words(_list_words(top))]
+    masks = [top for top in tops if _list_words(top) & {"mask", "masks"}]  # `gt` or `label` may be a class
     if len(tops) != 2 or len(masks) != 1 or any(top_words & NEGATIONS for top_words in map(_list_words, tops)):
         return
     [images] = [top for top in tops if top not in masks]

@@ -19,11 +19,8 @@ MASK_WORDS = frozenset(
         "マスク", "마스크",
     )
 )  # fmt: skip
-_CERTAIN_MASK_WORDS = frozenset(
-    ("segmentation", "segmentations", "annotation", "annotations", "gt", "groundtruth", "truth", "trimap", "trimaps",
-     "superpixels")
-)  # fmt: skip
-"""The words that are never the name of a class beside other classes; `mask` and `label` may be."""
+_CERTAIN_MASK = re.compile(r"segmentations?|annotations?|ground ?truth|trimaps?|superpixels")
+"""What is never the name of a class beside other classes, as `mask`, `label` and `gt` may be."""
 NEGATIONS = frozenset(("no", "not", "non", "with", "without", "un"))
 _FILE_WORDS = MASK_WORDS | {"seg"}
 _SHORTEST = [word for word in _FILE_WORDS if not any(other != word and other in word for other in _FILE_WORDS)]
@@ -145,7 +142,7 @@ def _drop_mask_folders(parent: Folder) -> int:
 
 def _drop_certain_masks(parent: Folder, masks: Sequence[Folder]) -> int:
     """Remove folders such as `segmentations/` whose files have the names of images anywhere in the folders beside."""
-    certain = [folder for folder in masks if _CERTAIN_MASK_WORDS.intersection(list_words(folder.name))]
+    certain = [folder for folder in masks if _CERTAIN_MASK.search(" ".join(list_words(folder.name)))]
     if not certain:
         return 0
     images = {os.path.basename(stem) for folder in parent.filled if folder not in masks for stem in list_stems(folder)}  # noqa: PTH119
