@@ -93,6 +93,8 @@ def add_groups(index: Index, paths: Sequence[Path], options: TableOptions) -> tu
         DataError: the class folders are these groups.
     """
     from convnext_cli.data.manifest import read_file_groups
+    from convnext_cli.data.tables.columns import GROUP_COLUMNS
+    from convnext_cli.tasks.reading import fold_column
 
     if any(index.groups) or options.group_column == NONE:
         return index, None
@@ -102,6 +104,8 @@ def add_groups(index: Index, paths: Sequence[Path], options: TableOptions) -> tu
             continue
         groups = tuple(found.of_files.get(file, "") for file in _list_files(index))
         if index.table is None and _are_groups(index, groups, found.groups):
+            if fold_column(found.column) in GROUP_COLUMNS:  # such as control and treated
+                continue
             raise DataError(
                 f"the folders ({shorten_names(index.classes)}) are the groups of {path.name} (column "
                 f"{found.column!r}), not classes",

@@ -109,6 +109,7 @@ RECOGNISED = {
         {"": 24},
     ),
     "cars among which one is a GT": ("Ford_GT/ Audi_TT/ Ford_GT/x1.png Audi_TT/x1.png", "Audi_TT Ford_GT", {"": 8}),
+    "scans and photos": ("scans/ photos/", "photos scans", {"": 6}),
     "photos and masks among other classes": ("photo/ mask/ hat/", "hat mask photo", {"": 9}),
     "machine parts": ("part1/ part2/ part3/", "part1 part2 part3", {"": 9}),
     "notes beside the classes": ("a/ b/ readme.txt:x data.json:{}", "a b", {"": 6}),
@@ -492,6 +493,13 @@ def test_table_without_labels_adds_groups(tmp_path: Path, image: Path) -> None:
     assert (index.groups, index.notes[-1]) == (("k", "k", "m"), "groups by column 'patient' of meta.csv")
     assert scan_data(tmp_path / "isic/truth.csv", table_options=TableOptions(group_column="none")).groups == ()
     assert scan_data(tmp_path / "isic", table_options=TableOptions(task="multilabel")).groups == ("k", "k", "m")
+
+
+def test_column_of_the_classes_called_group_is_none_of_groups(tmp_path: Path, image: Path) -> None:
+    rows = "|".join(f"{c}/{k}.png,{c}" for c in ("control", "treated") for k in range(3))
+    index = scan_folder(make(tmp_path, f"control/ treated/ meta.csv:file,group|{rows}", image))
+    assert (index.classes, index.groups) == (("control", "treated"), ())
+    assert index.notes == ("tables that are not used: meta.csv",)
 
 
 def test_single_folder_of_a_known_class_needs_no_table(tmp_path: Path, image: Path) -> None:

@@ -664,6 +664,19 @@ def test_column_of_patients_is_known_by_its_words(name: str, images: Path) -> No
     assert scan_data(write(images / "list.csv", text)).groups == ("p1", "p1", "p2", "p1")
 
 
+def test_group_of_few_values_is_the_label(tmp_path: Path) -> None:
+    for k in range(36):
+        save_image(tmp_path / f"{k}.png")
+    lines = [f"{k},S{k // 4},{('AD', 'CN', 'MCI')[k // 4 % 3]},F" for k in range(36)]
+    index = scan_data(write(tmp_path / "adni.csv", "\n".join(["Image Data ID,Subject,Group,Sex", *lines])))
+    assert (index.classes, len(set(index.groups))) == (("AD", "CN", "MCI"), 9)
+    lines = [f"{k},{'ab'[k % 2]},{('control', 'treated')[k // 4 % 2]}" for k in range(36)]
+    (tmp_path / "adni.csv").unlink()
+    index = scan_data(write(tmp_path / "arms.csv", "\n".join(["path,label,group", *lines])))
+    assert (index.classes, index.groups) == (("a", "b"), ())
+    assert "columns that are not used: group" in index.notes
+
+
 def test_folds_of_a_table_are_used(images: Path) -> None:
     names = [f"{k:02}" for k in range(20)]
     for name in names:

@@ -33,6 +33,7 @@ from convnext_cli.text import shorten_names
 _FOLD = re.compile(r"(?:cv|k?folds?|split)[ _\-]*\d+|\d+[ _\-]*(?:folds?|split)", re.IGNORECASE)
 _PATIENT = re.compile(r"patient[ _\-]*(?:id)?[ _\-]*\d+", re.IGNORECASE)
 _NAME_SPLITS = "Name them train, val and test, or give a CSV file with path, label and split"
+_NO_CLASSES = GENERIC_WORDS - (IMAGE_WORDS - PLAIN_IMAGE_WORDS)  # `scans` and `photos` may be classes
 MAX_VIEWS = 4
 """Largest number of folders in every class that can be views of one subject; more are rather the classes."""
 
@@ -77,7 +78,7 @@ def check_top_folders(tree: Folder, start: Folder) -> None:
         )
     is_numbered = len(shapes) == 1 and all(re.search(r"\d{3}", name) for name in names)
     _check_inner_folders(tops, words, is_numbered=is_numbered)
-    generic = [top for top, top_words in zip(tops, words, strict=True) if _is_subset(top_words, GENERIC_WORDS)]
+    generic = [top for top, top_words in zip(tops, words, strict=True) if _is_subset(top_words, _NO_CLASSES)]
     unlike = sorted({top.name for top in generic} | {top.name for top in tops if find_simple_split(top.name)})
     if generic and len(unlike) > 1:
         raise AmbiguousLayoutError(

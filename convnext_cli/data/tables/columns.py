@@ -27,6 +27,7 @@ _LABEL_NAMES = (
     "label", "class", "category", "diagnosis", "target", "y", "labels", "classes", "class_name", "classname",
     "label_name", "category_name", "dx", "finding", "finding_labels", "disease", "condition", "species", "breed",
     "grade", "level", "diagnostic", "pathology", "severity", "stage", "class_id", "label_id", "tags",
+    "group",
 )  # fmt: skip
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "data_set", "dataset", "phase")
 _FOLD_NAMES = ("fold", "folds", "kfold", "k_fold", "cv_fold", "fold_id")
@@ -56,9 +57,11 @@ _ID_WORDS = frozenset(
         "número",
     )
 )
+GROUP_COLUMNS = ("group", "group_id")
 _OTHER_GROUPS = ("case", "case_id", "lesion_id", "person_id", "donor_id", "slide_id", "study_id")
 _VECTOR = re.compile(r"\[[\d.,\s]+\]")
 """A list of numbers, such as a one-hot vector beside its columns."""
+MAX_ARMS = 3
 MAX_FOLDS = 50
 MAX_TITLES = 5  # rows among which a header is searched
 
@@ -122,7 +125,8 @@ def _guess_columns(table: Table, name_of: dict[str, str], columns: dict[str, str
             break
     if group := next(_list_groups(table, name_of, columns["path"]), None):
         columns["group"] = group
-    labels = [name_of[known] for known in _LABEL_NAMES if known in name_of and name_of[known] not in columns.values()]
+    free = [name for known in _LABEL_NAMES if (name := name_of.get(known)) and name not in columns.values()]
+    labels = [name for name in free if fold_column(name) not in GROUP_COLUMNS or not is_flag(table, name)]
     varied = [
         name
         for name in labels
@@ -212,12 +216,18 @@ def _holds_splits(cells: Sequence[str]) -> bool:
 
 
 def _list_groups(table: Table, name_of: dict[str, str], path: str) -> Iterator[str]:
-    """Yield the columns that may hold groups, the most certain first; a flag called `group` is none."""
-    groups = [name_of[known] for known in ("group", "group_id") if known in name_of]
-    yield from (name for name in groups if not is_flag(table, name))
+    """Yield the columns that may hold groups, the most certain first; a `group` of few values is rather a label."""
     yield from (name for name in list_patients(table) if name in name_of.values() and name != path)
+    groups = [name_of[known] for known in GROUP_COLUMNS if known in name_of]
+    yield from (name for name in groups if not is_flag(table, name) and not _holds_arms(table.columns[name]))
     others = [name_of[known] for known in _OTHER_GROUPS if known in name_of]
     yield from (name for name in others if name != path and len(set(table.columns[name])) > 2)
+
+
+def _holds_arms(cells: Sequence[str]) -> bool:
+    """Return True if a column has few values for its rows, such as control and treated, or AD, CN and MCI."""
+    values = len(set(cells))
+    return values <= MAX_ARMS and len(cells) > 10 * values
 
 
 def list_patients(table: Table) -> list[str]:
