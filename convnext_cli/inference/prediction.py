@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.inference.agreement import describe_progress
 from convnext_cli.inference.calibrated_classifier import CalibratedClassifier, open_calibrated
-from convnext_cli.inference.calibration import describe_unreliable_ood, read_calibration
+from convnext_cli.inference.calibration import Calibration, describe_unreliable_ood, read_calibration
 from convnext_cli.inference.heat_maps import prepare_heat_maps
 from convnext_cli.inference.operating_points import find_missed
 from convnext_cli.inference.pooling import Pooling, name_groups, open_pooling, read_pooling
@@ -140,13 +140,17 @@ def list_run_notes(run: Path, request: PredictRequest) -> list[str]:
         return []
     folder = open_folder(run)
     if isinstance(folder, FoldsFolder):
-        return [_explain_uncalibrated(each, run) for each in folder.list_runs() if read_calibration(each) is None]
+        notes = [_explain_uncalibrated(each, read_calibration(each), run) for each in folder.list_runs()]
+        return list(dict.fromkeys(filter(None, notes)))
     calibration = read_calibration(folder)
+    uncalibrated = _explain_uncalibrated(folder, calibration, run)
     if calibration is None and folder.is_finished:
-        return [_explain_uncalibrated(folder, run)]
+        return [uncalibrated]
     notes = [note] if (note := describe_progress(folder)) else []
     if calibration is None:
         return notes
+    if uncalibrated and not request.raw and request.calibration is None:
+        notes.append(uncalibrated)
     if request.abstain and (unreliable := describe_unreliable_ood(calibration)):
         notes.append(unreliable)
     if request.raw or request.calibration is not None:
@@ -158,8 +162,10 @@ def list_run_notes(run: Path, request: PredictRequest) -> list[str]:
     return [*notes, *(f"target {name} was not met on the test split: {text}" for name, text in missed.items())]
 
 
-def _explain_uncalibrated(run: RunFolder, path: Path) -> str:
-    """Return why a run is not calibrated; `path` is its own, or that of its cross-validation."""
+def _explain_uncalibrated(run: RunFolder, calibration: Calibration | None, path: Path) -> str:
+    """Return why a run is not calibrated, if it is not; `path` is its own, or that of its cross-validation."""
+    if calibration is not None:
+        return f"not calibrated, because {calibration.unfitted_reason}" if calibration.unfitted_reason else ""
     is_outdated = CALIBRATION.path(run.path).exists()
     reason = f"was fitted for other weights than {MODEL.name}" if is_outdated else "is missing"
     return f"{run.path} is not calibrated: {CALIBRATION.name} {reason}. `convnext eval {quote(path)}` fits it again"

@@ -94,6 +94,8 @@ def test_run_with_few_validation_images_has_no_ood_score_and_says_why(mine: RunF
     with pytest.raises(UsageError, match=f"has no OOD score: {reason}") as caught:
         predict(paths_of(mine, "test")[0], mine.path, abstain=True)
     assert caught.value.remedy == "Fine-tune with more validation images, or leave out --abstain"
+    assert list_run_notes(mine.path, PredictRequest()) == [f"not calibrated, because {reason}"]
+    assert list_run_notes(mine.path, PredictRequest(raw=True)) == []
 
 
 def test_run_whose_calibration_is_of_other_weights_cannot_abstain(mine: RunFolder) -> None:
