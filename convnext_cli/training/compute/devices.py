@@ -2,6 +2,8 @@
 
 import os
 import platform
+import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -22,6 +24,7 @@ from convnext_cli.machine import (
     count_cpus,
     describe_gpu_machine,
     detect_machine,
+    get_rank,
     is_launched,
     uses_fsdp,
 )
@@ -34,6 +37,7 @@ from convnext_cli.training.compute.signals import end_by_signals
 THREADS = min(torch.get_num_threads(), count_cpus())  # torch's default ignores quotas; a run may use fewer
 _FOREIGN = ("ACCELERATE_", "PARALLELISM_CONFIG_", "PMI_", "MPI_", "OMPI_", "MV2_", "FORK_LAUNCHED")
 _KEPT = ("ACCELERATE_USE_FSDP", "ACCELERATE_CPU_AFFINITY")  # what a plan does not have
+MEETING_TIMEOUT = 600.0  # seconds that the first process's machine may take to answer
 PRECISIONS = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
 _training = Lock()
 TENSOR_CORES = (7, 0)  # compute capability of V100, the first GPU that is faster in fp16 than in float32
@@ -100,6 +104,8 @@ def make_accelerator(
     AcceleratorState._reset_state()  # a second run in this process may want another precision
     try:
         with _hide_foreign_variables(), end_by_signals() if is_launched() else nullcontext():  # waits for other ranks
+            if is_launched() and get_rank() > 0:
+                _find_first_process(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
             # Without cpu=True, Accelerate treats each process that torchrun starts on a CPU as a single one.
             return Accelerator(
                 mixed_precision=precision,
@@ -108,11 +114,32 @@ def make_accelerator(
                 project_dir=folder,
                 kwargs_handlers=[InitProcessGroupKwargs(timeout=RANK_TIMEOUT)],
             )
-    except (ValueError, KeyError) as error:  # all arguments are ours
+    except (ValueError, KeyError, OverflowError) as error:  # all arguments are ours
         raise UsageError(
             f"Accelerate cannot use its environment variables: {shorten_error(error)}",
             f"Correct or unset those that are set of {', '.join((*_KEPT, 'FSDP_*', *LAUNCHER))}",
         ) from error
+
+
+def _find_first_process(address: str, port: int) -> None:
+    """Wait until the machine of the first process answers. It may refuse: that process may still prepare, for hours.
+
+    Raises:
+        UsageError: there is no such machine.
+    """
+    end = time.monotonic() + MEETING_TIMEOUT
+    while True:
+        try:
+            with suppress(ConnectionRefusedError):
+                socket.create_connection((address, port), timeout=5).close()
+        except OSError as error:
+            if time.monotonic() > end:
+                reason = error.strerror or shorten_error(error)
+                problem = f"the machine of the first process does not answer at {address}:{port} ({reason})"
+                raise UsageError(problem, "Correct MASTER_ADDR and MASTER_PORT") from error
+            time.sleep(1)
+        else:
+            return
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import socket
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,22 @@ def test_signals_end_a_process_that_waits_for_other_ranks(launched: pytest.Monke
     before = signal.getsignal(signal.SIGINT)
     devices.make_accelerator("no")
     assert (seen, signal.getsignal(signal.SIGINT)) == ([signal.SIG_DFL], before)
+
+
+def test_machine_of_the_first_process_that_does_not_exist_is_an_error(launched: pytest.MonkeyPatch) -> None:
+    answers: list[OSError] = [ConnectionRefusedError(), socket.gaierror(-2, "Name or service not known")]
+
+    def connect(*_: object, **_options: object) -> None:
+        raise answers.pop()
+
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "nowhere", "MASTER_PORT": "29500"}.items():
+        launched.setenv(name, value)
+    launched.setattr(socket, "create_connection", connect)
+    launched.setattr(devices, "MEETING_TIMEOUT", -1.0)
+    launched.setattr(devices, "Accelerator", lambda **_: "met")
+    with pytest.raises(UsageError, match=r"does not answer at nowhere:29500 \(Name or service not known\)"):
+        devices.make_accelerator("no")
+    assert devices.make_accelerator("no") == "met", "its process may still prepare"
 
 
 @pytest.mark.parametrize("device", [CPU, MPS])
