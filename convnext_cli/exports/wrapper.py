@@ -159,8 +159,8 @@ def make_metadata(classifier: TorchClassifier) -> Metadata:
 
 
 def list_dynamic_shapes() -> tuple[dict[int, torch.export.Dim]]:
-    """Return the dimensions of the input that may change: the batch. PyTorch 2.7 refuses one without a bound."""
-    return ({0: torch.export.Dim("batch", max=2**31 - 1)},)
+    """Return the dimensions of the input that may change: the batch."""
+    return ({0: torch.export.Dim("batch")},)
 
 
 def wrap_model(classifier: TorchClassifier, metadata: Metadata) -> tuple[ExportWrapper, tuple[Tensor]]:
