@@ -18,6 +18,8 @@ from convnext_cli.text import format_part, shorten_names
 
 Pair = tuple[int, int]
 """The label of an image by its folder, and by a table."""
+MAX_BESIDE, MAX_TABLES = 64 * 1024**2, 20
+"""Bytes and number of other tables in which groups are searched."""
 
 
 def choose_class_source(layout: Layout, folders: Index, source: Path, options: TableOptions) -> Index:
@@ -98,12 +100,14 @@ def add_groups(index: Index, paths: Sequence[Path], options: TableOptions) -> tu
 
     if any(index.groups) or options.group_column == NONE:
         return index, None
-    for path in paths:
-        found = None if path == index.table else read_file_groups(path, options.image_root)
+    others = [path for path in paths if path != index.table and path.stat().st_size <= MAX_BESIDE]
+    is_known = not set(index.classes).isdisjoint(options.known_labels)
+    for path in others[:MAX_TABLES]:
+        found = read_file_groups(path, options.image_root)
         if found is None:
             continue
         groups = tuple(found.of_files.get(file, "") for file in _list_files(index))
-        if index.table is None and _are_groups(index, groups, found.groups):
+        if index.table is None and not is_known and _are_groups(index, groups, found.groups):
             if fold_column(found.column) in GROUP_COLUMNS:  # such as control and treated
                 continue
             raise DataError(
@@ -125,8 +129,8 @@ def add_groups(index: Index, paths: Sequence[Path], options: TableOptions) -> tu
 
 def _are_groups(folders: Index, groups: Sequence[str], known: Set[str]) -> bool:
     """Return True if each class folder is a group: one of those of the images, or by its name one of the known ones."""
-    is_each = any(groups) and _is_one_to_one(set(zip(groups, folders.labels, strict=True)))
-    return len(folders.classes) > 1 and (is_each or known >= set(folders.classes))
+    is_each = len(folders.classes) > 2 and any(groups) and _is_one_to_one(set(zip(groups, folders.labels, strict=True)))
+    return is_each or (len(folders.classes) > 1 and known >= set(folders.classes))
 
 
 def _find_extension(tables: dict[Path, Index], folders: Index, source: Path) -> Index | None:

@@ -94,13 +94,13 @@ class Layout:
     @property
     def tables(self) -> list[str]:
         """The paths of the tables beside the classes, and in the wrappers around them."""
-        return [
+        around = [folder for folder in self.tree.walk() if f"{self.start.path}/".startswith(f"{folder.path}/")]
+        paths = (
             os.path.join(folder.path, name)  # noqa: PTH118
-            for folder in self.tree.walk()
-            if f"{self.start.path}/".startswith(f"{folder.path}/")
-            for name in sorted(folder.others)
-            if is_table(name)
-        ]
+            for folder in around
+            for name in sorted(filter(is_table, folder.others))
+        )
+        return [path for path in paths if os.path.isfile(path)]  # noqa: PTH113
 
     @property
     def classes(self) -> list[str]:

@@ -15,8 +15,6 @@ from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
 
-MAX_BESIDE, MAX_TABLES = 64 * 1024**2, 20  # bytes and number of other tables in which groups are searched
-
 
 def scan_data(
     data: Path,
@@ -42,7 +40,8 @@ def scan_data(
         from convnext_cli.data.manifest import read_manifest
 
         index = replace(read_manifest(data, table_options), source=data)
-        index = _exclude(add_groups(index, _list_tables(data.parent), table_options)[0], exclude)
+        tables = sorted(path for path in data.parent.iterdir() if is_table(path.name) and path.is_file())
+        index = _exclude(add_groups(index, tables, table_options)[0], exclude)
         check_cache_outside(list_data_folders(index))
         return index
     scan = partial(scan_folder, exclude=exclude, known_classes=known_classes, table_options=table_options)
@@ -79,12 +78,6 @@ def apply_task(index: Index, options: TableOptions) -> Index:
     labels = [index.classes[label] for label in index.labels]
     targets = kind.read_folders(index.root, index.classes, labels, options)
     return replace(index, **number_targets(targets, range(len(index))))
-
-
-def _list_tables(folder: Path) -> list[Path]:
-    """Return the tables in a folder that are small enough to be read beside another one."""
-    tables = sorted(path for path in folder.iterdir() if is_table(path.name) and path.is_file())
-    return [path for path in tables if path.stat().st_size <= MAX_BESIDE][:MAX_TABLES]
 
 
 def _exclude(index: Index, exclude: str) -> Index:

@@ -495,6 +495,23 @@ def test_table_without_labels_adds_groups(tmp_path: Path, image: Path) -> None:
     assert scan_data(tmp_path / "isic", table_options=TableOptions(task="multilabel")).groups == ("k", "k", "m")
 
 
+def test_one_patient_per_class_is_no_error_in_small_data_nor_in_an_evaluation(tmp_path: Path, image: Path) -> None:
+    table = "meta.csv:file,patient|" + "|".join(f"{c}/{k}.png,p{c}" for c in "abc" for k in range(3))
+    index = scan_folder(make(tmp_path / "two", f"a/ b/ {table[: table.index('c/0') - 1]}", image))
+    assert set(index.groups) == {"pa", "pb"}
+    data = make(tmp_path / "three", f"a/ b/ c/ {table}", image)
+    with pytest.raises(DataError, match="are the groups of meta"):
+        scan_data(data)
+    assert set(scan_data(data, table_options=TableOptions(known_labels=("a", "b", "c"))).groups) == {"pa", "pb", "pc"}
+
+
+def test_links_and_pipes_called_tables_are_passed_over(tmp_path: Path, image: Path) -> None:
+    data = make(tmp_path / "data", "a/ b/", image)
+    (data / "gone.csv").symlink_to("nowhere")
+    os.mkfifo(data / "pipe.csv")
+    assert scan_data(data).notes == ()
+
+
 def test_column_of_the_classes_called_group_is_none_of_groups(tmp_path: Path, image: Path) -> None:
     rows = "|".join(f"{c}/{k}.png,{c}" for c in ("control", "treated") for k in range(3))
     index = scan_folder(make(tmp_path, f"control/ treated/ meta.csv:file,group|{rows}", image))
