@@ -317,6 +317,13 @@ def test_other_operations_yield_progress_only(run_copy: RunFolder, digits: Path)
         assert all(isinstance(event, Progress) and 0 <= event.done <= event.total for event in events)
 
 
+def test_python_shows_results_without_a_value_for_each_image(run_copy: RunFolder, digits: Path) -> None:
+    """A notebook shows the last result of a cell."""
+    for result in (check(digits), recommend(digits), evaluate(run_copy.path), list_models()):
+        assert len(repr(result)) < 20_000
+        assert run_copy.read_split().paths[0] not in repr(result)
+
+
 def test_predict_counts_images(run: RunFolder) -> None:
     events: list[Progress] = []
     predict(np.zeros((3, 8, 8, 3), np.uint8), run.path, on_event=events.append)

@@ -38,26 +38,28 @@ class Index:
     """The images of a data set: row i is `paths[i]`, of class `classes[labels[i]]`, in `splits[i]`.
 
     Where the target is not one class, `values` has it, and `labels` has a stratum: images alike in their targets.
+
+    What has a value for each row is left out of the representation that Python and notebooks show, here and elsewhere.
     """
 
     root: Path
     classes: tuple[str, ...]
     """Names of the classes, labels or grades; of a number, its name."""
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] = field(repr=False)
     """Relative to `root`, sorted."""
-    labels: tuple[int, ...]
+    labels: tuple[int, ...] = field(repr=False)
     """The class of each row; its stratum if there are `values`."""
-    splits: tuple[str, ...]
+    splits: tuple[str, ...] = field(repr=False)
     """`train`, `val` or `test`; `fold-1` and so on in cross-validation; empty if the data has no splits."""
-    groups: tuple[str, ...] = ()
+    groups: tuple[str, ...] = field(default=(), repr=False)
     """The group of each row, such as its patient; no rows if groups are not known."""
-    folds: tuple[str, ...] = ()
+    folds: tuple[str, ...] = field(default=(), repr=False)
     """The fold of the table in which each row validates (`fold-1` and so on); no rows if the table has none."""
     skipped: dict[str, int]
     """Number of files that are not used, by reason."""
     notes: tuple[str, ...] = ()
     """Notes on how the folders or the table were read."""
-    values: tuple[tuple[float, ...], ...] = ()
+    values: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
     """The targets of each row where they are not one class: a value for each label, nan if unknown, or one number."""
     task_record: dict[str, Any] | None = None
     """The task as `Task.to_dict` gives it; None for one class per image."""
@@ -67,7 +69,7 @@ class Index:
     """The folder, CSV file or zip file that the user named; None where that is not known."""
     fold_names: tuple[str, ...] = ()
     """The values of the column that `--leave-out` names, in the order of their folds; empty for other folds."""
-    validation: tuple[bool, ...] = ()
+    validation: tuple[bool, ...] = field(default=(), repr=False)
     """With `fold_names`: True for rows that validate in each fold but their own, which tests on them."""
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """Images of an evaluation with a model's outputs: metrics, targets, subgroups and groups are measured on these."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,11 @@ class EvaluatedImages:
 
     task: Task
     classes: tuple[str, ...]
-    logits: Floats
+    logits: Floats = field(repr=False)
     """(N, K), uncalibrated."""
-    targets: Targets
+    targets: Targets = field(repr=False)
     calibration: Calibration | Pooling | None = None
-    groups: Sequence[str] | None
+    groups: Sequence[str] | None = field(repr=False)
     """(N,) names; None where groups are not known."""
 
     @property

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class TestSet:
     index: Index
     split: str
     """`train`, `val`, `test`, or `all`; of a cross-validation `test`, or `val` for all images of its folds."""
-    rows: list[int]
+    rows: list[int] = field(repr=False)
 
     @property
     def groups(self) -> list[str] | None:

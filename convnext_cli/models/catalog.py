@@ -3,7 +3,7 @@
 import fnmatch
 import json
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,7 +102,7 @@ class Architecture:
     head: str
     layer_scale: bool
     grn: bool
-    tags: tuple[Tag, ...]
+    tags: tuple[Tag, ...] = field(repr=False)
     """The pretrained weights, the default first."""
 
     @property

@@ -50,7 +50,7 @@ class Plan:
     model: str
     weights: str
     """`auto`, `none`, or a path."""
-    choices: dict[str, Choice]
+    choices: dict[str, Choice] = field(repr=False)
     teacher: str | None = None
     """A path or a name of timm's model that is distilled; None without one."""
 

@@ -1,7 +1,7 @@
 """The audit of a data set: a summary of its measurements, and its findings."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -44,12 +44,12 @@ class Audit:
     """The fraction of the area that a square centre crop never sees, by `crop_pct`."""
     findings: tuple[Finding, ...]
     """Each kind of fault, with `title`, `count`, `effect` and `action`."""
-    unreadable: tuple[int, ...]
-    clusters: tuple[tuple[int, ...], ...]
+    unreadable: tuple[int, ...] = field(repr=False)
+    clusters: tuple[tuple[int, ...], ...] = field(repr=False)
     """Sets of rows that show the same image: duplicates and near-duplicates."""
-    duplicate_sets: tuple[tuple[int, ...], ...]
+    duplicate_sets: tuple[tuple[int, ...], ...] = field(repr=False)
     """Sets of rows to keep in one split: duplicates, near-duplicates and very similar images."""
-    measurements: Measurements
+    measurements: Measurements = field(repr=False)
     """The measurements of every image."""
 
     @property
