@@ -89,7 +89,7 @@ def _read_tables(paths: Sequence[Path], options: TableOptions) -> tuple[dict[Pat
 
 
 def add_groups(index: Index, paths: Sequence[Path], options: TableOptions) -> tuple[Index, Path | None]:
-    """Return an index without groups with those that another table gives its images, and this table; else None.
+    """Return the index with the groups that another table gives its images, and that table; None without one.
 
     Raises:
         DataError: the class folders are these groups.
@@ -103,25 +103,25 @@ def add_groups(index: Index, paths: Sequence[Path], options: TableOptions) -> tu
     others = [path for path in paths if path != index.table and path.stat().st_size <= MAX_BESIDE]
     is_known = not set(index.classes).isdisjoint(options.known_labels)
     for path in others[:MAX_TABLES]:
-        found = read_file_groups(path, options.image_root)
-        if found is None:
+        file_groups = read_file_groups(path, options.image_root)
+        if file_groups is None:
             continue
-        groups = tuple(found.of_files.get(file, "") for file in _list_files(index))
-        if index.table is None and not is_known and _are_groups(index, groups, found.groups):
-            if fold_column(found.column) in GROUP_COLUMNS:  # such as control and treated
+        groups = tuple(file_groups.of_files.get(file, "") for file in _list_files(index))
+        if index.table is None and not is_known and _are_groups(index, groups, file_groups.groups):
+            if fold_column(file_groups.column) in GROUP_COLUMNS:  # such as control and treated
                 continue
             raise DataError(
                 f"the folders ({shorten_names(index.classes)}) are the groups of {path.name} (column "
-                f"{found.column!r}), not classes",
+                f"{file_groups.column!r}), not classes",
                 f"Give the table itself, {path}; --label-column names its column of classes"
-                if found.of_files
+                if file_groups.of_files
                 else "Give a CSV file with path, label and patient",
             )
         if not any(groups):
             continue
         lacking = groups.count("")
         lack = format_part(lacking, len(index), "image", "lacks", "lack")
-        note = f"groups by column {found.column!r} of {path.name}" + (f", which {lack}" if lacking else "")
+        note = f"groups by column {file_groups.column!r} of {path.name}" + (f", which {lack}" if lacking else "")
         groups = tuple(group or file for group, file in zip(groups, index.paths, strict=True))
         return replace(index, groups=groups, notes=(*index.notes, note)), path
     return index, None

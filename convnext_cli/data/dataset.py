@@ -147,7 +147,7 @@ def _leave_out_unreadable(index: Index, grouping: Grouping, audit: Audit) -> Dat
         number = format_count(len(index), "image")
         reason = next(finding.examples[0] for finding in audit.findings if finding.kind is Kind.UNREADABLE)
         problem = f"none of the {number} in {index.location} can be read, such as: {reason}"
-        raise DataError(problem, "Mend them, or give another folder")
+        raise DataError(problem, "Replace them, or give another folder")
     rows = [row for row in range(len(index)) if row not in unreadable]
     new_row = {row: number for number, row in enumerate(rows)}
     duplicate_sets = tuple(tuple(new_row[row] for row in rows) for rows in audit.duplicate_sets)

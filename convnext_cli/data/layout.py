@@ -166,8 +166,8 @@ def _place(layout: Layout, known_classes: set[str]) -> list[Placement]:
 
 def _holds_documents(folder: Folder) -> bool:
     """Return True if a folder has files and all of them are documents, such as annotations: it is no class then."""
-    names = [name for inner in folder.walk() for name in inner.others]
-    return not folder.count and bool(names) and all(os.path.splitext(name)[1].lower() in _DOCUMENTS for name in names)  # noqa: PTH122
+    names = [] if folder.count else [name for inner in folder.walk() for name in inner.others]
+    return bool(names) and all(os.path.splitext(name)[1].lower() in _DOCUMENTS for name in names)  # noqa: PTH122
 
 
 def _check_number(placements: Sequence[Placement], tree: Folder) -> None:

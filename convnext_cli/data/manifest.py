@@ -103,7 +103,7 @@ def read_file_groups(path: Path, image_root: str = AUTO) -> FileGroups | None:
         columns = find_columns(table, finder, AUTO_OPTIONS)
         files = finder.find_all(table.columns[columns["path"]])
     except DataError:
-        columns = {"group": list_patients(table)[0]} if list_patients(table) else {}
+        columns = {"group": patients[0]} if (patients := list_patients(table)) else {}
     groups = read_groups(table, columns)
     if not groups:
         return None

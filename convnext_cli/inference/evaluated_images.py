@@ -76,7 +76,7 @@ def describe_worse_calibration(
             return None
     if not changes:
         return None
-    [_, first], *_ = images.task.display.calibration
+    _, first = images.task.display.calibration[0]
     uncalibrated = replace(images, calibration=None)
     change = compare(uncalibrated.make_calculator(), images.make_calculator(), images.groups).differences[first]
     text = (

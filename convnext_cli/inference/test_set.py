@@ -175,7 +175,7 @@ def _list_audit_notes(audit: AuditRecord | None, *, has_own_groups: bool) -> lis
     return notes + [
         Notice(finding.describe(), "warning" if finding.falsifies else "note")
         for finding in audit.findings
-        if finding.falsifies or finding.is_possible_leakage
+        if finding.falsifies or finding.leaves_doubt
     ]
 
 

@@ -321,7 +321,7 @@ def _name_builtin(model: str | None) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFilter:
-    """What a list of models is restricted to."""
+    """The restrictions of a list of models."""
 
     pattern: Annotated[
         str,

@@ -448,11 +448,10 @@ def _list_warnings(data: _DataSummary, best: Candidate, candidates: Sequence[Can
     if images < MIN_IMAGES:
         warnings.append(f"with under {MIN_IMAGES} images the test split is too small for reliable metrics")
     if data.index is not None and "val" in data.index.splits:
-        from convnext_cli.data.split import explain_small_validation
+        from convnext_cli.data.split import RESPLIT_ADVICE, TOO_FEW, explain_small_validation
 
         reason = explain_small_validation(data.index)
-        advice = "too few to choose the best epoch by. --resplit-val draws a larger one from train and val"
-        warnings.append(reason and f"{reason}: {advice}")
+        warnings.append(reason and f"{reason}: {TOO_FEW}. {RESPLIT_ADVICE}")
     return [warning for warning in warnings if warning]
 
 

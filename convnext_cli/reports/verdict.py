@@ -88,7 +88,7 @@ def describe_leakage(evaluation: Evaluation) -> list[str]:
         return ["It is not known whether training images are among these."]
     if any(finding.falsifies for finding in audit.findings):
         return []
-    if possible := [finding for finding in audit.findings if finding.is_possible_leakage]:
+    if possible := [finding for finding in audit.findings if finding.leaves_doubt]:
         texts = [finding.describe().split(". ")[:2] for finding in possible]  # without the evidence
         return [f"{capitalise(title)}. {effect}." for title, effect in texts]
     groups = ", and no group has images in both" if evaluation.intervals.clustered else ""

@@ -149,8 +149,8 @@ class AuditFinding(Struct, frozen=True, kw_only=True):
     """`warning` or `note`; empty in older runs, whose titles lack the count."""
 
     @property
-    def is_possible_leakage(self) -> bool:
-        """True if images may be related to those of another split, or not all were compared."""
+    def leaves_doubt(self) -> bool:
+        """True if leakage is possible: images may be related to those of another split, or not all were compared."""
         return not self.falsifies and self.kind in (*LEAKAGE, Kind.NOT_COMPARED)
 
     def describe(self) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from convnext_cli.data.dataset import Dataset
 from convnext_cli.data.groups import find_groups_across_splits
 from convnext_cli.data.index import Index, describe_skipped
-from convnext_cli.data.split import explain_small_validation
+from convnext_cli.data.split import RESPLIT_ADVICE, TOO_FEW, explain_small_validation
 from convnext_cli.machine import Machine
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.progress import Notice
@@ -98,7 +98,7 @@ class Preparation:
         if settings.folds and not self.index.fold_names:
             return "Fewer folds make it larger"
         if self.dataset is not None and "val" in self.dataset.index.splits and not self.index.fold_names:
-            return "--resplit-val draws a larger one from train and val"
+            return RESPLIT_ADVICE
         if not settings.val_fraction:
             return "A --val-fraction above 0, or a val folder, gives one"
         return f"Collect more images, or raise --val-fraction (now {settings.val_fraction:g})"
@@ -107,7 +107,7 @@ class Preparation:
         """Return notices about a small validation split, missing test images, and skipped files."""
         index, small_validation, notices = self.index, self.small_validation, []
         if small_validation:
-            effect = "too few to choose the best epoch by, so the last one is kept"
+            effect = f"{TOO_FEW}, so the last one is kept"
             if not self.index.rows("val"):
                 effect = "the last epoch is kept, not the best one, and the model is not calibrated"
             if self.plan.settings.patience:

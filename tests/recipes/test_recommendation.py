@@ -73,8 +73,10 @@ def test_very_few_images_per_class_give_a_warning() -> None:
 def test_a_val_split_that_is_too_small_gives_a_warning(tmp_path: Path, split: str) -> None:
     for number in range(24):
         save_image(tmp_path / "data" / ("train" if number < 20 else split) / "ab"[number % 2] / f"{number}.png")
-    found = [text for text in recommend(tmp_path / "data").warnings if "the validation split has only 4 images" in text]
-    assert [text.partition(". ")[2] for text in found] == ["--resplit-val draws a larger one from train and val"] * (
+    warnings = [
+        text for text in recommend(tmp_path / "data").warnings if "the validation split has only 4 images" in text
+    ]
+    assert [text.partition(". ")[2] for text in warnings] == ["--resplit-val draws a larger one from train and val"] * (
         split == "val"
     )
 

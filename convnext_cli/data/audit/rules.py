@@ -16,7 +16,7 @@ from convnext_cli.text import capitalise, format_count, format_percent
 
 MIN_IMAGES = 20  # a class; fewer cannot be both learned and tested
 EXAMPLES = 5
-_COPIES = 4  # of an image to name
+_COPIES = 4  # of one image that an example names
 _SHORTCUTS = {
     "size": (Kind.SIZE_SHORTCUT, "image size"),
     "format": (Kind.FORMAT_SHORTCUT, "file format"),

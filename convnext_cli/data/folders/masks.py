@@ -20,7 +20,7 @@ MASK_WORDS = frozenset(
     )
 )  # fmt: skip
 _CERTAIN_MASK = re.compile(r"segmentations?|annotations?|ground ?truth|trimaps?|superpixels")
-"""What is never the name of a class beside other classes, as `mask`, `label` and `gt` may be."""
+"""Names that no class has beside other classes; `mask`, `label` and `gt` may be classes."""
 NEGATIONS = frozenset(("no", "not", "non", "with", "without", "un"))
 _FILE_WORDS = MASK_WORDS | {"seg"}
 _SHORTEST = [word for word in _FILE_WORDS if not any(other != word and other in word for other in _FILE_WORDS)]

@@ -1,4 +1,4 @@
-"""What messages on an ambiguous layout say of the other files, and the table that they suggest."""
+"""Texts for messages on an ambiguous layout: the files that are not read, and the table to give."""
 
 import os
 from collections import Counter

@@ -40,28 +40,15 @@ _PATIENT_WORDS = frozenset(
 )  # fmt: skip
 _ID_WORDS = frozenset(
     (
-        "id",
-        "ids",
-        "nr",
-        "no",
-        "num",
-        "number",
-        "nummer",
-        "index",
-        "key",
-        "code",
-        "name",
-        "anon",
-        "uid",
-        "hash",
+        "id", "ids", "nr", "no", "num", "number", "nummer", "index", "key", "code", "name", "anon", "uid", "hash",
         "número",
     )
-)
+)  # fmt: skip
 GROUP_COLUMNS = ("group", "group_id")
 _OTHER_GROUPS = ("case", "case_id", "lesion_id", "person_id", "donor_id", "slide_id", "study_id")
 _VECTOR = re.compile(r"\[[\d.,\s]+\]")
 """A list of numbers, such as a one-hot vector beside its columns."""
-MAX_ARMS = 3
+MAX_ARMS = 3  # values of a column `group` that are the arms of a study, such as control and treated
 MAX_FOLDS = 50
 MAX_TITLES = 5  # rows among which a header is searched
 

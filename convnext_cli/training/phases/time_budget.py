@@ -31,10 +31,8 @@ def fit_epochs(context: TrainingContext, state: TrainingState, seconds: float) -
     steps, _ = plan_steps(context.settings, images)
     for _ in range(1 if steps > 1 else 2):  # of one step, a first pass is the warm-up
         done, started, skipped = 0, time.perf_counter(), 0
-        with (
-            suppress(DivergedError),
-            closing(train(context, deepcopy(state))) as events,
-        ):  # the run halves its rate then
+        # If it diverges, the run halves its rate.
+        with suppress(DivergedError), closing(train(context, deepcopy(state))) as events:
             for event in events:
                 if isinstance(event, StepDone):
                     done += 1
