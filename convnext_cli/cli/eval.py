@@ -240,8 +240,6 @@ def _show_comparison(first: "Evaluation", second: "Evaluation", comparison: "Com
 
 
 def _compare(evaluations: "list[Evaluation]") -> "list[Comparison]":
-    from convnext_cli.inference.evaluation import compare_evaluations
-
     first, *others = evaluations
     comparisons: list[Comparison] = []
     if not others:
@@ -249,7 +247,7 @@ def _compare(evaluations: "list[Evaluation]") -> "list[Comparison]":
     with console.progress("comparing") as bar:
         for other in others:
             bar.update(len(comparisons), len(others), "bootstrapping the 95% CIs")
-            comparisons.append(compare_evaluations(first, other))
+            comparisons.append(first.images.compare(other.images))
     return comparisons
 
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.pooling import Pooling
 from convnext_cli.metrics.calculator import Calculator, Floats
-from convnext_cli.metrics.comparison import compare
+from convnext_cli.metrics.comparison import Comparison, compare
+from convnext_cli.metrics.intervals import Intervals, compute_intervals
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.progress import Notice
@@ -52,6 +53,24 @@ class EvaluatedImages:
         """Return the calculator of the task's metrics."""
         return self.task.make_calculator(self.calibrated, self.targets, self.calibration)
 
+    def compute_intervals(self) -> Intervals:
+        """Compute the 95% CIs of the metrics."""
+        return compute_intervals(self.make_calculator(), self.groups)
+
+    def compare(self, other: "EvaluatedImages") -> Comparison:
+        """Compare the metrics with those of other outputs for the same images: other minus these.
+
+        The order of the classes may differ: overall metrics do not depend on it.
+        """
+        return compare(self.make_calculator(), other.make_calculator(), self.groups)
+
+    def select_known(self, k: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return which images are of class k, and for which images that is known, both (N,)."""
+        return self.task.select_known(self.targets, k)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
 
 def describe_worse_calibration(
     images: EvaluatedImages, before: MetricSet, after: MetricSet, fitted_on: str = "validation images"
@@ -77,8 +96,7 @@ def describe_worse_calibration(
     if not changes:
         return None
     _, first = images.task.display.calibration[0]
-    uncalibrated = replace(images, calibration=None)
-    change = compare(uncalibrated.make_calculator(), images.make_calculator(), images.groups).differences[first]
+    change = replace(images, calibration=None).compare(images).differences[first]
     text = (
         f"the calibration that was fitted on {fitted_on} makes the probabilities worse on these images: "
         f"{', '.join(changes)}"

@@ -35,10 +35,9 @@ from convnext_cli.inference.request import EVAL_RUN, EvalRequest
 from convnext_cli.inference.subgroups import SubgroupEvaluation, measure_subgroups, read_subgroups
 from convnext_cli.inference.test_set import TestSet, audit_steps, choose_test_set, find_leakage
 from convnext_cli.inference.torch_classifier import TorchClassifier, open_classifier
-from convnext_cli.metrics import comparison
 from convnext_cli.metrics.comparison import Comparison
 from convnext_cli.metrics.decision import DecisionCurve
-from convnext_cli.metrics.intervals import Intervals, compute_intervals
+from convnext_cli.metrics.intervals import Intervals
 from convnext_cli.metrics.novelty import SCORE_NAME
 from convnext_cli.metrics.summary import MetricSet, describe_absent
 from convnext_cli.metrics.thresholds import OperatingPoint, Target, describe_missed, describe_unreachable, parse_target
@@ -237,8 +236,8 @@ def compare(
     request = make_request(EvalRequest, {"runs": runs, "data": data, "split": split, "cache": cache})
 
     def compare_steps() -> Steps[Comparison]:
-        evaluations = yield from evaluate_all_steps(request)
-        return compare_evaluations(*evaluations)
+        first, second = yield from evaluate_all_steps(request)
+        return first.images.compare(second.images)
 
     return finish(compare_steps(), on_event)
 
@@ -281,7 +280,7 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         data=test_set.index.location,
         split=test_set.split,
         metrics=images.compute_metrics(),
-        intervals=compute_intervals(images.make_calculator(), images.groups),
+        intervals=images.compute_intervals(),
         uncalibrated=images.task.compute_metrics(images.logits, targets, images.classes, calibration),
         calibration=calibration,
         operating_points=points,
@@ -325,8 +324,7 @@ def _augment(
     classifier = open_classifier(run, tta=True, cache=cache)
     outputs, augmented_seconds = yield from _classify(classifier, test_set, "evaluating shifted views")
     augmented = replace(images, logits=outputs.logits)
-    gain = comparison.compare(images.make_calculator(), augmented.make_calculator(), images.groups)
-    return augmented, AugmentationGain(time_ratio=augmented_seconds / seconds, gain=gain)
+    return augmented, AugmentationGain(time_ratio=augmented_seconds / seconds, gain=images.compare(augmented))
 
 
 def _choose_images(
@@ -358,13 +356,6 @@ def _list_warnings(evaluation: Evaluation, trained_on: Index) -> list[Notice]:
     texts += [text for point in points if (text := describe_unreachable(point.threshold, fitted_on))]
     texts += [describe_missed(point) for point in points if point.is_missed]
     return [*([worse] if worse else []), *(Notice(text, "warning") for text in texts)]
-
-
-def compare_evaluations(first: Evaluation, second: Evaluation) -> Comparison:
-    """Compare two runs on the images that both were evaluated on."""
-    # Each has its own order of the classes, with its targets and its calibration; overall metrics do not depend on it.
-    before, after = first.images, second.images
-    return comparison.compare(before.make_calculator(), after.make_calculator(), before.groups)
 
 
 def _prepare_calibration(

@@ -30,7 +30,7 @@ def measure_points(images: EvaluatedImages, thresholds: Sequence[Threshold]) -> 
         apply_threshold(threshold, probabilities[:, k], positive, images.groups, known)
         for threshold in thresholds
         for k in [images.classes.index(threshold.target.name)]
-        for positive, known in [images.task.select_known(images.targets, k)]
+        for positive, known in [images.select_known(k)]
     )
 
 
@@ -46,7 +46,7 @@ def trace_curves(
     curves = []
     for name, prevalence in stated.items():
         k = images.classes.index(name)
-        positive, known = images.task.select_known(images.targets, k)
+        positive, known = images.select_known(k)
         if positive.any() and not positive[known].all():
             scores = probabilities[known, k]
             curves.append(trace_decision_curve(name, scores, positive[known], prevalence, thresholds))

@@ -17,7 +17,7 @@ from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics.calculator import Floats, Ints
-from convnext_cli.metrics.intervals import Intervals, compute_intervals, number_units
+from convnext_cli.metrics.intervals import Intervals, number_units
 from convnext_cli.metrics.summary import MetricSet, describe_absent
 from convnext_cli.metrics.thresholds import OperatingPoint, describe_missed
 from convnext_cli.options import AUTO
@@ -162,7 +162,7 @@ def evaluate_groups(
         mixed_target=mixed_target,
         pooling=pooling,
         metrics=metrics,
-        intervals=compute_intervals(pooled.make_calculator()),
+        intervals=pooled.compute_intervals(),
         operating_points=points,
         names=tuple(groups[rows[0]] for rows in members),
         logits=pooled.calibrated,

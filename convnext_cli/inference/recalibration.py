@@ -16,7 +16,6 @@ from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.machine import count_cpus
-from convnext_cli.metrics import comparison
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.comparison import Comparison
 from convnext_cli.metrics.intervals import count_units
@@ -147,10 +146,9 @@ def measure_recalibration(
     if fit_set is None:
         return None
     assert images.calibration is not None  # of `refit_calibration`
-    before = replace(images, calibration=own).make_calculator()
     return Recalibration(
         images=len(fit_set.rows),
         groups=count_units(len(fit_set.rows), fit_set.groups),
         description=images.task.describe_calibration(images.calibration),
-        gain=comparison.compare(before, images.make_calculator(), images.groups),
+        gain=replace(images, calibration=own).compare(images),
     )

@@ -19,7 +19,6 @@ from convnext_cli.metrics.intervals import (
     UNDEFINED,
     Estimate,
     Interval,
-    compute_intervals,
     count_units,
     estimate_fraction,
     number_units,
@@ -214,7 +213,7 @@ def measure_subgroups(images: EvaluatedImages, attributes: Sequence[Attribute]) 
         groupings=tuple(groupings),
         positive=None if positive is None else images.classes[positive],
         tests=tests,
-        permutations=choose_permutations(len(images.targets)),
+        permutations=choose_permutations(len(images)),
         clustered=images.groups is not None,
     )
 
@@ -254,11 +253,11 @@ def _measure_subgroup(
     """Return the metrics of the images inside a subgroup; `mirrored`, the only other one, has the same p values."""
     selection, rest = (images.select(np.flatnonzero(part)) for part in (inside, ~inside))
     estimates = _estimate(selection, metrics)
-    others = _estimate(rest, metrics) if len(rest.targets) else [UNDEFINED] * len(metrics)
+    others = _estimate(rest, metrics) if len(rest) else [UNDEFINED] * len(metrics)
     p_values: list[float | None] = [None] * len(metrics)
     if mirrored is not None:
         p_values = [result.p_value for result in mirrored.metrics]
-    elif len(rest.targets):
+    elif len(rest):
         p_values = _test(images, inside, metrics)
     results = [
         SubgroupMetric(
@@ -273,8 +272,8 @@ def _measure_subgroup(
     ]
     return Subgroup(
         name=name,
-        images=len(selection.targets),
-        groups=count_units(len(selection.targets), selection.groups),
+        images=len(selection),
+        groups=count_units(len(selection), selection.groups),
         prevalence=None if positive is None else _estimate_prevalence(selection, positive),
         metrics=tuple(results),
         classes=_describe_classes(selection),
@@ -284,8 +283,8 @@ def _measure_subgroup(
 
 def _estimate(images: EvaluatedImages, metrics: Sequence[_Metric]) -> list[Estimate]:
     """Return each metric with its 95% CI, clustered by groups."""
-    intervals = compute_intervals(images.make_calculator(), images.groups)
-    values = _make_compute(images, metrics)(np.ones((1, len(images.targets))))[0]
+    intervals = images.compute_intervals()
+    values = _make_compute(images, metrics)(np.ones((1, len(images))))[0]
     estimates = []
     for metric, value in zip(metrics, values, strict=True):
         if metric.threshold is not None:
@@ -302,7 +301,7 @@ def _list_hits(images: EvaluatedImages, metric: _Metric) -> tuple[NDArray[np.boo
     """Return which images a threshold decides correctly, and which of them count, both (N,)."""
     assert metric.threshold is not None
     assert metric.k is not None
-    positive, known = images.task.select_known(images.targets, metric.k)
+    positive, known = images.select_known(metric.k)
     predicted = images.probabilities[:, metric.k] >= metric.threshold.threshold
     return (predicted, positive & known) if metric.key == "recall" else (~predicted, ~positive & known)
 
@@ -328,7 +327,7 @@ def _make_compute(images: EvaluatedImages, metrics: Sequence[_Metric]) -> Comput
 
 def _test(images: EvaluatedImages, inside: NDArray[np.bool_], metrics: Sequence[_Metric]) -> list[float | None]:
     """Return the p value of each gap. A group with images on both sides counts as two."""
-    groups = number_units(len(images.targets), images.groups)
+    groups = number_units(len(images), images.groups)
     units = np.unique(2 * groups + inside, return_inverse=True)[1].reshape(-1)
     members = np.zeros(int(units.max()) + 1, np.bool_)
     members[units] = inside
@@ -351,7 +350,7 @@ def _subtract(one: Estimate, two: Estimate) -> Estimate:
 
 
 def _estimate_prevalence(images: EvaluatedImages, k: int) -> Estimate:
-    return estimate_fraction(*images.task.select_known(images.targets, k), images.groups)
+    return estimate_fraction(*images.select_known(k), images.groups)
 
 
 def _describe_classes(images: EvaluatedImages) -> tuple[SubgroupClass, ...]:
@@ -370,18 +369,18 @@ def _describe_classes(images: EvaluatedImages) -> tuple[SubgroupClass, ...]:
             estimates={key: next(estimates) for key in keys},
         )
         for k, name in enumerate(images.classes)
-        for positive, known in [images.task.select_known(images.targets, k)]
+        for positive, known in [images.select_known(k)]
     )
 
 
 def _explain_small(images: EvaluatedImages) -> str | None:
     """Return why a subgroup is small: few groups, or few images of a class; None if it is not."""
-    groups = count_units(len(images.targets), images.groups)
+    groups = count_units(len(images), images.groups)
     if groups < SMALL_GROUPS:
         return format_count(groups, "group" if images.groups is not None else "image")
     few = []
     for k, name in enumerate(images.classes):
-        positive, known = images.task.select_known(images.targets, k)
+        positive, known = images.select_known(k)
         if known.any() and (count := int((positive & known).sum())) < SMALL_CLASS:
             few.append(f"{count} of {name}")
     return shorten_names(few) if few else None

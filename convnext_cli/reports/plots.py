@@ -155,7 +155,7 @@ def plot_roc(evaluation: Evaluation) -> Figure:
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
     metric, probabilities = METRICS["roc_auc"], evaluation.probabilities
     for entry, k, colour in _choose_classes(evaluation):
-        positive, known = evaluation.task.select_known(evaluation.images.targets, k)
+        positive, known = evaluation.images.select_known(k)
         false, true = _thin(*trace_roc(probabilities[known, k], positive[known]))
         axes.plot(false, true, color=colour, label=f"{_label(entry.name)}: {metric.format(entry.roc_auc)}")
     _add_legend(axes, "lower right", metric.heading)
@@ -168,7 +168,7 @@ def plot_pr(evaluation: Evaluation) -> Figure:
     figure, axes = _square("Precision-recall, one-vs-rest", "sensitivity (recall)", "precision")
     metric, probabilities = METRICS["pr_auc"], evaluation.probabilities
     for entry, k, colour in _choose_classes(evaluation):
-        positive, known = evaluation.task.select_known(evaluation.images.targets, k)
+        positive, known = evaluation.images.select_known(k)
         recall, precision = _thin(*trace_pr(probabilities[known, k], positive[known]))
         axes.plot(recall, precision, color=colour, label=f"{_label(entry.name)}: {metric.format(entry.pr_auc)}")
     _add_legend(axes, "lower left", metric.heading)

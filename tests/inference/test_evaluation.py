@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from convnext_cli import compare, evaluate
 from convnext_cli.errors import DataError, ImageError, RunError, UsageError
 from convnext_cli.inference.calibration import ABSTAIN_RATE, read_calibration
-from convnext_cli.inference.evaluation import compare_evaluations, evaluate_steps
+from convnext_cli.inference.evaluation import evaluate_steps
 from convnext_cli.inference.prediction import list_run_notes, predict
 from convnext_cli.inference.request import EvalRequest, PredictRequest
 from convnext_cli.metrics.thresholds import parse_target
@@ -240,7 +240,7 @@ def test_comparison_of_runs_finds_the_better_one(mine: RunFolder, run: RunFolder
     save_file(weights, mine.path / "model.safetensors", {"format": "pt"})
     good = evaluate(run.path, split="val")
     bad = finish(evaluate_steps(mine, EvalRequest(), test_set=good.test_set))
-    compared = compare_evaluations(good, bad)
+    compared = good.images.compare(bad.images)
     accuracy = compared.differences["top1"]
     assert accuracy is not None
     assert accuracy.value == pytest.approx(bad.metrics.top1 - good.metrics.top1)

@@ -25,7 +25,6 @@ from convnext_cli.errors import DataError, UsageError
 from convnext_cli.exports.model_card import find_license, render_card
 from convnext_cli.inference.calibration import Calibration, read_calibration
 from convnext_cli.inference.classifier import Classifier
-from convnext_cli.inference.evaluation import compare_evaluations
 from convnext_cli.inference.recalibration import keep_labels
 from convnext_cli.inference.teacher import open_teacher
 from convnext_cli.metrics.registry import METRICS
@@ -251,8 +250,7 @@ def test_comparison_does_not_depend_on_the_order_of_the_labels(task_run: Runs) -
         targets=images.targets[:, ::-1],
         calibration=structs.replace(kept, **turned),
     )
-    first, second = replace(first, images=images), replace(first, images=other)
-    differences = compare_evaluations(first, second).differences
+    differences = images.compare(other).differences
     assert {key: d.value for key, d in differences.items() if d} == pytest.approx(dict.fromkeys(differences, 0.0))
 
 
