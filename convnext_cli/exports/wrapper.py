@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from convnext_cli.inference.calibration import read_calibration, read_novelty
-from convnext_cli.inference.explain import split_model
 from convnext_cli.inference.metadata import Metadata
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics.novelty import (
@@ -19,7 +18,7 @@ from convnext_cli.metrics.novelty import (
     STEPS,
     NoveltyModel,
 )
-from convnext_cli.models.forward import to_luminance
+from convnext_cli.models.forward import split_model, to_luminance
 from convnext_cli.models.weights import read_weights_license
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import Tensor
 
 from convnext_cli.images.augmentation import Box
 from convnext_cli.images.raster import Pixels
@@ -103,18 +103,3 @@ def _load_font(size: int) -> ImageFont.FreeTypeFont:
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
-
-
-def split_model(model: nn.Module, inputs: Tensor, *, bf16: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the feature maps of the last stage (B, C, h, w), the features before the classifier (B, D), the logits.
-
-    Args:
-        model: a timm ConvNeXt.
-        inputs: (B, C, S, S).
-        bf16: compute the feature maps in bf16; all that follows is float32.
-    """
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
-        feature_maps = model.forward_features(inputs)  # type: ignore[operator]  # timm's models have these three
-    feature_maps = feature_maps.float()
-    features = model.forward_head(feature_maps, pre_logits=True)  # type: ignore[operator]
-    return feature_maps, features, model.get_classifier()(features)  # type: ignore[operator]

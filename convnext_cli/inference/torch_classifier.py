@@ -9,11 +9,18 @@ from torch import Tensor, nn
 
 from convnext_cli.inference.classifier import BATCH_SIZE, Classifier, Heat, Outputs
 from convnext_cli.inference.ensemble import Ensemble, open_ensemble
-from convnext_cli.inference.explain import map_heat, split_model
+from convnext_cli.inference.explain import map_heat
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.kernels.blocks import keep_freed_memory, use_fused_blocks
 from convnext_cli.models.device_memory import BatchHalver, guard_memory
-from convnext_cli.models.forward import choose_device, has_native_bf16, make_views, prepare_input, use_torch_defaults
+from convnext_cli.models.forward import (
+    choose_device,
+    has_native_bf16,
+    make_views,
+    prepare_input,
+    split_model,
+    use_torch_defaults,
+)
 from convnext_cli.recipes.plan import read_optional_plan
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.machine import get_local_rank, is_launched
@@ -134,6 +134,21 @@ def make_views(inputs: Tensor, *, mirror: bool) -> list[Tensor]:
     corners = ((down, right), (0, 0), (0, 2 * right), (2 * down, 0), (2 * down, 2 * right))
     views = [padded[..., top : top + height, left : left + width] for top, left in corners]
     return views + ([view.flip(-1) for view in views] if mirror else [])
+
+
+def split_model(model: nn.Module, inputs: Tensor, *, bf16: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the feature maps of the last stage (B, C, h, w), the features before the classifier (B, D), the logits.
+
+    Args:
+        model: a timm ConvNeXt.
+        inputs: (B, C, S, S).
+        bf16: compute the feature maps in bf16; all that follows is float32.
+    """
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
+        feature_maps = model.forward_features(inputs)  # type: ignore[operator]  # timm's models have these three
+    feature_maps = feature_maps.float()
+    features = model.forward_head(feature_maps, pre_logits=True)  # type: ignore[operator]
+    return feature_maps, features, model.get_classifier()(features)  # type: ignore[operator]
 
 
 @torch.no_grad()  # not in inference mode, in which FSDP would make tensors that training cannot change

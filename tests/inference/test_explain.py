@@ -5,8 +5,8 @@ import torch
 
 from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.images.transforms import locate_frame, transform_for_eval
-from convnext_cli.inference.explain import draw_explanation, map_heat, overlay_heat, split_model
-from convnext_cli.models.forward import make_views
+from convnext_cli.inference.explain import draw_explanation, map_heat, overlay_heat
+from convnext_cli.models.forward import make_views, split_model
 
 MODELS = [("convnext_atto", {}), ("convnextv2_atto", {}), ("convnext_atto", {"head_norm_first": True})]
 
