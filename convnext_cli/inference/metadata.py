@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from convnext_cli.errors import RunError
-from convnext_cli.images.preprocessing import Preprocessing, describe_size, join_size
+from convnext_cli.images.preprocessing import Preprocessing, describe_size
 from convnext_cli.inference.calibration import Calibration, check_scaling
-from convnext_cli.runs.records import MAX_SIDE, Config, convert_record, parse_json, to_plain
+from convnext_cli.runs.records import MAX_SIDE, convert_record, parse_json, to_plain
 from convnext_cli.tasks.registry import read_task
 from convnext_cli.tasks.task import Task
 from convnext_cli.text import format_count, make_visible
@@ -96,19 +96,6 @@ def read_metadata(strings: dict[str, str], source: object) -> Metadata:
 _TEXTS = ("architecture", "weights", "license", "precision")
 _JSON = ("classes", "preprocessing", "calibration", "measured")
 _OPTIONAL = ("task",)
-
-
-def to_preprocessing(config: Config) -> Preprocessing:
-    """Return the preprocessing that a run's configuration names."""
-    preprocessing = config.pretrained_cfg
-    return Preprocessing(
-        image_size=join_size(*preprocessing.input_size[1:]),
-        crop_pct=preprocessing.crop_pct,
-        crop_mode=preprocessing.crop_mode,
-        interpolation=preprocessing.interpolation,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-    )
 
 
 def list_outputs(task: Task) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from convnext_cli.errors import ConvnextError, RunError
 from convnext_cli.images.preprocessing import describe_size
 from convnext_cli.inference.classifier import Classifier, Heat, Outputs
-from convnext_cli.inference.metadata import INPUT, REMEDY, read_metadata, to_preprocessing
+from convnext_cli.inference.metadata import INPUT, REMEDY, read_metadata
 from convnext_cli.machine import count_cpus
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.task import Task
@@ -94,7 +94,7 @@ def find_onnx_classifier(run: RunFolder) -> tuple[OnnxClassifier | None, str]:
     for name, exported, configured in (
         ("architecture", metadata.architecture, config.architecture),
         ("classes", metadata.classes, config.label_names),
-        ("preprocessing", metadata.preprocessing, to_preprocessing(config)),
+        ("preprocessing", metadata.preprocessing, config.pretrained_cfg.preprocessing),
         ("task", metadata.task, config.task),
     ):
         if exported != configured:  # the weights are the same, so one of the files was edited

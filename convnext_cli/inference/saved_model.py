@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from convnext_cli.errors import RunError
 from convnext_cli.files import replace_file
 from convnext_cli.images.preprocessing import Preprocessing
-from convnext_cli.models.build import read_preprocessing
 from convnext_cli.models.catalog import load_catalog
 from convnext_cli.models.forward import use_torch_defaults
 from convnext_cli.models.weights import write_tensors
@@ -107,7 +106,7 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
         model: nn.Module = timm.create_model(
             architecture.name,
             pretrained=False,
-            pretrained_cfg=to_plain_cfg(config, CONFIG.path(folder)),
+            pretrained_cfg=_make_pretrained_cfg(config, CONFIG.path(folder)),
             num_classes=classes,
             in_chans=arguments.in_chans,
             head_hidden_size=arguments.head_hidden_size,
@@ -126,10 +125,10 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
         ) from error
     if broken := [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]:
         raise RunError(f"{path} cannot be read: {broken[0]} has values that are not finite", MODEL_REMEDY)
-    return model.eval(), config.label_names, read_preprocessing(model)
+    return model.eval(), config.label_names, config.pretrained_cfg.preprocessing
 
 
-def to_plain_cfg(config: Config, path: Path) -> dict[str, Any]:
+def _make_pretrained_cfg(config: Config, path: Path) -> dict[str, Any]:
     """Return the fields of a run's `pretrained_cfg` that timm needs, without URLs of weights."""
     raw = json.loads(path.read_text(encoding="utf-8"))["pretrained_cfg"]
     kept = {key: raw[key] for key in ("tag", "first_conv", "classifier", "license", "description") if key in raw}

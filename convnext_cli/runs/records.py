@@ -15,6 +15,7 @@ from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 
 from convnext_cli.data.audit.findings import LEAKAGE, Kind
 from convnext_cli.errors import RunError
+from convnext_cli.images.preprocessing import Preprocessing, join_size
 from convnext_cli.metrics.summary import Fraction
 from convnext_cli.tasks.registry import read_task
 from convnext_cli.tasks.task import Task
@@ -60,6 +61,18 @@ class PretrainedCfg(Struct, frozen=True, kw_only=True):
     interpolation: Literal["bicubic", "bilinear"]
     crop_mode: Literal["center", "border", "squash"] = "center"
     license: str | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Return the preprocessing of the model."""
+        return Preprocessing(
+            image_size=join_size(*self.input_size[1:]),
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+        )
 
 
 class ModelArguments(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
