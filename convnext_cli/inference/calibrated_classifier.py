@@ -1,7 +1,7 @@
 """A classifier with what was fitted on validation images: calibration and OOD score, from whatever file has them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from convnext_cli.inference.calibration import Calibration, load_calibration, re
 from convnext_cli.inference.classifier import Classifier, Heat, Outputs
 from convnext_cli.inference.ensemble import open_ensemble
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX, OnnxClassifier, find_onnx_classifier
-from convnext_cli.inference.operating_points import find_missed
 from convnext_cli.inference.request import PredictRequest
 from convnext_cli.inference.sources import Source
 from convnext_cli.machine import has_gpu
@@ -39,8 +38,6 @@ class CalibratedClassifier:
     """The OOD model; None if not requested, or if the classifier computes the score itself."""
     threshold: float | None = None
     """Of the OOD score; None if not requested."""
-    missed_targets: dict[str, str] = field(default_factory=dict)
-    """Targets that the test split did not meet, with what it reached."""
 
     def classify(self, sources: Sequence[Source], rows: Sequence[int], *, heat: Heat = False) -> Iterator[Outputs]:
         """Yield the outputs of some images, batch by batch, with heat maps if requested."""
@@ -74,7 +71,7 @@ def open_calibrated(run: Path, request: PredictRequest, num_images: int) -> Cali
     else:
         weights = open_folder(run).fingerprint_weights()
     calibration = load_calibration(request.calibration, weights, classifier.classes)
-    return replace(model, calibration=calibration, missed_targets={})
+    return replace(model, calibration=calibration)
 
 
 def _open_with_own_calibration(run: Path, request: PredictRequest, num_images: int) -> CalibratedClassifier:
@@ -92,9 +89,7 @@ def _open_with_own_calibration(run: Path, request: PredictRequest, num_images: i
     if isinstance(folder, FoldsFolder):
         return _open_folds(folder, request, num_images)
     classifier, calibration = _open_run(run, request, num_images), read_calibration(folder)
-    thresholds = calibration.thresholds if calibration and not request.raw else ()
-    missed = find_missed(folder, thresholds, tta=request.tta)
-    model = CalibratedClassifier(classifier=classifier, calibration=calibration, missed_targets=missed)
+    model = CalibratedClassifier(classifier=classifier, calibration=calibration)
     if not request.abstain:
         return model
     threshold = _get_ood_threshold(run, calibration)  # first: it has the reason why there may be no arrays

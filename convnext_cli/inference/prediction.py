@@ -182,6 +182,10 @@ def predict_images(run: Path, sources: Sequence[Source], request: PredictRequest
     model = open_calibrated(run, request, len(sources))
     classifier, classes = model.classifier, model.classifier.classes
     calibration = None if request.raw else model.calibration
+    thresholds = calibration.thresholds if calibration else ()
+    missed: dict[str, str] = {}
+    if run.is_dir() and request.calibration is None:
+        missed = find_missed(open_folder(run), thresholds, tta=request.tta)
     heat_maps = prepare_heat_maps(run, sources, request, classifier)
     row = 0
     for outputs in model.classify(sources, range(len(sources)), heat=heat_maps.heat if heat_maps else False):
@@ -201,8 +205,8 @@ def predict_images(run: Path, sources: Sequence[Source], request: PredictRequest
                 item=source.item,
                 task=classifier.task,
                 **_list_fields(outcome),
-                decisions=_decide(calibration.thresholds if calibration else (), classes, image_scores),
-                missed_targets=model.missed_targets,
+                decisions=_decide(thresholds, classes, image_scores),
+                missed_targets=missed,
                 novelty=score,
                 abstained=model.abstain(score),
                 explanation=heat_maps.draw(row, source, outputs, i, outcome) if heat_maps else None,
@@ -237,7 +241,6 @@ def _predict_groups(run: Path, sources: Sequence[Source], request: PredictReques
     if request.raw:
         pooling, calibration = Pooling(weights=pooling.weights, rule=pooling.rule), None
     missed = find_missed(folder, pooling.thresholds, per="group", tta=request.tta)
-    model = replace(model, missed_targets=missed)
     first = {group: row for row, group in reversed(list(enumerate(groups)))}
     rows = sorted(range(len(sources)), key=lambda row: first[groups[row]])
 
@@ -250,11 +253,13 @@ def _predict_groups(run: Path, sources: Sequence[Source], request: PredictReques
                 yield _Member(row=next(rest), error=outputs.failed.get(i), logits=logits, novelty=novelty)
 
     for group, members in groupby(classify(), key=lambda member: groups[member.row]):
-        prediction = _pool(list(members), model, pooling)
+        prediction = _pool(list(members), model, pooling, missed)
         yield replace(prediction, group=group, index=sources[first[group]].index)
 
 
-def _pool(members: Sequence[_Member], model: CalibratedClassifier, pooling: Pooling) -> Prediction:
+def _pool(
+    members: Sequence[_Member], model: CalibratedClassifier, pooling: Pooling, missed: dict[str, str]
+) -> Prediction:
     """Return the prediction of a group from the outputs for its images; those that cannot be read are left out."""
     task, classes = model.classifier.task, model.classifier.classes
     failures = tuple(member.error for member in members if member.error is not None)
@@ -273,7 +278,7 @@ def _pool(members: Sequence[_Member], model: CalibratedClassifier, pooling: Pool
         task=task,
         **_list_fields(task.summarise(scores, classes, pooling)),
         decisions=_decide(pooling.thresholds, classes, scores),
-        missed_targets=model.missed_targets,
+        missed_targets=missed,
         novelty=novelty,
         abstained=model.abstain(novelty),
     )
