@@ -4,6 +4,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.headers import list_dicom_rows, read_dicom_attribute
@@ -21,20 +22,21 @@ MIN_AGREEMENT = 0.95  # fraction of a data set's groups that a rule must give, t
 MAX_SECONDS_PATH, MAX_SECONDS = 2.0, 60.0  # for a user's pattern on one path, and on all paths
 _DICOM = "dicom:"
 
+GroupSource = Literal["manifest", "names", "folders", "pattern", "dicom", "split", "none"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grouping:
     """The source of the groups."""
 
-    source: str
-    """`manifest`, `names`, `folders`, `pattern`, `dicom`, or `none`."""
+    source: GroupSource
     rule: str
     """Description for people."""
     groups: int = 0
     examples: tuple[tuple[str, str], ...] = ()
     """Up to three paths with their groups."""
-    certainty: str = "given"
-    """`given`; for a guess, `supported` by the images, or `unsure`."""
+    certainty: Literal["given", "supported", "unsure"] = "given"
+    """`supported` by the images, or `unsure`, for a guess."""
     evidence: str = ""
     """For a guess: the result of the test on the images."""
 
@@ -83,7 +85,7 @@ def group_steps(index: Index, group_from: str) -> Steps[tuple[Index, Grouping]]:
     return replace(index, groups=()), Grouping(source="none", rule=f"none: {note}")
 
 
-def _apply(index: Index, identifiers: Mapping[int, str], source: str, rule: str) -> tuple[Index, Grouping]:
+def _apply(index: Index, identifiers: Mapping[int, str], source: GroupSource, rule: str) -> tuple[Index, Grouping]:
     """Return an index with these groups. A row without an identifier is a group of its own, named by its path."""
     groups = tuple(identifiers.get(row, path) for row, path in enumerate(index.paths))
     missing = len(index) - len(identifiers)
@@ -92,7 +94,7 @@ def _apply(index: Index, identifiers: Mapping[int, str], source: str, rule: str)
     return replace(index, groups=groups), describe_groups(groups, index.paths, source, rule)
 
 
-def describe_groups(groups: Sequence[str], paths: Sequence[str], source: str, rule: str) -> Grouping:
+def describe_groups(groups: Sequence[str], paths: Sequence[str], source: GroupSource, rule: str) -> Grouping:
     """Return the source and the rule of the groups of all rows, with their number and examples."""
     counts = Counter(groups)
     shown: dict[str, str] = {}

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,8 @@ _BLOCK = 1024
 _GATHER = 100_000  # pairs of thumbnails at a time
 _MATRIX = 4096  # images with one hash times images with another: above it, a matrix product is faster
 
+Likeness = Literal["near", "similar"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Duplicates:
@@ -40,9 +43,6 @@ class Duplicates:
 
     exact: tuple[tuple[int, ...], ...]
     """Duplicates: sets of rows with equal pixels."""
-    near: tuple[tuple[int, int], ...]
-    """Near-duplicates: pairs of rows, each the first of its exact set, of one image saved in two ways. Pairs that
-    other pairs connect already are not listed."""
     similar: tuple[tuple[int, int], ...]
     """Pairs of rows with two very similar images, such as neighbouring slices or frames."""
     clusters: tuple[tuple[int, ...], ...]
@@ -66,15 +66,15 @@ def find_duplicates(index: Index, measurements: Measurements, *, threads: int) -
     exact = _group_equal(measurements, readable)
     rows = np.setdiff1d(readable, [row for cluster in exact for row in cluster[1:]])
     pairs, unchecked = _find_candidates(measurements, rows)
-    near: list[tuple[int, int]] = []
+    links = [(cluster[0], row) for cluster in exact for row in cluster[1:]]
     similar: list[tuple[int, int]] = []
     joined = JoinedRows()
     with ThreadPoolExecutor(threads, thread_name_prefix="compare") as pool:
         load = lru_cache(maxsize=4096)(partial(_shrink, index))
 
-        def compare(pair: tuple[int, int]) -> str:
+        def compare(pair: tuple[int, int]) -> Likeness | None:
             one, two = load(pair[0]), load(pair[1])
-            return "" if one is None or two is None else compare_images(one, two)
+            return None if one is None or two is None else compare_images(one, two)
 
         for start in range(0, len(pairs), _BLOCK):  # a future for each pair at once would outweigh the images
             block = [
@@ -84,12 +84,11 @@ def find_duplicates(index: Index, measurements: Measurements, *, threads: int) -
             ]
             for pair, kind in zip(block, pool.map(compare, block), strict=True):
                 if kind == "near":
-                    near.append(pair)
+                    links.append(pair)
                     joined.join(*pair)
-                elif kind:
+                elif kind == "similar":
                     similar.append(pair)
             yield Progress(done=start + len(block), total=len(pairs), activity="similar images compared")
-    links = [*near, *((cluster[0], row) for cluster in exact for row in cluster[1:])]
     clusters = join_rows(links)
     # If two near-duplicates are similar to a third image, one pair is enough.
     similar = [(one, two) for one, two in similar if joined.find(one) != joined.find(two)]
@@ -98,7 +97,6 @@ def find_duplicates(index: Index, measurements: Measurements, *, threads: int) -
         duplicate_sets = clusters
     return Duplicates(
         exact=exact,
-        near=tuple(near),
         similar=tuple(similar),
         clusters=clusters,
         duplicate_sets=duplicate_sets,
@@ -264,14 +262,14 @@ def _shrink(index: Index, row: int) -> Shrunk | None:
         return None
 
 
-def compare_images(first: Shrunk, second: Shrunk) -> str:
-    """Return `near` for one image saved in two ways, `similar` for two very similar images, else an empty text."""
+def compare_images(first: Shrunk, second: Shrunk) -> Likeness | None:
+    """Return `near` for one image saved in two ways, `similar` for two very similar images, else None."""
     one, two = first.colour.astype(np.float32), second.colour.astype(np.float32)
     difference = np.abs(one - two).mean()
     one, two = one - one.mean(), two - two.mean()
     norm = np.sqrt((one**2).sum() * (two**2).sum())
     if difference > MAX_DIFFERENCE or not (one * two).sum() >= MIN_CORRELATION * norm > 0:
-        return ""
+        return None
     floor = DETAIL_FLOOR**2
     variances = [(shrunk.detail**2).mean() + floor for shrunk in (first, second)]
     detail = ((first.detail * second.detail).mean() + floor) / np.sqrt(variances[0] * variances[1])

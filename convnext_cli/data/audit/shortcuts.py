@@ -30,7 +30,6 @@ class Shortcut:
     spread: float
     """Standard deviation over the folds."""
     chance: float
-    images: int
     inside: float | None = None
     """Of the border: the balanced accuracy of as many features from the inside of the image."""
 
@@ -103,7 +102,7 @@ def _cut_folds(labels: NDArray[np.int64], groups: Sequence[str]) -> _Folds:
 def _predict(name: str, values: NDArray[np.float64], labels: NDArray[np.int64], folds: _Folds) -> Shortcut:
     chance = 1 / len(np.unique(labels))
     if (values == values[0]).all():
-        return Shortcut(name=name, score=chance, spread=0.0, chance=chance, images=len(labels))
+        return Shortcut(name=name, score=chance, spread=0.0, chance=chance)
     from sklearn.metrics import recall_score
     from sklearn.tree import DecisionTreeClassifier
 
@@ -114,9 +113,7 @@ def _predict(name: str, values: NDArray[np.float64], labels: NDArray[np.int64], 
         scores.append(
             recall_score(labels[test], predicted, labels=np.unique(labels[test]), average="macro", zero_division=0)
         )
-    return Shortcut(
-        name=name, score=float(np.mean(scores)), spread=float(np.std(scores)), chance=chance, images=len(labels)
-    )
+    return Shortcut(name=name, score=float(np.mean(scores)), spread=float(np.std(scores)), chance=chance)
 
 
 def _draw_sample(index: Index, measurements: Measurements) -> list[int]:

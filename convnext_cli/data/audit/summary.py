@@ -160,13 +160,16 @@ def _weigh_groups(
     )
     if within.verdict != "supported" and is_restarted:
         return *_cut_restarted(index, grouping, within), None
-    across = measure_support(index, measurements, across=within) if len(set(index.splits)) > 1 else None
+    across = measure_support(index, measurements, within=within) if len(set(index.splits)) > 1 else None
     if across and is_restarted and across.verdict == "unclear":
         across = replace(across, verdict="refuted")
-    is_supported = "supported" in (within.verdict, across.verdict if across else "")
-    support = across if across and within.verdict != "supported" and is_supported else within
-    certainty = "supported" if is_supported else "unsure"
-    return index, replace(grouping, certainty=certainty, evidence=explain_support(support)), across
+    support = next((test for test in (within, across) if test and test.verdict == "supported"), within)
+    tested = replace(
+        grouping,
+        certainty="supported" if support.verdict == "supported" else "unsure",
+        evidence=explain_support(support),
+    )
+    return index, tested, across
 
 
 def _cut_restarted(index: Index, grouping: Grouping, within: Support) -> tuple[Index, Grouping]:

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,14 @@ MIN_RANK = 0.55  # a mean rank that is certainly below this means no similarity
 GROUPS, IMAGES, OTHERS = 500, 6, 200  # groups, images per group, and images of other groups to compare
 MIN_GROUPS_REFUTED = 10  # groups needed to conclude that there is no similarity
 
+Verdict = Literal["supported", "refuted", "unclear"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Support:
     """The result of a rank test on groups."""
 
-    verdict: str
-    """`supported`, `refuted`, or `unclear`."""
+    verdict: Verdict
     groups: int
     """Number of groups compared."""
     rank: float
@@ -30,7 +32,7 @@ class Support:
     the most similar."""
 
 
-def measure_support(index: Index, measurements: Measurements, *, across: Support | None = None) -> Support:
+def measure_support(index: Index, measurements: Measurements, *, within: Support | None = None) -> Support:
     """Test whether images of one group are more alike than images of different groups.
 
     An image is compared with a second image of its group, and with images of other groups of the second image's class
@@ -41,9 +43,9 @@ def measure_support(index: Index, measurements: Measurements, *, across: Support
     Args:
         index: with groups.
         measurements: its measures.
-        across: None compares images of one class and split. The result of that test compares images of two splits
-            instead, to learn whether an identifier means the same in both. It is refuted if the similarity is certainly
-            less than half of that within splits.
+        within: None to compare images of one class and split. Given the result of that test, images of two splits are
+            compared, to learn whether an identifier means the same in both. This is refuted if the similarity is
+            certainly less than half of that within splits.
     """
     cells = np.unique(
         [f"{s}/{k}" for s, k in zip(index.splits, index.class_numbers, strict=True)], return_inverse=True
@@ -57,10 +59,10 @@ def measure_support(index: Index, measurements: Measurements, *, across: Support
     several = [rows for rows in members.values() if len(rows) > 1]
     digests = measurements.measures["digest"]
     ranks: list[NDArray[np.float64]] = []
-    for rows in pick_evenly(several, GROUPS if across is None else 4 * GROUPS):
+    for rows in pick_evenly(several, GROUPS if within is None else 4 * GROUPS):
         of_group = []
         for one in pick_evenly(rows, IMAGES):
-            fits = (splits[rows] != splits[one]) if across else (cells[rows] == cells[one])
+            fits = (splits[rows] != splits[one]) if within else (cells[rows] == cells[one])
             mates = [row for row in np.array(rows)[fits] if (digests[row] != digests[one]).any()]
             for two in pick_evenly(mates, IMAGES):
                 others = rows_of[cells[two]]
@@ -71,24 +73,23 @@ def measure_support(index: Index, measurements: Measurements, *, across: Support
             ranks.append(np.mean(of_group, axis=0))
     if len(ranks) < 2:
         return Support(verdict="unclear", groups=len(ranks), rank=0.5)
-    return _judge(np.array(ranks), across)
+    return _judge(np.array(ranks), within)
 
 
-def _judge(ranks: NDArray[np.float64], across: Support | None) -> Support:
-    """Test the mean ranks of groups, (G, 2)."""
+def _judge(ranks: NDArray[np.float64], within: Support | None) -> Support:
+    """Test the mean ranks of groups, (G, 2); `within` as in `measure_support`."""
     from scipy.stats import t as student
 
     groups = len(ranks)
     mean, error = ranks.mean(axis=0), np.maximum(ranks.std(axis=0, ddof=1), 1e-3) / math.sqrt(groups)
     point = float(student.ppf(1 - LEVEL / 2, groups - 1))
     best = int(np.argmax((mean - 0.5) / error))
-    limit = MIN_RANK if across is None else 0.5 + (across.rank - 0.5) / 2
+    limit = MIN_RANK if within is None else 0.5 + (within.rank - 0.5) / 2
+    verdict: Verdict = "unclear"
     if mean[best] - point * error[best] > 0.5:
         verdict = "supported"
     elif groups >= MIN_GROUPS_REFUTED and (mean + point * error < limit).all():
         verdict = "refuted"
-    else:
-        verdict = "unclear"
     return Support(verdict=verdict, groups=groups, rank=float(mean[best]))
 
 
