@@ -246,6 +246,7 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
     """Evaluate a run, as `evaluate` does, on the images of the request, or those that another run was evaluated on."""
     operating_targets = [parse_target(text) for text in request.targets]
     trained_on = run.read_split()
+    run.drop_leftovers()
     test_set, notes = yield from _choose_images(run, trained_on, request, test_set)
     audit, audit_notes = yield from audit_steps(run)
     leakage, overlap = yield from find_leakage(run, trained_on, test_set, audit)

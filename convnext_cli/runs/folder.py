@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from convnext_cli.data.index import Index
 from convnext_cli.errors import ConvnextError, RunError, UsageError
-from convnext_cli.files import append_json_line, checksum_file, read_json_lines, replace_file, write_text
+from convnext_cli.files import (
+    append_json_line,
+    checksum_file,
+    has_no_writer,
+    read_json_lines,
+    replace_file,
+    write_text,
+)
 from convnext_cli.locks import LOCK
 from convnext_cli.runs.files import (
     AUDIT,
@@ -188,6 +195,13 @@ class RunFolder:
         """Remove what a killed process was writing."""
         for path in list_temporary(self.path):
             path.unlink(missing_ok=True)
+
+    def drop_leftovers(self) -> None:
+        """Remove what killed processes were writing, but nothing that another process may be writing now."""
+        for path in list_temporary(self.path):
+            if path.suffix == ".tmp" and has_no_writer(path):  # safetensors' own have another suffix, and no lock
+                with suppress(OSError):  # a run of another user
+                    path.unlink()
 
     def remedy(self, file: RunFile) -> str:
         """Return what the user can do if a file cannot be read."""

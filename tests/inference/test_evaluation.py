@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from convnext_cli import compare, evaluate
 from convnext_cli.errors import DataError, ImageError, RunError, UsageError
+from convnext_cli.files import replace_file
 from convnext_cli.inference.calibration import ABSTAIN_RATE, read_calibration
 from convnext_cli.inference.evaluation import evaluate_steps
 from convnext_cli.inference.prediction import list_run_notes, predict
@@ -69,6 +70,16 @@ def test_damaged_record_still_counts_as_an_evaluation(mine: RunFolder) -> None:
     with mine.tests.open("a") as file:
         file.write('{"ima\n')
     assert mine.record_test({"images": 2}) == 3
+
+
+def test_what_a_killed_evaluation_left_is_removed(mine: RunFolder) -> None:
+    mine.plots.mkdir(exist_ok=True)
+    for place in (mine.path, mine.plots):
+        (place / ".report.html.abcd1234.tmp").write_text("half")
+    with replace_file(mine.report) as temporary:  # of another process
+        temporary.write_text("whole")
+        evaluate(mine.path)
+        assert list(mine.path.rglob("*.tmp")) == [temporary]
 
 
 def test_known_groups_are_resampled(mine: RunFolder) -> None:
