@@ -71,16 +71,17 @@ def _name_temporary(path: Path) -> str:
 
 def list_leftovers(path: Path) -> list[Path]:
     """Return the temporary files of `path` whose processes were killed while they wrote them."""
-
-    def has_no_writer(temporary: Path) -> bool:
-        try:
-            with temporary.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
-
     return list(filter(has_no_writer, path.parent.glob(f"{glob.escape(_name_temporary(path))}????????.tmp")))
+
+
+def has_no_writer(temporary: Path) -> bool:
+    """Return True if the process that wrote a temporary file of `replace_file` is gone; False where that is unknown."""
+    try:
+        with temporary.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def remove_leftovers(path: Path) -> None:

@@ -102,6 +102,20 @@ with replace_output(pathlib.Path({str(tmp_path)!r}, "out"), overwrite=True) as t
         assert list_leftovers(tmp_path / "out") == [leftover]
 
 
+def test_a_folder_that_may_be_written_and_not_listed_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object, flags: int, mode: int = 0o777) -> int:
+        if path == tmp_path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return os_open(path, flags, mode)  # type: ignore[arg-type]
+
+    os_open = os.open
+    monkeypatch.setattr(os, "open", refuse)
+    write_text(tmp_path / "out", "text")
+    assert (tmp_path / "out").read_text() == "text"
+
+
 def test_long_file_names_are_written(tmp_path: Path) -> None:
     write_text(tmp_path / ("é" * 127), "text")
     assert [len(os.fsencode(path.name)) for path in tmp_path.iterdir()] == [254]

@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from convnext_cli.data.folders.words import is_table
 from convnext_cli.data.headers import read_dicom_attribute
 from convnext_cli.data.index import Index
 from convnext_cli.data.tables.columns import find_columns
 from convnext_cli.data.tables.files import FileFinder
 from convnext_cli.data.tables.options import AUTO_OPTIONS
-from convnext_cli.data.tables.table import find_named, read_table
+from convnext_cli.data.tables.table import find_named, list_tables, read_table
 from convnext_cli.errors import DataError, UsageError, suggest
 from convnext_cli.progress import Steps
 from convnext_cli.tasks.reading import Table, fold_column, is_missing, parse_number, parse_numbers
@@ -105,7 +104,7 @@ def _list_tables(index: Index, table: Path | None) -> list[Path]:
         return [table]
     if index.table is not None and index.table.is_file():
         return [index.table]
-    return sorted(path for path in index.root.glob("*.*") if path.is_file() and is_table(path.name))
+    return list_tables(index.root)
 
 
 def _read_column(index: Index, tables: Sequence[Table], name: str) -> Attribute | None:

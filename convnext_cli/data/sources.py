@@ -7,11 +7,11 @@ from pathlib import Path
 
 from convnext_cli.data.class_source import add_groups
 from convnext_cli.data.exclusion import find_excluded
-from convnext_cli.data.folders.words import is_table
 from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, Index, number_targets, select_rows
 from convnext_cli.data.outside import check_cache_outside, list_data_folders
 from convnext_cli.data.scan import check_left, scan_folder
 from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
+from convnext_cli.data.tables.table import list_tables
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
 
@@ -40,8 +40,7 @@ def scan_data(
         from convnext_cli.data.manifest import read_manifest
 
         index = replace(read_manifest(data, table_options), source=data)
-        tables = sorted(path for path in data.parent.iterdir() if is_table(path.name) and path.is_file())
-        index = _exclude(add_groups(index, tables, table_options)[0], exclude)
+        index = _exclude(add_groups(index, list_tables(data.parent), table_options)[0], exclude)
         check_cache_outside(list_data_folders(index))
         return index
     scan = partial(scan_folder, exclude=exclude, known_classes=known_classes, table_options=table_options)

@@ -1,9 +1,11 @@
+import errno
 import os
 import unicodedata
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -711,3 +713,15 @@ def test_a_column_of_classes_among_columns_of_labels_is_an_error_with_the_option
 def test_a_table_of_another_suffix_is_an_error_with_the_suffixes(images: Path) -> None:
     with pytest.raises(DataError, match=r"list\.txt is a file, not a folder\. .*a \.csv or \.tsv file"):
         scan_data(write(images / "list.txt", "path\tlabel\nimages/a.png\tx\n"))
+
+
+def test_a_table_in_folders_that_may_be_entered_and_not_listed_is_read(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    write(images / "list.csv", "path,label\nimages/a.png,x\nimages/b.png,y\n")
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert scan_data(images / "list.csv").paths == ("images/a.png", "images/b.png")

@@ -87,8 +87,8 @@ class FileFinder:
     def _look_up(self, folder: str, name: str) -> str | None:
         """Return the file in a folder that matches a name best; None if there is none, or several match equally."""
         listing = self._list(folder)
-        if not listing:
-            return None
+        if not listing:  # also of a folder that may be entered, not listed
+            return name if os.path.isfile(os.path.join(self.root, folder, name)) else None  # noqa: PTH113, PTH118
         for key in _make_keys(name):
             if matches := listing.get(key):
                 if len(matches) > 1 and name not in matches:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from convnext_cli.data.folders.words import is_table
 from convnext_cli.encoding import read_text
 from convnext_cli.errors import DataError, suggest
 from convnext_cli.images.formats import has_image_suffix
@@ -19,6 +20,11 @@ from convnext_cli.text import shorten
 
 SAMPLE = 200  # rows by which a column is judged
 _DELIMITERS = ",;\t|"
+
+
+def list_tables(folder: Path) -> list[Path]:
+    """Return the tables of a folder, sorted; none if it cannot be listed."""
+    return sorted(path for path in folder.glob("*.*") if is_table(path.name) and path.is_file())
 
 
 def read_table(path: Path) -> Table:
