@@ -1,5 +1,6 @@
 """Options: annotated fields of request classes. Command line, plan files and Python functions are made from them."""
 
+import math
 import os
 import re
 import types
@@ -62,11 +63,24 @@ class Option:
 
     def explain_bound(self, value: float) -> str | None:
         """Return which bound a number exceeds, or None."""
+        if not math.isfinite(value):
+            return "is not a finite number"
         if self.low is not None and (value < self.low or (self.is_open and value == self.low)):
-            return f"must be {'above' if self.is_open else 'at least'} {_format_bound(self.low)}"
+            return f"is {'not above' if self.is_open else 'below'} {_format_bound(self.low)}"
         if self.high is not None and (value > self.high or (self.is_open and value == self.high)):
-            return f"must be {'below' if self.is_open else 'at most'} {_format_bound(self.high)}"
-        return None if value == value and abs(value) != float("inf") else "must be a finite number"
+            return f"is {'not below' if self.is_open else 'above'} {_format_bound(self.high)}"
+        return None
+
+    def describe_range(self) -> str:
+        """Return the allowed numbers, and the words that may replace one; an empty string if it has no bounds."""
+        low, high = (None if bound is None else _format_bound(bound) for bound in (self.low, self.high))
+        if self.is_open:
+            text = " and ".join(f"{word} {bound}" for word, bound in (("above", low), ("below", high)) if bound)
+        elif low and high:
+            text = f"from {low} to {high}"
+        else:
+            text = f"of at least {low}" if low else f"of at most {high}" if high else ""
+        return ", or ".join([f"{text} {self.unit}".rstrip(), *self.words]) if text else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +101,11 @@ class Declaration:
     def flag(self) -> str:
         """The long flag."""
         return f"--{self.option.name or self.field.replace('_', '-')}"
+
+    @property
+    def word(self) -> str:
+        """The option as the command line names it: its flag, or an argument's word in the usage line."""
+        return (self.option.metavar or self.field.upper()) if self.option.is_argument else self.flag
 
     @property
     def is_repeated(self) -> bool:
@@ -197,20 +216,31 @@ def convert_value(declaration: Declaration, value: Any) -> Any:
     return value
 
 
-def check_options(values: Mapping[str, Any], known: Mapping[str, Declaration], *, kind: str) -> None:
-    """Check names, types and bounds of values by name; `kind` is the word for one of them in messages.
+def check_options(
+    values: Mapping[str, Any], known: Mapping[str, Declaration], *, kind: str, is_command_line: bool = False
+) -> None:
+    """Check names, types and bounds of values by name.
+
+    Args:
+        values: by name.
+        known: the declarations of all options.
+        kind: the word for one of them in messages.
+        is_command_line: name options by their flags.
 
     Raises:
-        UsageError: one or more are wrong; all of them are named.
+        UsageError: one or more are wrong; all of them are named, with the allowed range of numbers.
     """
-    problems = []
+    problems, ranges = [], []
     for name, value in values.items():
         if name not in known:
             problems.append(f"{name} is not {_article(kind)}{kind}. {suggest(name, known)}".rstrip())
         elif problem := explain_problem(known[name], value):
-            problems.append(f"{name} {problem}")
+            word = known[name].word if is_command_line else name
+            problems.append(f"{word} {problem.removeprefix('= ') if is_command_line else problem}")
+            if allowed := known[name].option.describe_range():
+                ranges.append(f"{word} {allowed}")
     if problems:
-        raise UsageError("; ".join(problems), ALL_OPTIONS)
+        raise UsageError("; ".join(problems), f"Give {'; '.join(ranges)}" if ranges else ALL_OPTIONS)
 
 
 def explain_problem(declaration: Declaration, value: Any) -> str | None:
@@ -242,7 +272,7 @@ def explain_problem(declaration: Declaration, value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
         return f"= {value!r} must be {'a number' if kind is float else 'a whole number'}"
     problem = option.explain_bound(value)
-    return f"= {value!r} {problem}" if problem else None
+    return f"= {repr(value).removesuffix('.0')} {problem}" if problem else None
 
 
 def _explain_text(option: Option, value: str) -> str | None:

@@ -105,11 +105,11 @@ def test_typed_options_are_fields_of_the_request(options: type, request_class: t
 
 
 def test_python_options_have_the_bounds_of_the_command_line(digits: Path, convnext: Convnext) -> None:
-    with pytest.raises(UsageError, match=r"max_time = -1 must be above 0"):
+    with pytest.raises(UsageError, match=r"max_time = -1 is not above 0. Give max_time above 0"):
         finetune(digits, max_time=-1)
     with pytest.raises(UsageError, match=r"max_time = 'long' must be a number"):
         finetune(digits, max_time="long")  # type: ignore[arg-type]
-    assert "top_k = 0 must be at least 1" in convnext("predict", "x.png", "--top-k", 0).err
+    assert "--top-k 0 is below 1" in convnext("predict", "x.png", "--top-k", 0).err
 
 
 def test_python_arguments_of_another_type_are_usage_errors(digits: Path) -> None:
@@ -119,7 +119,7 @@ def test_python_arguments_of_another_type_are_usage_errors(digits: Path) -> None
         "on_event = 5 cannot be called": lambda: check(digits, on_event=wrong),
         "machine = 5 must be of the class Machine": lambda: recommend(100, machine=wrong),
         "max_images = '9' must be of the class int": lambda: export("run", max_images="9"),  # type: ignore[call-overload]
-        "tier = 9 must be at most 6": lambda: list_models(tier=9),
+        "tier = 9 is above 6. Give tier from 1 to 6": lambda: list_models(tier=9),
         "pattern = 5 must be Unicode text": lambda: list_models(wrong),
         "max_params = 'x' must be a number": lambda: list_models(max_params="x"),  # type: ignore[arg-type]
     }
@@ -361,7 +361,7 @@ def test_recommend_for_a_number_or_for_nothing(tmp_path: Path, digits: Path) -> 
     wrong: tuple[tuple[Any, str], ...] = (
         (1.5, "dataset_size = 1.5 must be a whole"),
         ([], r"data = \[\] must be a path"),
-        (0, "must be at least 1"),
+        (0, "dataset_size = 0 is below 1"),
     )
     for value, problem in wrong:
         with pytest.raises(UsageError, match=problem):

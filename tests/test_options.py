@@ -52,12 +52,12 @@ def test_flags_of_a_training_are_unique() -> None:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"count": 0}, "count = 0 must be at least 1"),
-        ({"count": 11}, "count = 11 must be at most 10"),
+        ({"count": 0}, "count = 0 is below 1"),
+        ({"count": 11}, "count = 11 is above 10"),
         ({"count": 1.5}, "must be a whole number"),
         ({"count": True}, "must be a whole number"),
-        ({"ratio": 0}, "ratio = 0 must be above 0"),
-        ({"ratio": float("nan")}, "must be a finite number"),
+        ({"ratio": 0}, "ratio = 0 is not above 0"),
+        ({"ratio": float("nan")}, "ratio = nan is not a finite number"),
         ({"ratio": "many"}, "must be a number"),
         ({"mode": "c"}, "must be one of a, b: too slow"),
         ({"paths": 3}, "paths = 3 must be a list"),
@@ -66,12 +66,12 @@ def test_flags_of_a_training_are_unique() -> None:
         ({"paths": b"x"}, "paths = (120,) must be a list of texts"),
         ({"file": "a\0"}, "file = PosixPath('a\\x00') must be a path"),
         ({"file": b"a"}, "file = b'a' must be a path"),
-        ({"count": np.int64(0)}, "count = 0 must be at least 1"),
+        ({"count": np.int64(0)}, "count = 0 is below 1"),
         ({"count": np.float64(2)}, "count = 2.0 must be a whole number"),
         ({"count": np.True_}, "must be a whole number"),
         ({"file": 3}, "file = 3 must be a path"),
         ({"cuont": 3}, "cuont is not an option. Did you mean count?"),
-        ({"count": 0, "ratio": 0}, "count = 0 must be at least 1; ratio = 0 must be above 0"),
+        ({"count": 0, "ratio": 0}, "count = 0 is below 1; ratio = 0 is not above 0"),
     ],
 )
 def test_wrong_values_are_named_with_the_bound(values: dict[str, Any], problem: str) -> None:

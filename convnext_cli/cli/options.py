@@ -12,7 +12,7 @@ from typer.models import TyperPath
 
 from convnext_cli.cli.completion import complete_model, complete_run
 from convnext_cli.cli.help import show_full_help
-from convnext_cli.options import Declaration, Option, describe_options, make_request
+from convnext_cli.options import Declaration, Option, check_options, convert_value, describe_options, make_request
 from convnext_cli.recipes.settings import declare_settings
 from convnext_cli.text import quote
 
@@ -52,7 +52,14 @@ def with_options(
     def change(command: Callable[[typer.Context, OptionValues], None]) -> Callable[..., None]:
         def call(context: typer.Context, **values: Any) -> None:
             values.pop("help_all", None)
-            command(context, OptionValues({name: value for name, value in values.items() if value is not None}))
+            chosen = OptionValues({name: value for name, value in values.items() if value is not None})
+            complete = {
+                name: convert_value(declared[name], value)
+                for name, value in chosen.items()
+                if declared[name].option.parse is None or not isinstance(value, str)  # else it is parsed already
+            }
+            check_options(complete, declared, kind="option", is_command_line=True)
+            command(context, chosen)
 
         parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
         parameters += [_make_parameter(entry) for entry in declared.values()]

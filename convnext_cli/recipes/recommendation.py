@@ -21,7 +21,7 @@ from convnext_cli.models.catalog import (
     resolve_weights,
 )
 from convnext_cli.models.licenses import license_matches
-from convnext_cli.options import make_request
+from convnext_cli.options import describe_options, make_request
 from convnext_cli.progress import finish
 from convnext_cli.recipes.costs import (
     USABLE,
@@ -63,7 +63,6 @@ if TYPE_CHECKING:  # NumPy, which a number of images does without
 
 DAY = 86_400.0  # seconds
 NIGHT = 10 * 3_600.0
-MAX_VRAM = 100_000  # GiB; larger values are typing errors
 MIN_CLASS_IMAGES = 20  # images per class; fewer leave every metric uncertain
 MIN_IMAGES = 200  # of a data set; a test split of fewer leaves every metric uncertain
 SMALL_MODELS = ("convnext_nano", "convnext_pico", "convnext_femto", "convnext_atto")  # with permissive weights
@@ -250,15 +249,14 @@ def _check_request(request: RecommendRequest) -> None:
     counted = ("dataset_size", "classes", "counts", "fingerprint")
     if request.data is not None:
         if names := [name for name in counted if getattr(request, name) is not None]:
-            raise UsageError(f"{' and '.join(names)}: counted from the data", "Leave these out")
+            options = describe_options(RecommendRequest)
+            words = (options[name].flag if name in options else name for name in names)
+            raise UsageError(f"{' and '.join(words)}: counted from the data", "Leave these out")
     elif request.dataset_size is None:
         raise UsageError("no data and no --dataset-size", "Give a folder of images, or --dataset-size N")
-    elif request.classes is not None and not 2 <= request.classes <= request.dataset_size:
+    elif request.classes is not None and request.classes > request.dataset_size:
         problem = f"{format_count(request.classes, 'class')} for {format_count(request.dataset_size, 'image')}"
-        raise UsageError(problem, "Give 2 classes or more, each with images")
-    if request.vram is not None and not 0 < request.vram <= MAX_VRAM:
-        problem = f"vram {request.vram:g} must be above 0 and at most {MAX_VRAM:,} GiB"
-        raise UsageError(problem, "Give the GPU's memory in GiB")
+        raise UsageError(problem, "Give fewer --classes, or a larger --dataset-size")
     check_word("domain", request.domain, DOMAINS)
     check_word("preference", request.prefer, PREFERENCES)
     check_word("recipe", request.recipe, RECIPES)

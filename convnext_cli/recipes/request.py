@@ -10,6 +10,8 @@ from convnext_cli.options import AUGMENTATION, DATA, MODEL, Option
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint
 from convnext_cli.recipes.settings import DEFAULT_RECIPE, RECIPE_HELP, WEIGHTS_HELP
 
+MAX_VRAM = 100_000  # GiB; larger values are typing errors
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecommendRequest:
@@ -22,7 +24,7 @@ class RecommendRequest:
     dataset_size: Annotated[
         int | None, Option(help="Number of images, all splits together.", group=DATA, is_common=True, low=1)
     ] = None
-    classes: Annotated[int | None, Option(help="Number of classes.", group=DATA, is_common=True)] = None
+    classes: Annotated[int | None, Option(help="Number of classes.", group=DATA, is_common=True, low=2)] = None
     domain: Annotated[
         str | None,
         Option(
@@ -65,7 +67,14 @@ class RecommendRequest:
     recipe: Annotated[str, Option(help=RECIPE_HELP, group=MODEL, is_common=True, metavar="NAME")] = DEFAULT_RECIPE
     vram: Annotated[
         float | None,
-        Option(help="Memory of the GPU, if it is not in this machine.", unit="GiB", is_common=True),
+        Option(
+            help="Memory of the GPU, if it is not in this machine.",
+            unit="GiB",
+            is_common=True,
+            low=0,
+            high=MAX_VRAM,
+            is_open=True,
+        ),
     ] = None
     machine: Machine | None = None
     counts: DataCounts | None = None

@@ -688,6 +688,8 @@ def _read_fold(text: str, folds: Any) -> dict[str, Any]:
     number, count = map(int, fold.split("/"))
     if folds not in (None, count):
         raise UsageError(f"--fold {text} and --folds {folds} differ", "Leave out --folds")
+    if not 1 <= number <= count:
+        raise UsageError(f"--fold {text} is no fold", f"Give --fold from 1/{count} to {count}/{count}")
     return {"fold": number, "folds": count}
 
 
@@ -712,7 +714,7 @@ def check_combinations(values: Mapping[str, Any]) -> None:
         UsageError: two of them contradict each other.
     """
     if values["val_fraction"] + values["test_fraction"] >= 1:
-        raise UsageError("val_fraction and test_fraction leave no training images", "Make their sum less than 1")
+        raise UsageError("--val-fraction and --test-fraction leave no training images", "Make their sum less than 1")
     if values["leave_out"] == NONE and values["fold"] > values["folds"]:
         folds = format_count(values["folds"], "fold")
         raise UsageError(f"fold {values['fold']} of {folds}", "Give --folds of at least --fold")

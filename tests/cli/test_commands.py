@@ -5,12 +5,14 @@ import os
 import re
 import shutil
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from convnext_cli.cli import console
+from convnext_cli.cli.app import COMMANDS
 from convnext_cli.models.catalog import load_builtin
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.files import CALIBRATION
@@ -41,7 +43,7 @@ BAD_INPUT = [
     (3, "more classes (3) than images (2)", "finetune many"),
     (2, "Did you mean convnextv2_tiny", "finetune good --model convnextv2_tinny"),
     (2, "Did you mean fb_in22k", "finetune good --model convnext_tiny.fb_in22kk"),
-    (2, "lr = -0.1 must be above 0", "finetune good --lr -0.1"),
+    (2, "--lr -0.1 is not above 0. Give --lr above 0 and below 1,000,000, or auto", "finetune good --lr -0.1"),
     (2, "--epochs", "finetune good --epcohs 3"),
     (2, "'--epochs'", "finetune good --epochs three"),
     (2, "exists already", "finetune good --output one"),
@@ -65,6 +67,7 @@ BAD_INPUT = [
     (3, "Name one with `convnext eval RUN`", "eval"),
     (3, "Name one with `convnext export RUN`", "export"),
     (3, "Name one with `convnext predict IMAGE --run RUN`", "predict good/a/0.png"),
+    (2, "--fold 0/5 is no fold. Give --fold from 1/5 to 5/5", "finetune good --fold 0/5"),
     (2, "'exam' is not one of", "eval run --split exam"),
     (3, "has no trained model", "predict good/a/0.png --run empty"),
     (3, "text.png cannot be read as an image", "predict text.png --run run"),
@@ -72,10 +75,10 @@ BAD_INPUT = [
     (3, "no images in empty", "predict empty --run run"),
     (2, "Did you mean 'predict'", "predcit"),
     (2, "no data and no --dataset-size", "recommend"),
-    (2, "dataset_size = 0 must be at least 1", "recommend --dataset-size 0"),
+    (2, "--dataset-size 0 is below 1. Give --dataset-size of at least 1", "recommend --dataset-size 0"),
     (2, "7,000 classes for 6,000 images", "recommend --dataset-size 6000 --classes 7000"),
-    (2, "vram 1e+308 must be above 0 and at most 100,000 GiB", "recommend --dataset-size 6000 --vram 1e308"),
-    (2, "exclude is empty", "check good --exclude="),
+    (2, "--vram 1e+308 is not below 100,000. Give --vram above 0", "recommend --dataset-size 6000 --vram 1e308"),
+    (2, "--exclude is empty", "check good --exclude="),
     (2, "'--output' / '-o': the path is empty", "finetune good --output="),
     (2, "'--run' / '-r': the path is empty", "predict good --run="),
     (1, "not one of timm's models", "finetune good --weights facebook/convnext-tiny-224"),
@@ -88,7 +91,7 @@ BAD_INPUT = [
     (2, "see `convnext finetune --help`", "finetune"),
     (2, "unknown recipe", "finetune good --recipe officail"),
     (2, "Did you mean medical", "finetune good --augment medicine"),
-    (2, "rand_augment = 11.0 must be at most 10", "finetune good --rand-augment 11"),
+    (2, "--rand-augment 11 is above 10. Give --rand-augment from 0 to 10", "finetune good --rand-augment 11"),
     (2, "unknown preference", "recommend --dataset-size 6000 --prefer beauty"),
     (2, "unknown family", "list --family convnextv3"),
     (2, "no model matches", "list resnet"),
@@ -117,6 +120,21 @@ def test_bad_input_is_one_line_with_a_remedy_and_its_exit_code(
     assert outcome.err.strip().splitlines()[-1] == errors(outcome)[0]
     assert "Traceback" not in outcome.err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_number_out_of_range_is_named_by_its_flag_with_the_range(convnext: Convnext, command: str) -> None:
+    module = import_module(f"convnext_cli.cli.{command}")
+    for declared in getattr(module, COMMANDS[command]).declared.values():
+        option = declared.option
+        if declared.kind in (int, float) and option.parse is None:
+            assert option.low is not None, f"{declared.flag} has no bound"
+            value = option.low - 1
+            outcome = convnext(command, *["x"] * (command == "predict"), declared.flag, value)
+            assert outcome.code == 2
+            side = "not above" if option.is_open else "below"
+            problem = f"error: {declared.flag} {value:g} is {side} {option.low:g}"
+            assert outcome.err.endswith(f"{problem}. Give {declared.flag} {option.describe_range()}.\n")
 
 
 def test_list_and_its_filters(convnext: Convnext) -> None:

@@ -237,7 +237,7 @@ def test_all_problems_of_a_plan_file_are_named_at_once(tmp_path: Path) -> None:
         read_plan(path)
     for words in (
         "learning_rate is not a setting",
-        "epochs = -1 must be at least 0",
+        "epochs = -1 is below 0",
         "lr = 'fast'",
         "amp = 'fp8'",
         "batch_size = 2.5",
