@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -62,6 +62,11 @@ def guard_cell(cell: Any) -> Any:
         return cell
     text = str(cell)
     return ("'" if text.startswith(_FORMULA) else "") + make_visible(text)
+
+
+def title_probabilities(classes: Iterable[str]) -> list[str]:
+    """Return the CSV columns of the probability of each class."""
+    return [f"p({name})" for name in classes]
 
 
 def _path_to_text(value: object) -> str:

@@ -18,6 +18,7 @@ from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.options import DATA, Option
+from convnext_cli.runs.files import PREDICTIONS
 from convnext_cli.text import capitalise, format_count, format_p, quote, shorten_name
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class EvalFlags:
             is_argument=True,
         ),
     ] = ()
-    report: Annotated[bool, Option(help="Write report.html with its plots into the run.", is_common=True)] = True
+    report: Annotated[bool, Option(help="Write report.html, its plots and predictions.csv into the run.", is_common=True)] = True
     as_json: JsonFlag = False
 
 
@@ -66,6 +67,7 @@ def evaluate(_context: typer.Context, values: OptionValues) -> None:
             path = write_report(evaluation)
             if not flags.as_json:
                 console.show(f"Report: {console.shorten_path(path)}")
+                console.show(f"Predictions: {console.shorten_path(PREDICTIONS.path(evaluation.run))}")
     if flags.as_json:
         return
     for evaluation, comparison in zip(evaluations[1:], comparisons, strict=True):

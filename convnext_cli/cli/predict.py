@@ -18,7 +18,7 @@ from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.files import check_outside
 from convnext_cli.inference.request import PREDICT_RUN, PredictRequest
 from convnext_cli.options import DATA, Option
-from convnext_cli.text import MAX_NAME, format_count, format_part, make_visible, quote
+from convnext_cli.text import MAX_NAME, format_count, format_part, make_visible, quote, title_probabilities
 
 if TYPE_CHECKING:
     from convnext_cli.data.inputs import Inputs
@@ -254,9 +254,8 @@ class _Columns:
     def list_titles(self) -> list[str]:
         unit = ["group", "images"] if self.per_group else ["path"]
         missed = ["targets missed on test"] * self.has_missed
-        probabilities = [f"p({name})" for name in self.names]
         general = ["novelty", "abstained", "explanation", "error"]
-        return [*unit, *self.task.columns, *general, *probabilities, *self.targets, *missed]
+        return [*unit, *self.task.columns, *general, *title_probabilities(self.names), *self.targets, *missed]
 
     def list_cells(self, prediction: "Prediction") -> list[Any]:
         error = prediction.error.problem if prediction.error else ""

@@ -16,7 +16,7 @@ from convnext_cli.inference.pooling import NO_GROUPS_OF_OWN, Pooling, choose_neg
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.inference.torch_classifier import TorchClassifier
-from convnext_cli.metrics.calculator import Floats, Ints
+from convnext_cli.metrics.calculator import Ints
 from convnext_cli.metrics.intervals import Intervals, number_units
 from convnext_cli.metrics.summary import MetricSet, describe_absent
 from convnext_cli.metrics.thresholds import OperatingPoint, describe_missed
@@ -50,10 +50,10 @@ class GroupEvaluation:
     intervals: Intervals
     operating_points: tuple[OperatingPoint, ...]
     names: tuple[str, ...]
-    logits: Floats
-    """(G, K), pooled and calibrated."""
-    targets: Targets
-    """Of the G groups."""
+    sizes: tuple[int, ...]
+    """Number of images of each group."""
+    pooled: EvaluatedImages
+    """The groups with their pooled outputs, calibrated by `pooling`."""
     notes: tuple[Notice, ...]
     """Everything that limits the validity of the metrics."""
 
@@ -79,7 +79,7 @@ class GroupEvaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the single groups, for JSON."""
-        kept = [field.name for field in fields(self) if field.name not in ("names", "logits", "targets", "notes")]
+        kept = [field.name for field in fields(self) if field.name not in ("names", "sizes", "pooled", "notes")]
         return {name: to_plain(getattr(self, name)) for name in kept} | {"notes": [note.text for note in self.notes]}
 
 
@@ -131,6 +131,7 @@ def evaluate_groups(
     pooling, notes = _prepare_pooling(classifier, test_set, calibration, request, negative)
     groups = images.groups or ()  # `check_groups` refuses images without
     units = number_units(len(groups), groups)
+    members = np.split(np.argsort(units, kind="stable"), np.cumsum(np.bincount(units))[:-1])
     position = None if negative is None else classes.index(negative)
     pooled = EvaluatedImages(
         task=task,
@@ -140,7 +141,6 @@ def evaluate_groups(
         calibration=pooling,
         groups=None,
     )
-    members = np.split(np.argsort(units, kind="stable"), np.cumsum(np.bincount(units))[:-1])
     sizes = [len(rows) for rows in members]
     mixed = sum(task.find_conflict(images.targets[rows]) for rows in members)
     mixed_target = task.describe_pooled_target(negative)
@@ -165,8 +165,8 @@ def evaluate_groups(
         intervals=pooled.compute_intervals(),
         operating_points=points,
         names=tuple(groups[rows[0]] for rows in members),
-        logits=pooled.calibrated,
-        targets=pooled.targets,
+        sizes=tuple(sizes),
+        pooled=pooled,
         notes=(*notes, *(Notice(text, "warning") for text in missed)),
     )
 

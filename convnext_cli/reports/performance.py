@@ -19,6 +19,7 @@ from convnext_cli.reports.section import (
     make_class_table,
     make_metric_table,
 )
+from convnext_cli.runs.files import PREDICTIONS
 from convnext_cli.text import format_count, format_part, format_percent
 
 MAX_CONFUSION = 10  # classes of a table; more are drawn
@@ -65,7 +66,7 @@ def _describe_mistakes(report: ReportData) -> list[str]:
     if report.mistakes:
         worst = report.mistakes[0]
         sentences.append(f"The worst mistake: {worst.lines[0]} ({worst.path}).")
-    return sentences
+    return [*sentences, f"`{PREDICTIONS.name}` in the run has the prediction of each image."]
 
 
 def show_metrics(report: ReportData) -> Section:

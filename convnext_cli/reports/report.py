@@ -17,6 +17,7 @@ from convnext_cli.metrics.registry import METRICS, Metric
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.reports import per_group, performance, plots, provenance, sites, subgroups, targets
 from convnext_cli.reports.gallery import draw_images, pick_images
+from convnext_cli.reports.predictions import format_group_predictions, format_predictions
 from convnext_cli.reports.section import Plots, ReportData, Section, Table
 from convnext_cli.reports.verdict import answer_questions
 from convnext_cli.runs.folds import FoldsFolder, open_folder
@@ -40,7 +41,10 @@ SECTIONS = (
 
 
 def write_report(evaluation: Evaluation, *, on_event: OnEvent = None) -> Path:
-    """Write the report of an evaluation, `report.html`, and its plots as PNG files into the run; return its path.
+    """Write the report of an evaluation into the run, and return its path.
+
+    These files are written: `report.html`, its plots as PNG files, `predictions.csv` and, where groups were evaluated,
+    `predictions-groups.csv`.
 
     Args:
         evaluation: the result of `evaluate`.
@@ -78,6 +82,11 @@ def write_report_steps(evaluation: Evaluation) -> Steps[Path]:
         page = stack.enter_context(replace_file(run.report))
         text = render_page(report, sections, svg)
         page.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+        tables = {run.predictions: format_predictions(evaluation)}
+        if evaluation.per_group is not None:
+            tables[run.group_predictions] = format_group_predictions(evaluation.per_group)
+        for path, table in tables.items():
+            stack.enter_context(replace_file(path)).write_text(table, encoding="utf-8")
     return run.report
 
 

@@ -105,6 +105,14 @@ POOLING = RunFile(
     remedy="Delete it; `convnext eval --per group` fits it again",
 )  # fmt: skip
 REPORT = RunFile(name="report.html", content="newest evaluation, for people", stage="evaluate", writer="eval")
+PREDICTIONS = RunFile(
+    name="predictions.csv", content="newest evaluation: label, prediction and probabilities of each image",
+    stage="evaluate", writer="eval",
+)  # fmt: skip
+GROUP_PREDICTIONS = RunFile(
+    name="predictions-groups.csv", content="newest evaluation per group: the same of each group", stage="evaluate",
+    writer="eval --per group",
+)  # fmt: skip
 PLOTS = RunFile(name="plots/*.png", content="plots of the report", stage="evaluate", writer="eval")
 TESTS = RunFile(
     name="tests.jsonl", content="one line per evaluation on the test split", stage="evaluate", writer="eval",
@@ -117,7 +125,7 @@ RUN_FILES = (
     SPLIT, DATA, AUDIT, IMAGE_HASHES, ENVIRONMENT, ORIGIN, CHECKPOINT, RANGE_TEST, PLAN,
     RANGE_TEST_PLOT, MODEL, CONFIG, LOG, CURVES, CANDIDATE,
     CALIBRATION, CALIBRATION_ARRAYS, ONNX, METRICS,
-    POOLING, REPORT, PLOTS, TESTS,
+    POOLING, REPORT, PREDICTIONS, GROUP_PREDICTIONS, PLOTS, TESTS,
     ONNX_INT8, PT2,
 )  # fmt: skip
 """All files of a run, in the order in which they are written."""

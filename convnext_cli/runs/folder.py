@@ -28,6 +28,7 @@ from convnext_cli.runs.files import (
     CURVES,
     DATA,
     FOLDS_PLAN,
+    GROUP_PREDICTIONS,
     IMAGE_HASHES,
     LOG,
     METRICS,
@@ -36,6 +37,7 @@ from convnext_cli.runs.files import (
     ONNX_INT8,
     PLAN,
     PLOTS,
+    PREDICTIONS,
     PT2,
     RANGE_TEST,
     RANGE_TEST_PLOT,
@@ -92,6 +94,16 @@ class RunFolder:
     def report(self) -> Path:
         """The newest evaluation, for people."""
         return REPORT.path(self.path)
+
+    @property
+    def predictions(self) -> Path:
+        """Label and prediction of each image of the newest evaluation."""
+        return PREDICTIONS.path(self.path)
+
+    @property
+    def group_predictions(self) -> Path:
+        """Label and prediction of each group of the newest evaluation per group."""
+        return GROUP_PREDICTIONS.path(self.path)
 
     @property
     def plots(self) -> Path:

@@ -25,14 +25,14 @@ def format_split(index: Index) -> str:
     text = io.StringIO()
     table = csv.writer(text)  # its own line ends, so that it quotes names with either of their characters
     columns = [*_COLUMNS, *([_VALIDATION] if index.validation else [])]
-    table.writerow((*columns, *(_list_value_columns(index.classes) if index.values else ())))
+    table.writerow((*columns, *(list_target_columns(index.classes) if index.values else ())))
     groups = index.groups or ("",) * len(index)
     values = index.values or ((),) * len(index)
     names = [index.describe_target(row) for row in range(len(index))]
     flags = [["yes" if validates else "no"] for validates in index.validation] or [[]] * len(index)
     rows = zip(index.paths, names, groups, index.splits, flags, values, strict=True)
     for path, name, group, split, flag, targets in rows:
-        table.writerow((path, name, group, split, *flag, *map(_format_value, targets)))
+        table.writerow((path, name, group, split, *flag, *map(format_target, targets)))
     return text.getvalue()
 
 
@@ -69,7 +69,7 @@ def parse_split(text: str, data: "Data", task: "Task") -> Index:
                 raise ValueError(problem)
             paths.append(row["path"])
             if task.has_values:
-                values.append(tuple(_parse_value(row[name], name) for name in _list_value_columns(data.classes)))
+                values.append(tuple(_parse_value(row[name], name) for name in list_target_columns(data.classes)))
             else:
                 labels.append(label_of[row["label"]])
             groups.append(row["group"])
@@ -97,12 +97,12 @@ def parse_split(text: str, data: "Data", task: "Task") -> Index:
     )
 
 
-def _list_value_columns(classes: Sequence[str]) -> list[str]:
+def list_target_columns(classes: Sequence[str]) -> list[str]:
     """Return the columns of `split.csv` that hold the targets where they are not one class."""
     return [f"target: {name}" for name in classes]
 
 
-def _format_value(value: float) -> str:
+def format_target(value: float) -> str:
     """Return a target as it is written: all its digits, or nothing where it is unknown."""
     return "" if value != value else f"{value:.17g}"
 

@@ -96,7 +96,7 @@ def test_metrics_per_group_are_those_of_the_pooled_probabilities(bags: RunFolder
     assert list(groups.names) == names
     assert groups.groups == groups.metrics.images == groups.intervals.units == len(names)
     truth = [int(name[1:]) % 2 for name in names]
-    np.testing.assert_array_equal(groups.targets, truth)
+    np.testing.assert_array_equal(groups.pooled.targets, truth)
     assert groups.mixed == sum(truth)
     # the direct formula, image by image
     test_groups = [index.groups[row] for row in index.rows("test")]
@@ -105,10 +105,10 @@ def test_metrics_per_group_are_those_of_the_pooled_probabilities(bags: RunFolder
     pooled /= pooled.sum(axis=1, keepdims=True)
     raised = pooled ** (1 / pooling.temperature) * np.exp(pooling.label_offset)
     np.testing.assert_allclose(
-        SINGLE.activate(groups.logits), raised / raised.sum(axis=1, keepdims=True), rtol=1e-4, atol=1e-6
+        groups.pooled.probabilities, raised / raised.sum(axis=1, keepdims=True), rtol=1e-4, atol=1e-6
     )
     [point] = groups.operating_points
-    decided = SINGLE.activate(groups.logits)[:, 1] >= point.threshold.threshold
+    decided = groups.pooled.probabilities[:, 1] >= point.threshold.threshold
     assert point.sensitivity == pytest.approx(decided[np.array(truth) == 1].mean())
     assert point.threshold != result.operating_points[0].threshold
 
@@ -194,7 +194,7 @@ def test_prediction_of_a_group_is_that_of_its_evaluation(bags: RunFolder) -> Non
     shuffled = [images[row] for row in np.random.default_rng(0).permutation(len(images))]
     predictions = {one.group: one for one in predict(shuffled, bags.path, per="group", engine="torch")}
     assert list(groups.names) == sorted(str(name) for name in predictions)
-    for name, scores in zip(groups.names, SINGLE.activate(groups.logits), strict=True):
+    for name, scores in zip(groups.names, groups.pooled.probabilities, strict=True):
         one = predictions[name]
         assert (one.images, one.path, one.unreadable) == (5, None, ())
         known = dict(zip(one.classes, one.probabilities, strict=True))
@@ -393,8 +393,8 @@ def test_pooling_counts_classes_alike_where_training_did(bags: RunFolder, class_
     groups = evaluate(bags.path, per="group", group_from=r"p\d+_\d").per_group  # each image by itself
     assert groups is not None
     assert groups.pooling.groups == 240
-    scores = SINGLE.activate(groups.logits)[:, 1]
-    normal, spot = (scores[groups.targets == k].mean() for k in (0, 1))
+    scores = groups.pooled.probabilities[:, 1]
+    normal, spot = (scores[groups.pooled.targets == k].mean() for k in (0, 1))
     mean = scores.mean() if class_weights == "none" else (normal + spot) / 2
     assert mean == pytest.approx(expected, abs=0.05)
 

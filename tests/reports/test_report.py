@@ -102,6 +102,8 @@ def test_report_has_all_sections_and_no_external_resources(hostile: Evaluation) 
         f"{name}.png" for name in ("roc", "pr", "reliability", "loss", "right", "confusion", "decision-1")
     }
     assert "#010203" not in page, "no stand-in colour is left"
+    table = run.predictions.read_text().splitlines()
+    assert len(table) == len(hostile.test_set.rows) + 1, "a line end in a name ends no row"
 
 
 def test_names_in_the_report_are_escaped(hostile: Evaluation) -> None:

@@ -127,7 +127,7 @@ def test_a_number_of_a_patient_is_the_mean_of_the_outputs(task_run: Runs) -> Non
     names = [index.groups[row] for row in index.rows("test")]
     values = index.targets(index.rows("test"))
     for name, predicted, target in zip(
-        groups.names, evaluation.task.activate(groups.logits)[:, 0], groups.targets, strict=True
+        groups.names, groups.pooled.probabilities[:, 0], groups.pooled.targets, strict=True
     ):
         rows = [row for row, group in enumerate(names) if group == name]
         assert predicted == pytest.approx(evaluation.probabilities[rows, 0].mean(), rel=1e-5)

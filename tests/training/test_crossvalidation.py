@@ -1,5 +1,6 @@
 """All folds in turn, and their models as one."""
 
+import csv
 import json
 import os
 import shutil
@@ -280,6 +281,8 @@ def test_out_of_fold_predictions_come_from_models_not_trained_on_the_image(folds
         assert np.ptp(difference, axis=1).max() < 1e-4
         assert not set(own) & {test_set.rows.index(row) for row in index.rows("train")}
     write_report(result)
+    with folds_run.predictions.open(newline="") as file:
+        assert {row["path"] for row in csv.DictReader(file)} == {test_set.index.paths[row] for row in test_set.rows}
 
 
 def test_evaluation_on_training_images_gives_a_notice(data: Path, folds_run: FoldsFolder) -> None:
