@@ -45,7 +45,9 @@ class EvalFlags:
             is_argument=True,
         ),
     ] = ()
-    report: Annotated[bool, Option(help="Write report.html, its plots and predictions.csv into the run.", is_common=True)] = True
+    report: Annotated[
+        bool, Option(help="Write report.html, its plots and predictions.csv into the run.", is_common=True)
+    ] = True
     as_json: JsonFlag = False
 
 
