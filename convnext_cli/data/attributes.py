@@ -138,15 +138,15 @@ def _match_paths(index: Index, table: Table, attribute: str) -> dict[int, int]:
             column = find_columns(table, finder, AUTO_OPTIONS)["path"]
         except DataError:
             continue
-        names = finder.find_all(table.columns[column])
-        places = _locate(root, names)
+        named = finder.find_images(table.columns[column])
         images = _locate(index.root, index.paths)
         cells = table.columns[attribute]
-        for row, place in enumerate(_list_absolute(root, names)):
-            if place in images and cells[places[place]] != cells[row]:
+        places: dict[str, int] = {}
+        for row, path in zip(named.rows, _list_absolute(root, named.paths), strict=True):
+            if cells[places.setdefault(path, row)] != cells[row] and path in images:
                 raise DataError(
                     f"{table.path} gives {table.columns[column][row]} two values of {attribute!r}: "
-                    f"{cells[places[place]]!r} and {cells[row]!r}",
+                    f"{cells[places[path]]!r} and {cells[row]!r}",
                     "Give one row per image",
                 )
         if rows := {row: places[path] for path, row in images.items() if path in places}:
@@ -154,12 +154,11 @@ def _match_paths(index: Index, table: Table, attribute: str) -> dict[int, int]:
     return {}
 
 
-def _locate(root: Path, paths: Sequence[str | None]) -> dict[str, int]:
+def _locate(root: Path, paths: Sequence[str]) -> dict[str, int]:
     """Return the place of each path in a list by its absolute form; the first of equal ones."""
     places: dict[str, int] = {}
     for place, path in enumerate(_list_absolute(root, paths)):
         places.setdefault(path, place)
-    places.pop("", None)
     return places
 
 

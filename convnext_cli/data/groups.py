@@ -1,5 +1,6 @@
 """Groups: images of one patient, plant, part or photograph, which must stay in one split."""
 
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ MAX_PATIENT = 0.5  # largest fraction of the DICOM files that may have the same 
 MIN_AGREEMENT = 0.95  # fraction of a data set's groups that a rule must give, to be used for other files
 MAX_SECONDS_PATH, MAX_SECONDS = 2.0, 60.0  # for a user's pattern on one path, and on all paths
 _DICOM = "dicom:"
+_PATIENT = re.compile(r"(?:p|pat|pt|patient|sub|subj|subject|participant|case|mrn)[ _.-]*\d+", re.IGNORECASE)
 
 GroupSource = Literal["manifest", "names", "folders", "pattern", "dicom", "split", "none"]
 
@@ -75,6 +77,10 @@ def group_steps(index: Index, group_from: str) -> Steps[tuple[Index, Grouping]]:
         return _apply(index, _search(index.paths, group_from), "pattern", f"the pattern {group_from}")
     if patients := (yield from _read_patients(index)):
         return _apply(index, patients, "dicom", "the DICOM attribute PatientID")
+    if index.row_folders:
+        return _apply(
+            index, _group_by_row(index), "manifest", "the folder in the CSV file's row, or the patient in its path"
+        )
     for guess in _group_by_folder(index):
         if groups := _keep_plausible(index, guess)[0]:
             place = "that holds the image" if are_single_folders(index, guess) else "inside the class folder"
@@ -158,6 +164,12 @@ def _read_patients(index: Index) -> Steps[dict[int, str]]:
     # An ID on most files is a placeholder of anonymisation, such as "ANONYMOUS"; it groups nothing.
     patients = {row: patient for row, patient in patients.items() if counts[patient] <= MAX_PATIENT * len(patients)}
     return patients if len(set(patients.values())) < len(patients) else {}
+
+
+def _group_by_row(index: Index) -> dict[int, str]:
+    """Return the first folder named as a patient's in the path of each row's folder; else that path."""
+    patients = [filter(_PATIENT.fullmatch, re.split(r"[/\\]", folder)) for folder in index.row_folders]
+    return {row: next(parts, index.row_folders[row]) for row, parts in enumerate(patients)}
 
 
 def _group_by_folder(index: Index) -> Iterator[dict[int, str]]:

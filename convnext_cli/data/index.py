@@ -55,6 +55,8 @@ class Index:
     """The group of each row, such as its patient; no rows if groups are not known."""
     folds: tuple[str, ...] = field(default=(), repr=False)
     """The fold of the table in which each row validates (`fold-1` and so on); no rows if the table has none."""
+    row_folders: tuple[str, ...] = field(default=(), repr=False)
+    """The folder by which the table names each image; no rows if it names the images."""
     skipped: dict[str, int]
     """Number of files that are not used, by reason."""
     notes: tuple[str, ...] = ()
@@ -173,6 +175,7 @@ def select_rows(index: Index, rows: list[int]) -> Index:
         splits=tuple(index.splits[row] for row in rows),
         groups=tuple(index.groups[row] for row in rows) if index.groups else (),
         folds=tuple(index.folds[row] for row in rows) if index.folds else (),
+        row_folders=tuple(index.row_folders[row] for row in rows) if index.row_folders else (),
         validation=tuple(index.validation[row] for row in rows) if index.validation else (),
         values=tuple(index.values[row] for row in rows) if index.values else (),
     )

@@ -12,9 +12,9 @@ from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.folders.words import describe_joined
 from convnext_cli.data.index import Index, number_targets
 from convnext_cli.data.tables.columns import find_columns, list_patients, read_folds, read_groups, read_splits
-from convnext_cli.data.tables.files import FileFinder, find_files
+from convnext_cli.data.tables.files import FileFinder, Images, find_files
 from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
-from convnext_cli.data.tables.table import list_columns, read_table
+from convnext_cli.data.tables.table import list_columns, read_table, select_cells
 from convnext_cli.data.tables.targets import read_targets
 from convnext_cli.encoding import UTF_8, normalise_name
 from convnext_cli.errors import DataError
@@ -23,13 +23,15 @@ from convnext_cli.tasks.reading import RawTargets, Table, fold_column
 from convnext_cli.text import format_count, shorten_names
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Rows:
     paths: Sequence[str]
     targets: RawTargets
     splits: Sequence[str]
     folds: Sequence[str]
     groups: Sequence[str]
+    folders: Sequence[str]
+    """The folder that each image is named by; no rows if images are named."""
     is_joined: bool
     """True if images have the joined targets of several rows."""
 
@@ -38,7 +40,8 @@ def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
     """Read a table with a column for the image's path, and one for its target or one for each label.
 
     Paths are absolute, or relative to the CSV file, or to the folders below it if only that fits. An image's suffix may
-    be left out. Columns for split, fold and group (or patient) are used if there are any.
+    be left out. The path of a folder stands for all images below it. Columns for split, fold and group (or patient) are
+    used if there are any.
 
     Args:
         path: the file, in any encoding that `encoding.read_text` reads.
@@ -56,7 +59,8 @@ def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
     root = path.parent if image_root == AUTO else Path(image_root)
     finder = FileFinder(root, find_split(path.stem), search=image_root == AUTO, encoding=table.encoding)
     columns = find_columns(table, finder, options)
-    paths = find_files(table, finder, columns["path"])
+    paths, image_rows, are_in_folders = find_files(table, finder, columns["path"])
+    table = select_cells(table, image_rows)
     splits = read_splits(table, columns)
     folds = read_folds(table, columns, splits)
     if not folds:
@@ -73,7 +77,15 @@ def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
         *targets.notes,
         *joined,
     ]
-    rows = _Rows(paths, targets, splits, folds, groups, is_joined=bool(joined))
+    rows = _Rows(
+        paths=paths,
+        targets=targets,
+        splits=splits,
+        folds=folds,
+        groups=groups,
+        folders=table.columns[columns["path"]] if are_in_folders else (),
+        is_joined=bool(joined),
+    )
     return _make_index(table, root, rows, notes)
 
 
@@ -98,19 +110,22 @@ def read_file_groups(path: Path, image_root: str = AUTO) -> FileGroups | None:
         return None
     root = path.parent if image_root == AUTO else Path(image_root)
     finder = FileFinder(root, find_split(path.stem), search=image_root == AUTO, encoding=table.encoding)
-    files: Sequence[str | None] = [None] * len(table)
+    patients = list_patients(table)
+    images = Images([], [], are_in_folders=False)
     try:
         columns = find_columns(table, finder, AUTO_OPTIONS)
-        files = finder.find_all(table.columns[columns["path"]])
+        images = finder.find_images(table.columns[columns["path"]])
+        if images.are_in_folders and columns["path"] in patients:
+            columns = {"group": columns["path"]} | columns
     except DataError:
-        columns = {"group": patients[0]} if (patients := list_patients(table)) else {}
+        columns = {"group": patients[0]} if patients else {}
     groups = read_groups(table, columns)
     if not groups:
         return None
     of_files = {
-        os.path.abspath(root / file): group  # noqa: PTH100
-        for file, group in zip(files, groups, strict=True)
-        if file and group
+        os.path.abspath(root / path): groups[row]  # noqa: PTH100
+        for path, row in zip(images.paths, images.rows, strict=True)
+        if path and groups[row]
     }
     return FileGroups(columns["group"], frozenset(groups) - {""}, of_files)
 
@@ -201,6 +216,7 @@ def _make_index(table: Table, root: Path, rows: _Rows, notes: Sequence[str]) -> 
         splits=tuple(rows.splits[row] for row in order),
         groups=tuple(rows.groups[row] or rows.paths[row] for row in order) if any(rows.groups) else (),
         folds=tuple(rows.folds[row] for row in order) if rows.folds else (),
+        row_folders=tuple(rows.folders[row] for row in order) if rows.folders else (),
         skipped={"row that repeats a file": repeated} if repeated and not rows.is_joined else {},
         notes=tuple(notes),
         **number_targets(targets, order),

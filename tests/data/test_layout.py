@@ -267,9 +267,9 @@ AMBIGUOUS = {
         "faces/ t.csv:file,gender,race|0.png,m,x|1.png,f,y|2.png,m,x|3.png,f,x faces/3.png",
         r"has one class only \('faces'\) \(t.csv cannot be used: .* no column for the labels",
     ),
-    "folders in a table": (
-        "a/1/ a/2/ t.csv:path,label|a/1,x|a/2,y",
-        "t.csv has a folder in place of a file in 2 rows: a/1, a/2",
+    "folders and images in a table": (
+        "a/1/ a/2/ t.csv:path,label|a/1,x|a/2/0.png,y",
+        "t.csv has a folder in place of a file in 1 row: a/1",
     ),
     "masks with the names of the images": (
         "CXR_png/c1.png CXR_png/c2.png ManualMask/left/c1.png ManualMask/left/c2.png ManualMask/right/c2.png",

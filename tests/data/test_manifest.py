@@ -10,11 +10,13 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
+from convnext_cli.data.attributes import read_attributes
 from convnext_cli.data.groups import group_index
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import Folds, choose_fold, split_index
 from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
 from convnext_cli.errors import DataError, UsageError
+from convnext_cli.progress import finish
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.reading import Table, parse_flag
 from convnext_cli.tasks.registry import read_columns
@@ -725,3 +727,60 @@ def test_a_table_in_folders_that_may_be_entered_and_not_listed_is_read(
     monkeypatch.setattr(os, "scandir", refuse)
     monkeypatch.setattr(os, "listdir", refuse)
     assert scan_data(images / "list.csv").paths == ("images/a.png", "images/b.png")
+
+
+def make_studies(root: Path) -> list[str]:
+    """Make two studies of two images for each of six patients; return the studies' folders."""
+    studies = [f"set/{k % 2}/patient{k // 2:02}/study{k % 2}_{'np'[k % 2]}" for k in range(12)]
+    for study in studies:
+        save_image(root / study / "1.png")
+        save_image(root / study / "inner/2.png")
+        write(root / study / "notes.txt", "text")
+    return studies
+
+
+def test_folders_of_images_have_the_label_of_their_row(tmp_path: Path) -> None:
+    studies = make_studies(tmp_path)
+    text = "".join(f"mura/{study}/,{k % 2}\n" for k, study in enumerate(studies))  # as MURA: no header
+    index = scan_data(write(tmp_path / "studies.csv", text))
+    assert len(index) == 24
+    assert dict(zip(index.paths, index.labels, strict=True)) == {
+        f"{study}/{name}": k % 2 for k, study in enumerate(studies) for name in ("1.png", "inner/2.png")
+    }
+    assert "the paths are folders: the images in each have the label of its row" in index.notes
+    grouped, grouping = group_index(index, "auto")
+    assert set(grouped.groups) == {f"patient{k:02}" for k in range(6)}
+    assert not grouping.is_guess
+
+
+def test_the_folder_of_a_row_is_a_group_of_its_own_unless_a_column_gives_one(tmp_path: Path) -> None:
+    for k in range(4):
+        save_image(tmp_path / f"dicom/1.2.{k}/1.png")
+        save_image(tmp_path / f"dicom/1.2.{k}/2.png")
+    studies = [f"1.2.{k},{'xy'[k % 2]},{'mf'[k // 2]}" for k in range(4)]
+    index = scan_data(write(tmp_path / "list.csv", "\n".join(["StudyInstanceUID,label,sex", *studies])))
+    assert index.paths[:2] == ("dicom/1.2.0/1.png", "dicom/1.2.0/2.png")
+    index, _ = group_index(index, "auto")
+    assert index.groups == tuple(f"1.2.{k // 2}" for k in range(8))
+    [sex] = finish(read_attributes(index, {"sex": ()}, option="--subgroups"))
+    assert sex.values == ("m", "m", "m", "m", "f", "f", "f", "f")
+    patients = [f"1.2.{k},{'xy'[k % 2]},p{k % 2}" for k in range(4)]
+    index = scan_data(write(tmp_path / "list.csv", "\n".join(["StudyInstanceUID,label,patient", *patients])))
+    assert group_index(index, "auto")[0].groups == ("p0", "p0", "p1", "p1") * 2
+
+
+def test_folders_of_a_table_without_images_are_refused(tmp_path: Path) -> None:
+    studies = make_studies(tmp_path)
+    (tmp_path / "empty").mkdir()
+    text = "\n".join(["path,label", *(f"{study},{k % 2}" for k, study in enumerate(studies)), "empty,1"])
+    with pytest.raises(DataError, match="a folder without images in 1 row: empty"):
+        scan_data(write(tmp_path / "list.csv", text))
+    with pytest.raises(DataError, match="a folder that does not exist in 1 row: none"):
+        scan_data(write(tmp_path / "list.csv", text.replace("empty", "none")))
+
+
+def test_a_table_of_classes_beside_their_folders_names_no_images(tmp_path: Path) -> None:
+    for name in ("cat", "dog", "owl"):
+        save_image(tmp_path / name / "1.png")
+    write(tmp_path / "classes.csv", "class,kind\ncat,mammal\ndog,mammal\nowl,bird\n")
+    assert scan_data(tmp_path).classes == ("cat", "dog", "owl")

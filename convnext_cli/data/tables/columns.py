@@ -1,5 +1,6 @@
 """Recognise the columns of a table by name and content, and read its splits, folds and groups."""
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -132,8 +133,13 @@ def _find_path_column(table: Table, name_of: dict[str, str], finder: FileFinder)
         if name not in candidates and _varies(table.columns[name]) and not has_mask_words(set(list_words(name)))
     ]
     numbered_last = sorted((*candidates, *others), key=lambda name: all(map(str.isdecimal, table.columns[name])))
-    matching = (name for name in numbered_last if finder.matches(table.columns[name]))
-    path = next(matching, candidates[0] if candidates else None)
+    of_files = (name for name in numbered_last if finder.matches(table.columns[name]))
+    of_folders = (
+        name
+        for name in numbered_last
+        if fold_column(name) not in _LABEL_NAMES and finder.folders.matches(table.columns[name])
+    )
+    path = next(itertools.chain(of_files, of_folders), candidates[0] if candidates else None)
     if path is None:
         path = next((name for name in others if _most(table.columns[name], has_image_suffix)), None)
     if path is None and len(table.columns) == 1:

@@ -1,14 +1,16 @@
-"""Find the files that a table names: at their place, or in the folders below."""
+"""Find the files, or folders of images, that a table names: at their place, or in the folders below."""
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.tables.table import SAMPLE
-from convnext_cli.data.tree import is_file
+from convnext_cli.data.tree import is_file, is_folder, walk_folder
 from convnext_cli.encoding import compose_name, decode_name
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
@@ -18,8 +20,19 @@ from convnext_cli.text import format_count, shorten_names
 MAX_DEPTH = 5  # levels of folders below the table's own in which images are searched
 
 
+class Images(NamedTuple):
+    """The images that the names of a table stand for."""
+
+    paths: list[str]
+    """From the root, with their suffixes; empty for a name of nothing."""
+    rows: list[int]
+    """The place of each image's name."""
+    are_in_folders: bool
+    """True if the names are those of folders."""
+
+
 class FileFinder:
-    """Finds the files that a table names.
+    """Finds the files that a table names, and by `folders` the folders.
 
     A name is compared exactly, then regardless of Unicode form, of capitals, and of a missing suffix. Backslashes
     separate folders if no file has them in its name. If paths begin on another machine, their beginning is cut.
@@ -29,14 +42,35 @@ class FileFinder:
         split: the split that the table's own name means, whose folder is preferred.
         search: True to search in the folders below `root` too.
         encoding: of the table.
+        find_folders: True to find folders in place of files.
     """
 
-    def __init__(self, root: Path, split: str | None, *, search: bool, encoding: str) -> None:
+    def __init__(
+        self, root: Path, split: str | None, *, search: bool, encoding: str, find_folders: bool = False
+    ) -> None:
         self.root, self.split, self.search, self.encoding = str(root), split, search, encoding
+        self._find_folders = find_folders
         self.notes: list[str] = []
         self.ambiguous: list[str] = []
         self._listings: dict[str, dict[str, list[str]]] = {}
         self._below: dict[str, list[str]] | None = None
+
+    @cached_property
+    def folders(self) -> "FileFinder":
+        """Finds folders by the same rules."""
+        return FileFinder(Path(self.root), self.split, search=self.search, encoding=self.encoding, find_folders=True)
+
+    def find_images(self, names: Sequence[str]) -> Images:
+        """Return the images that names stand for: files, or where no name is one, all images below folders."""
+        files = self.find_all(names)
+        if any(files) or self.ambiguous:
+            return Images([path or "" for path in files], list(range(len(names))), are_in_folders=False)
+        folders = self.folders.find_all(names)
+        self.notes, self.ambiguous = self.notes + self.folders.notes, self.folders.ambiguous
+        images = [(row, path) for row, folder in enumerate(folders) for path in _list_images(self.root, folder) or [""]]
+        if any(folders):
+            self.notes.append("the paths are folders: the images in each have the label of its row")
+        return Images([path for _, path in images], [row for row, _ in images], are_in_folders=any(folders))
 
     def matches(self, cells: Sequence[str]) -> bool:
         """Return True if most of a column's first cells name files."""
@@ -67,7 +101,8 @@ class FileFinder:
         self.ambiguous = [name for name, paths in zip(names, matches, strict=True) if len(paths) > 1]
         if any(matches) and not self.ambiguous:
             folders = sorted({path.rpartition("/")[0] for paths in matches for path in paths})
-            self.notes.append(f"images found in {shorten_names([decode_name(folder) for folder in folders])}")
+            kind = "folders" if self._find_folders else "images"
+            self.notes.append(f"{kind} found in {shorten_names([decode_name(folder) for folder in folders])}")
         return [paths[0] if len(paths) == 1 else None for paths in matches]
 
     def find(self, name: str, cut: int = 0) -> str | None:
@@ -88,7 +123,8 @@ class FileFinder:
         """Return the file in a folder that matches a name best; None if there is none, or several match equally."""
         listing = self._list(folder)
         if not listing:  # also of a folder that may be entered, not listed
-            return name if os.path.isfile(os.path.join(self.root, folder, name)) else None  # noqa: PTH113, PTH118
+            exists = os.path.isdir if self._find_folders else os.path.isfile
+            return name if exists(os.path.join(self.root, folder, name)) else None  # noqa: PTH118
         for key in _make_keys(name):
             if matches := listing.get(key):
                 if len(matches) > 1 and name not in matches:
@@ -108,9 +144,10 @@ class FileFinder:
         if folder in self._listings:
             return self._listings[folder]
         listing: dict[str, list[str]] = defaultdict(list)
+        is_wanted = is_folder if self._find_folders else is_file
         try:
             with os.scandir(os.path.join(self.root, folder)) as entries:  # noqa: PTH118
-                names = [entry.name for entry in entries if is_file(entry)]
+                names = [entry.name for entry in entries if is_wanted(entry)]
         except OSError:
             names = []
         for name in names:
@@ -155,36 +192,48 @@ class FileFinder:
         return self._below
 
 
-def find_files(table: Table, finder: FileFinder, column: str) -> list[str]:
-    """Return each row's path from the root, with its suffix.
+def find_files(table: Table, finder: FileFinder, column: str) -> Images:
+    """Return the images of each row.
 
     Raises:
-        DataError: a path is empty, names no file, or names several.
+        DataError: a path is empty, names no file and no folder of images, or names several.
     """
     names = table.columns[column]
     table.refuse("no path", [row for row, name in enumerate(names) if not name])
-    files = finder.find_all(names)
+    images = finder.find_images(names)
     if finder.ambiguous:
         number = format_count(len(finder.ambiguous), "name matches", "names match")
         raise DataError(
             f"{table.path}: {number} more than one file, such as {finder.ambiguous[0]}",
             "Name the folder of the paths with --image-root DIR, or write them with their folders and suffixes",
         )
-    missing = [row for row, path in enumerate(files) if path is None]
-    folders = [row for row in missing if os.path.isdir(os.path.join(finder.root, names[row]))]  # noqa: PTH112, PTH118
+    missing = [row for row, path in zip(images.rows, images.paths, strict=True) if not path]
+    folders = [row for row in missing if finder.folders.find(names[row])]
     table.refuse(
-        "a folder in place of a file",
+        "a folder without images" if images.are_in_folders else "a folder in place of a file",
         folders,
         [names[row] for row in folders[:EXAMPLES]],
         "Give a row for each image, with its path; a column patient or group keeps the images of a folder together",
     )
     table.refuse(
-        "a file that does not exist",
+        f"a {'folder' if images.are_in_folders else 'file'} that does not exist",
         missing,
         [names[row] for row in missing[:EXAMPLES]],
         "Correct these rows, or name the folder of the paths with --image-root DIR",
     )
-    return [path for path in files if path is not None]
+    return images
+
+
+def _list_images(root: str, folder: str | None) -> list[str]:
+    """Return the paths of all images below a folder from the root; none if it is None or cannot be read."""
+    if folder is None:
+        return []
+    place = os.path.join(root, folder, "")  # noqa: PTH118
+    try:
+        images = list(walk_folder(place, Counter()).list_images())
+    except OSError:
+        return []
+    return sorted(os.path.join(folder, path[len(place) :]) for path in images)  # noqa: PTH118
 
 
 def _list_subfolders(root: str, folder: str) -> list[str]:

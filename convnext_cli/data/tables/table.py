@@ -8,7 +8,8 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from convnext_cli.data.folders.words import is_table
@@ -49,7 +50,7 @@ def read_table(path: Path) -> Table:
     _check_quotes(path, text, rows, lines)
     if not rows:
         raise DataError(f"{path} has no rows", "Give a row for each image")
-    if any(has_image_suffix(cell) for cell in rows[0]) and len(rows[0]) > 1:
+    if any(has_image_suffix(cell) or cell.endswith(("/", "\\")) for cell in rows[0]) and len(rows[0]) > 1:
         names = [f"column {number}" for number in range(1, len(rows[0]) + 1)]  # a file without a header
     else:
         names, rows, lines = rows[0], rows[1:], lines[1:]
@@ -105,6 +106,12 @@ def _find_delimiter(text: str) -> str:
         return sum(len(row) == len(rows[0]) for row in rows) / len(rows), len(rows[0])
 
     return max(_DELIMITERS, key=fit)  # the first of equals
+
+
+def select_cells(table: Table, rows: Sequence[int]) -> Table:
+    """Return a table of some rows, of which some may repeat."""
+    columns = {name: [cells[row] for row in rows] for name, cells in table.columns.items()}
+    return replace(table, columns=columns, lines=[table.lines[row] for row in rows])
 
 
 def list_columns(names: Iterable[str]) -> list[str]:
