@@ -136,6 +136,6 @@ def _show_verdict(audit: "Audit") -> None:
     if audit.falsifies:
         console.show("Scores on this data will be wrong, for the reasons above.", style="bold red")
     else:
-        doubt = any(finding.is_possible_leakage for finding in audit.findings)
+        doubt = any(finding.leaves_doubt for finding in audit.findings)
         certain = "No certain leakage or label conflicts found; see the notes on possible leakage."
         console.show(certain if doubt else "No leakage or label conflicts found.", style="bold green")

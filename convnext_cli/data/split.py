@@ -13,6 +13,9 @@ from convnext_cli.text import format_count
 MIN_VAL_IMAGES = 50  # the 95% CI of accuracy is then 12 points to either side at worst
 TOO_FEW = "too few to choose the best epoch by"
 RESPLIT_ADVICE = "--resplit-val draws a larger one from train and val"
+MORE_VALIDATION = (
+    "Fine-tune with more validation images (--resplit-val if the data have a val split, else --val-fraction)"
+)
 MISS = 0.2  # fraction of its images that a part may miss before ties are decided by the size of parts
 FOLD = "fold-"
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.data.split import MORE_VALIDATION
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.images.raster import Pixels
 from convnext_cli.images.transforms import transform_for_eval
@@ -150,7 +151,7 @@ def _get_ood_threshold(run: Path, calibration: Calibration | None) -> float:
     if calibration is not None and calibration.novelty_threshold is not None:
         return calibration.novelty_threshold
     if calibration is not None and calibration.unfitted_reason:
-        reason, remedy = calibration.unfitted_reason, "Fine-tune with more validation images"
+        reason, remedy = calibration.unfitted_reason, MORE_VALIDATION
     elif run.suffix == ONNX_SUFFIX and not run.is_dir():
         reason, remedy = "its run was never calibrated", "Run `convnext eval` on the run and export it again"
     else:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from msgspec.structs import replace
 
+from convnext_cli.data.split import MORE_VALIDATION
 from convnext_cli.errors import UsageError
 from convnext_cli.inference.calibration import Calibration, read_validation
 from convnext_cli.inference.classifier import Classifier, find_class
@@ -91,7 +92,7 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
     if not calibration.is_fitted:
         raise UsageError(
             f"no threshold can be set: {calibration.unfitted_reason}",
-            "Fine-tune with more validation images, or leave out --target",
+            f"{MORE_VALIDATION}, or leave out --target",
         )
     logits, labels = read_validation(run, calibration, model)
     probabilities = task.activate(task.calibrate(logits, calibration))

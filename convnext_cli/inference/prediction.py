@@ -140,17 +140,14 @@ def list_run_notes(run: Path, request: PredictRequest) -> list[str]:
         return []
     folder = open_folder(run)
     if isinstance(folder, FoldsFolder):
-        notes = [_explain_uncalibrated(each, read_calibration(each), run) for each in folder.list_runs()]
+        notes = [_explain_uncalibrated(each, read_calibration(each), run, request) for each in folder.list_runs()]
         return list(dict.fromkeys(filter(None, notes)))
     calibration = read_calibration(folder)
-    uncalibrated = _explain_uncalibrated(folder, calibration, run)
-    if calibration is None and folder.is_finished:
-        return [uncalibrated]
-    notes = [note] if (note := describe_progress(folder)) else []
+    uncalibrated = _explain_uncalibrated(folder, calibration, run, request)
+    progress = describe_progress(folder)
     if calibration is None:
-        return notes
-    if uncalibrated and not request.raw and request.calibration is None:
-        notes.append(uncalibrated)
+        return list(filter(None, [progress or uncalibrated]))
+    notes = list(filter(None, [progress, uncalibrated]))
     if request.abstain and (unreliable := describe_unreliable_ood(calibration)):
         notes.append(unreliable)
     if request.raw or request.calibration is not None:
@@ -162,8 +159,13 @@ def list_run_notes(run: Path, request: PredictRequest) -> list[str]:
     return [*notes, *(f"target {name} was not met on the test split: {text}" for name, text in missed.items())]
 
 
-def _explain_uncalibrated(run: RunFolder, calibration: Calibration | None, path: Path) -> str:
-    """Return why a run is not calibrated, if it is not; `path` is its own, or that of its cross-validation."""
+def _explain_uncalibrated(run: RunFolder, calibration: Calibration | None, path: Path, request: PredictRequest) -> str:
+    """Return why a run is not calibrated, if it is not and its own calibration is to be used.
+
+    `path` is its own, or that of its cross-validation.
+    """
+    if request.raw or request.calibration is not None:
+        return ""
     if calibration is not None:
         return f"not calibrated, because {calibration.unfitted_reason}" if calibration.unfitted_reason else ""
     is_outdated = CALIBRATION.path(run.path).exists()

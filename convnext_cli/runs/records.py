@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 
-from convnext_cli.data.audit.findings import LEAKAGE, Kind
+from convnext_cli.data.audit.findings import DOUBTFUL
 from convnext_cli.errors import RunError
 from convnext_cli.images.preprocessing import Preprocessing, join_size
 from convnext_cli.metrics.summary import Fraction
@@ -164,7 +164,7 @@ class AuditFinding(Struct, frozen=True, kw_only=True):
     @property
     def leaves_doubt(self) -> bool:
         """True if leakage is possible: images may be related to those of another split, or not all were compared."""
-        return not self.falsifies and self.kind in (*LEAKAGE, Kind.NOT_COMPARED)
+        return not self.falsifies and self.kind in DOUBTFUL
 
     def describe(self) -> str:
         """Return the title, with the number of cases, and the effect."""

@@ -5,7 +5,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from convnext_cli.data.audit import duplicates
 from tests.conftest import Convnext, draw_picture, draw_relative, save_image
 
 
@@ -46,6 +48,18 @@ def test_check_reports_leakage(convnext: Convnext, leaking: Path) -> None:
         "Scores on this data will be wrong",
     ):
         assert words in outcome.out.replace("\n", " "), outcome.out
+
+
+def test_pairs_that_were_not_compared_leave_leakage_possible(
+    convnext: Convnext, few_pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert convnext("check", "data").out.splitlines()[-2] == "No leakage or label conflicts found."
+    Image.open(few_pictures[0]).save(few_pictures[0].with_name("copy.jpg"), quality=95)
+    monkeypatch.setattr(duplicates, "MAX_COMPARED", 0)
+    doubt = "No certain leakage or label conflicts found; see the notes on possible leakage."
+    assert convnext("check", "data").out.splitlines()[-2] == doubt
+    findings = json.loads(convnext("check", "data", "--json").out)["findings"]
+    assert {finding["kind"]: finding["leaves_doubt"] for finding in findings}["not compared"]
 
 
 def test_check_shows_findings_in_colour(convnext: Convnext, leaking: Path, monkeypatch: pytest.MonkeyPatch) -> None:

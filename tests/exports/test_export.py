@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from convnext_cli import evaluate, finetune, predict
+from convnext_cli.data.split import MORE_VALIDATION
 from convnext_cli.errors import ConvnextError, RunError, UsageError
 from convnext_cli.exports import quantisation
 from convnext_cli.exports.export import INT8_TOLERANCE, ExportedFile, _choose_tolerance, export_steps
@@ -148,7 +149,7 @@ def test_file_without_an_ood_score_says_why(mine: RunFolder, pictures: list[Path
     metadata = OnnxClassifier(file).metadata
     few = Calibration(weights=metadata.weights, images=12, unfitted_reason=reason)
     for calibration, problem, remedy in (
-        (few, f"has no OOD score: {reason}", "Fine-tune with more validation images, or leave out --abstain"),
+        (few, f"has no OOD score: {reason}", f"{MORE_VALIDATION}, or leave out --abstain"),
         (
             None,
             "its run was never calibrated",

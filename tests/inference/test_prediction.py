@@ -11,6 +11,7 @@ from PIL import Image
 
 from convnext_cli import evaluate, predict
 from convnext_cli.cli.app import main
+from convnext_cli.data.split import MORE_VALIDATION
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.images import decode
 from convnext_cli.images.raster import Pixels
@@ -93,7 +94,7 @@ def test_run_with_few_validation_images_has_no_ood_score_and_says_why(mine: RunF
     mine.write_calibration(calibration | {"weak": reason, "novelty_threshold": None, "thresholds": []}, {})
     with pytest.raises(UsageError, match=f"has no OOD score: {reason}") as caught:
         predict(paths_of(mine, "test")[0], mine.path, abstain=True)
-    assert caught.value.remedy == "Fine-tune with more validation images, or leave out --abstain"
+    assert caught.value.remedy == f"{MORE_VALIDATION}, or leave out --abstain"
     assert list_run_notes(mine.path, PredictRequest()) == [f"not calibrated, because {reason}"]
     assert list_run_notes(mine.path, PredictRequest(raw=True)) == []
 

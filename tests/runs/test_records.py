@@ -370,6 +370,7 @@ def test_uncalibrated_probabilities_give_a_notice(run_copy: RunFolder) -> None:
     assert "was fitted for other weights than model.safetensors" in list_run_notes(run_copy.path, PredictRequest())[0]
     (run_copy.path / "calibration.json").unlink()
     assert "calibration.json is missing" in list_run_notes(run_copy.path, PredictRequest())[0]
+    assert list_run_notes(run_copy.path, PredictRequest(raw=True)) == []
 
 
 def test_failed_evaluation_is_not_counted(run_copy: RunFolder) -> None:

@@ -24,11 +24,13 @@ from convnext_cli.images.decode import decode_image
 from convnext_cli.images.transforms import transform_for_eval
 from convnext_cli.inference.ensemble import Ensemble
 from convnext_cli.inference.evaluation import evaluate_steps
-from convnext_cli.inference.request import EvalRequest
+from convnext_cli.inference.prediction import list_run_notes
+from convnext_cli.inference.request import EvalRequest, PredictRequest
 from convnext_cli.inference.torch_classifier import TorchClassifier, open_classifier
 from convnext_cli.progress import finish
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.reports.report import write_report
+from convnext_cli.runs.files import CALIBRATION
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run
 from convnext_cli.training import lifecycle
 from convnext_cli.training.build import build_context
@@ -202,6 +204,14 @@ def test_heat_map_of_a_class_that_no_member_predicts_is_the_mean_of_all(folds_ru
     maps = [model.run_batch(images, features=False, heat=(2,)).heat[:, 0] for model in models]
     assert outputs.heat.any()
     np.testing.assert_allclose(outputs.heat, np.mean(maps, axis=0), atol=1e-6)
+
+
+def test_raw_predictions_of_folds_are_not_called_uncalibrated(folds_run: FoldsFolder, tmp_path: Path) -> None:
+    shutil.copytree(folds_run.path, tmp_path / "copy")
+    CALIBRATION.path(tmp_path / "copy/fold-2").unlink()
+    [note] = list_run_notes(tmp_path / "copy", PredictRequest())
+    assert "fold-2 is not calibrated: calibration.json is missing" in note
+    assert list_run_notes(tmp_path / "copy", PredictRequest(raw=True)) == []
 
 
 def test_ensemble_predicts_the_mean_of_its_members(data: Path, folds_run: FoldsFolder) -> None:

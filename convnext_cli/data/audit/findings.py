@@ -36,6 +36,8 @@ LEAKAGE = frozenset(
     }
 )
 """The kinds that lie in the splits, so that new splits may be free of them."""
+DOUBTFUL = LEAKAGE | {Kind.NOT_COMPARED}
+"""The kinds by which leakage is possible where it is not certain."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +69,6 @@ class Finding:
         return self.kind in LEAKAGE
 
     @property
-    def is_possible_leakage(self) -> bool:
-        """True if it is leakage that is not certain."""
-        return self.is_leakage and not self.falsifies
+    def leaves_doubt(self) -> bool:
+        """True if leakage is possible: images may be related to those of another split, or not all were compared."""
+        return not self.falsifies and self.kind in DOUBTFUL

@@ -235,7 +235,7 @@ def _find_uncompared(evidence: Evidence) -> Iterator[Finding]:
             title=f"{format_count(pairs, 'pair of similar images was', 'pairs of similar images were')} not compared: "
             "too many",
             count=pairs,
-            effect="near-duplicates among them are not detected",
+            effect="near-duplicates among them are not detected, and may lie in different splits",
             action="none",
         )
 

@@ -101,6 +101,7 @@ class Audit:
                 {
                     "kind": finding.kind.value,
                     "falsifies": finding.falsifies,
+                    "leaves_doubt": finding.leaves_doubt,
                     "severity": finding.severity,
                     "title": finding.title,
                     "count": finding.count,
