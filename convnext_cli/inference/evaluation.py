@@ -282,7 +282,7 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         split=test_set.split,
         metrics=images.compute_metrics(),
         intervals=images.compute_intervals(),
-        uncalibrated=images.task.compute_metrics(images.logits, targets, images.classes, calibration),
+        uncalibrated=images.task.compute_metrics(images.logits, targets, images.classes),
         calibration=calibration,
         operating_points=points,
         augmentation=augmentation,

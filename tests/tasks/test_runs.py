@@ -74,6 +74,20 @@ def test_a_run_learns_and_is_evaluated(kind: str, task_run: Runs) -> None:
     assert evaluation.task.display.class_heading in text or not evaluation.metrics.per_class
 
 
+def test_uncalibrated_labels_have_the_threshold_of_the_training(task_run: Runs, tmp_path: Path) -> None:
+    """Thresholds of calibrated probabilities do not suit uncalibrated ones."""
+    run = RunFolder(shutil.copytree(task_run("multilabel").path, tmp_path / "run"))
+    calibration, result = read_calibration(run), run.read_result()
+    assert calibration is not None
+    assert result is not None
+    assert result.val is not None
+    changed = structs.replace(calibration, label_thresholds=(0.999,) * 4)
+    run.write_calibration(changed.to_dict(), run.read_calibration_arrays())
+    evaluation = evaluate(run.path, split="val")
+    assert evaluation.metrics.exact_match < result.val["exact_match"]
+    assert evaluation.uncalibrated.exact_match == result.val["exact_match"]
+
+
 @pytest.mark.parametrize("kind", TASKS)
 def test_command_line_shows_the_task(kind: str, task_run: Runs, tables: dict[str, Path], convnext: Convnext) -> None:
     run, images = task_run(kind), [str(path) for path in list_images(tables[kind], 3)]
