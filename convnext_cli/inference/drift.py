@@ -218,12 +218,11 @@ def compare_samples(task: Task, classes: Sequence[str], validation: ImageMeasure
     """Return the differences between two samples of images."""
     titles = {OOD: "OOD score", "size": "size px", "aspect": "width / height"} | dict(STATISTICS.values()) | CORNERS
     one, two = (choose_one_per_group(len(sample.targets), sample.groups) for sample in (validation, here))
-    entries = [
-        (key, titles[key], MIN_DISTANCE, compare_values(validation.values[key][one], here.values[key][two]))
+    entries = [  # key, title, is_class, least distance that is drift, shift
+        (key, titles[key], False, MIN_DISTANCE, compare_values(validation.values[key][one], here.values[key][two]))
         for key in validation.values
         if key in here.values
     ]
-    num_pixels = len(entries)
     for k, name in enumerate(classes):
         parts = [
             positive[known]
@@ -231,21 +230,21 @@ def compare_samples(task: Task, classes: Sequence[str], validation: ImageMeasure
             for positive, known in [task.select_known(sample.targets[rows], k)]
         ]
         if all(map(len, parts)) and not (k == 0 and len(classes) == 2):  # of two classes, one tells both
-            entries.append((name, f"fraction of {name}", MIN_DIFFERENCE, compare_fractions(*parts)))
+            entries.append((name, f"fraction of {name}", True, MIN_DIFFERENCE, compare_fractions(*parts)))
     if task.count_outputs(len(classes)) == 1 and validation.targets.ndim == 1:  # a number
         shift = compare_values(validation.targets[one], here.targets[two])
-        entries.append((classes[0], classes[0], MIN_DISTANCE, shift))
+        entries.append((classes[0], classes[0], True, MIN_DISTANCE, shift))
     corrected = correct_holm([shift.p_value for *_, shift in entries])
     measures = [
         DriftMeasure(
             key=key,
             title=title,
-            is_class=at >= num_pixels,
+            is_class=is_class,
             difference=shift,
             p_holm=p,
             is_drift=p is not None and p < LEVEL and shift.distance >= least,
         )
-        for at, ((key, title, least, shift), p) in enumerate(zip(entries, corrected, strict=True))
+        for (key, title, is_class, least, shift), p in zip(entries, corrected, strict=True)
     ]
     return Drift(measures=tuple(measures), validation_images=len(one), images=len(two), flagged=None, expected=0.0)
 

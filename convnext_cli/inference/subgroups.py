@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -388,19 +387,20 @@ def _explain_small(images: EvaluatedImages) -> str | None:
 
 def _correct(groupings: Sequence[AttributeSubgroups]) -> tuple[list[AttributeSubgroups], int]:
     """Return the groupings with corrected p values, and the number of tests; both sides of two count once."""
-    tested = [subgroups[:1] if len(subgroups := grouping.subgroups) == 2 else subgroups for grouping in groupings]
-    p_values = [result.p_value for subgroups in tested for subgroup in subgroups for result in subgroup.metrics]
-    remaining = iter(correct_holm(p_values))
-    corrected_groupings = []
-    for grouping, subgroups in zip(groupings, tested, strict=True):
-        rows = [list(islice(remaining, len(subgroup.metrics))) for subgroup in subgroups]
-        rows *= 2 if len(grouping.subgroups) == 2 else 1
-        corrected = []
-        for subgroup, row in zip(grouping.subgroups, rows, strict=True):
-            pairs = zip(subgroup.metrics, row, strict=True)
-            corrected.append(replace(subgroup, metrics=tuple(replace(result, p_holm=p) for result, p in pairs)))
-        corrected_groupings.append(replace(grouping, subgroups=tuple(corrected)))
-    return corrected_groupings, sum(p is not None for p in p_values)
+    tested = [
+        subgroup
+        for grouping in groupings
+        for subgroup in (grouping.subgroups[:1] if len(grouping.subgroups) == 2 else grouping.subgroups)
+    ]
+    p_values = [result.p_value for subgroup in tested for result in subgroup.metrics]
+    corrected = dict(zip(p_values, correct_holm(p_values), strict=True))  # equal p values stay equal
+
+    def correct(subgroup: Subgroup) -> Subgroup:
+        results = (replace(result, p_holm=corrected[result.p_value]) for result in subgroup.metrics)
+        return replace(subgroup, metrics=tuple(results))
+
+    groupings = [replace(grouping, subgroups=tuple(map(correct, grouping.subgroups))) for grouping in groupings]
+    return groupings, sum(p is not None for p in p_values)
 
 
 def _is_worse(result: SubgroupMetric) -> bool:
