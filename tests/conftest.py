@@ -1,5 +1,7 @@
+import json
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -115,6 +117,12 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return RunFolder(folder)
 
 
+@pytest.fixture
+def run_copy(run: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of the run that a test may change, not evaluated yet."""
+    return RunFolder(shutil.copytree(run.path, tmp_path / "mine", ignore=shutil.ignore_patterns("tests.jsonl")))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets that are not ours to pass on."""
@@ -174,6 +182,19 @@ def run_all(steps: Generator[object, None, object]) -> list[Any]:
     events: list[Any] = []
     result = finish(steps, events.append)
     return [*events, result]
+
+
+def change_json(path: Path, place: str, value: Any) -> None:
+    """Replace one value of a JSON file, such as `thresholds.0.threshold`; `...` as the value removes it."""
+    data = node = json.loads(path.read_text())
+    *keys, last = place.split(".")
+    for key in keys:
+        node = node[int(key) if key.isdigit() else key]
+    if value is ...:
+        del node[last]
+    else:
+        node[last] = value
+    path.write_text(json.dumps(data))
 
 
 def draw_picture(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:

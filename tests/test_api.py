@@ -48,13 +48,6 @@ from tests.conftest import SMALL, Convnext, save_image
 LONG = (check, compare, cross_validate, evaluate, export, finetune, predict, write_report)
 
 
-@pytest.fixture
-def run_copy(run: RunFolder, tmp_path: Path) -> RunFolder:
-    """A copy of the small run that a test may write to."""
-    shutil.copytree(run.path, tmp_path / "mine", ignore=shutil.ignore_patterns("tests.jsonl"))
-    return RunFolder(tmp_path / "mine")
-
-
 def test_the_typed_settings_are_the_fields_of_settings() -> None:
     expected = {
         name: Union[entry.kind, Literal[entry.option.words]] if entry.option.words else entry.kind  # noqa: UP007  (made at run time)

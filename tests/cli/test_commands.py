@@ -17,7 +17,7 @@ from convnext_cli.models.catalog import load_builtin
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.files import CALIBRATION
 from convnext_cli.runs.folder import RunFolder
-from tests.conftest import ROOT, Convnext, Outcome, save_image
+from tests.conftest import ROOT, Convnext, Outcome, change_json, save_image
 
 
 def errors(outcome: Outcome) -> list[str]:
@@ -297,23 +297,18 @@ def test_without_a_command_help_is_shown(convnext: Convnext) -> None:
 
 
 def test_each_row_of_predict_says_that_a_target_was_missed(
-    convnext: Convnext, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    convnext: Convnext, run_copy: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     target = "sensitivity=0.5,specificity=0.2:1"
-    shutil.copytree(run.path, tmp_path / "mine", ignore=shutil.ignore_patterns("tests.jsonl"))
-    mine = RunFolder(tmp_path / "mine")
     outcome = convnext("eval", "mine", "--target", target, "--no-report")
     assert f"Target {target} is met on these images: sensitivity" in outcome.out
     assert "(confidence that it is at least 50%: " in outcome.out
     assert "Decision curve of 1 at a prevalence of 33.3%: acting on the model is better than" in outcome.out
-    kept = json.loads(CALIBRATION.path(mine.path).read_text())
-    assert kept is not None
-    kept["thresholds"][0]["threshold"] = 1.1
-    mine.write_calibration(kept, mine.read_calibration_arrays())
+    change_json(CALIBRATION.path(run_copy.path), "thresholds.0.threshold", 1.1)
     outcome = convnext("eval", "mine", "--no-report")
     assert f"warning: target {target} is not met on these images: sensitivity 0.0%" in outcome.err + outcome.out
-    index = mine.read_split()
+    index = run_copy.read_split()
     images = [index.root / index.paths[row] for row in index.rows("test")[:2]]
     outcome = convnext("predict", *images, "--run", "mine")
     rows = outcome.out.splitlines()

@@ -28,7 +28,7 @@ from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.regression import Regression
 from convnext_cli.tasks.single import Single
-from tests.conftest import SMALL, Convnext, draw_picture
+from tests.conftest import SMALL, Convnext, change_json, draw_picture
 
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 import onnx
@@ -127,10 +127,7 @@ def test_both_engines_give_the_same_predictions(mine: RunFolder, pictures: list[
 def test_file_of_padded_images_compares_floats(mine: RunFolder, pictures: list[Path], tmp_path: Path) -> None:
     """Older versions of ONNX Runtime have no comparison of uint8."""
     shutil.copytree(mine.path, tmp_path / "run")
-    config = tmp_path / "run/config.json"
-    values = json.loads(config.read_text())
-    values["pretrained_cfg"]["crop_mode"] = "border"
-    config.write_text(json.dumps(values))
+    change_json(tmp_path / "run/config.json", "pretrained_cfg.crop_mode", "border")
     file = export(RunFolder(tmp_path / "run"), output=tmp_path / "a.onnx", images=tuple(pictures)).path
     graph = onnx.shape_inference.infer_shapes(onnx.load(file)).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
@@ -292,9 +289,7 @@ def test_onnx_file_whose_metadata_contradict_its_graph_is_refused(
 
 def test_onnx_file_and_config_that_differ_are_refused(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:
     run = RunFolder(shutil.copytree(mine.path, tmp_path / "changed"))
-    config = json.loads((run.path / "config.json").read_text())
-    config["pretrained_cfg"]["crop_pct"] = 0.5
-    (run.path / "config.json").write_text(json.dumps(config))
+    change_json(run.path / "config.json", "pretrained_cfg.crop_pct", 0.5)
     words = r"model\.onnx and config\.json beside it differ in preprocessing\. Restore the original files"
     for engine in ("auto", "onnx"):
         with pytest.raises(RunError, match=words):

@@ -17,7 +17,7 @@ from convnext_cli.exports.model_card import escape_markdown, find_license, rende
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.progress import finish
 from convnext_cli.runs.folder import RunFolder
-from tests.conftest import Convnext
+from tests.conftest import Convnext, change_json
 
 
 def export(run: RunFolder, output: Path, **options: Any) -> HubFolder:
@@ -36,9 +36,7 @@ def give_base(run: RunFolder, tmp_path: Path, *, license: str | None, weights: s
     """A copy of the run that says it began with other weights."""
     shutil.copytree(run.path, tmp_path / "based")
     based = RunFolder(tmp_path / "based")
-    config = json.loads((based.path / "config.json").read_text())
-    config["pretrained_cfg"]["license"] = license
-    (based.path / "config.json").write_text(json.dumps(config))
+    change_json(based.path / "config.json", "pretrained_cfg.license", license)
     plan = based.plan.read_text()
     based.plan.write_text(
         plan.replace('weights = "auto"', f'weights = "{weights}"').replace(

@@ -23,7 +23,7 @@ from convnext_cli.reports.sites import show_drift
 from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.regression import Regression
-from tests.conftest import SMALL, Convnext
+from tests.conftest import SMALL, Convnext, change_json
 
 Pixels = NDArray[np.uint8]
 
@@ -160,17 +160,14 @@ def test_drift_from_the_validation_images_of_all_folds(
 
 
 def test_recalibration_is_fitted_and_evaluated_on_different_images(
-    run: RunFolder, others: Path, tmp_path: Path, convnext: Convnext
+    run: RunFolder, run_copy: RunFolder, others: Path, tmp_path: Path, convnext: Convnext
 ) -> None:
     data = change(others, tmp_path / "site", brighten)
     for path in sorted((data / "0").glob("*.png"))[:6]:
         shutil.copy(path, path.with_name(f"copy-{path.name}"))
-    shutil.copytree(run.path, tmp_path / "mine")
-    mine = RunFolder(tmp_path / "mine")
-    record = json.loads((mine.path / "calibration.json").read_text())
-    (mine.path / "calibration.json").write_text(json.dumps(record | {"temperature": 30.0}))
-    evaluate(mine.path, split="val", targets=["sensitivity=0.9:1"])
-    plain, result = evaluate(mine.path, data), evaluate(mine.path, data, recalibrate=40)
+    change_json(run_copy.path / "calibration.json", "temperature", 30.0)
+    evaluate(run_copy.path, split="val", targets=["sensitivity=0.9:1"])
+    plain, result = evaluate(run_copy.path, data), evaluate(run_copy.path, data, recalibrate=40)
     old, new = (each.operating_points[0].threshold for each in (plain, result))
     assert old.target == new.target
     assert old.threshold != new.threshold
@@ -186,7 +183,7 @@ def test_recalibration_is_fitted_and_evaluated_on_different_images(
     assert result.calibration is not None
     assert plain.calibration is not None
     assert result.calibration.temperature != plain.calibration.temperature
-    assert evaluate(mine.path, data).calibration == plain.calibration, "the run keeps its own"
+    assert evaluate(run_copy.path, data).calibration == plain.calibration, "the run keeps its own"
     difference = result.recalibration.gain.differences["log_loss"]
     assert difference is not None
     assert difference.value < 0
@@ -196,7 +193,7 @@ def test_recalibration_is_fitted_and_evaluated_on_different_images(
     assert json.loads(file.read_text())["temperature"] == result.calibration.temperature
     images, loss = result.recalibration.images, json.loads(file.read_text())["log_loss"]
     assert loss[1] < loss[0]
-    assert loss != record["log_loss"], "it is of the images that the new calibration was fitted on"
+    assert tuple(loss) != plain.calibration.log_loss, "it is of the images that the new calibration was fitted on"
     assert f"Recalibrated on {images} images" in outcome.out
     assert f" on {images} recalibration images; before: log loss " in outcome.out
     assert "the other ones are evaluated. The run keeps its own calibration" in outcome.err
@@ -266,13 +263,12 @@ def test_recalibration_on_too_many_images_or_for_two_runs_is_refused(run: RunFol
 
 
 def test_recalibration_without_images_of_a_class_warns_and_keeps_its_threshold(
-    run: RunFolder, others: Path, tmp_path: Path
+    run_copy: RunFolder, others: Path, tmp_path: Path
 ) -> None:
-    mine = RunFolder(shutil.copytree(run.path, tmp_path / "mine"))
-    evaluate(mine.path, split="val", targets=["sensitivity=0.9:1", "sensitivity=0.9:2"])
+    evaluate(run_copy.path, split="val", targets=["sensitivity=0.9:1", "sensitivity=0.9:2"])
     data = shutil.copytree(others, tmp_path / "site")
     shutil.rmtree(data / "2")
-    plain, result = evaluate(mine.path, data), evaluate(mine.path, data, recalibrate=40)
+    plain, result = evaluate(run_copy.path, data), evaluate(run_copy.path, data, recalibrate=40)
     (old_1, old_2), (new_1, new_2) = ([point.threshold for point in one.operating_points] for one in (plain, result))
     assert old_2 == new_2
     assert old_1 != new_1

@@ -23,7 +23,7 @@ from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.runs.files import CALIBRATION
 from convnext_cli.runs.folder import RunFolder
-from tests.conftest import Convnext, save_image
+from tests.conftest import Convnext, change_json, save_image
 
 
 def paths_of(run: RunFolder, split: str) -> list[Path]:
@@ -52,17 +52,17 @@ def test_tta_averages_the_logits_of_the_image_and_four_shifted_ones(run: RunFold
     assert np.ptp(plain, axis=0).min() > 0.01, "the views differ"
 
 
-def test_threshold_of_the_run_decides(mine: RunFolder) -> None:
-    result = evaluate(mine.path, targets=["sensitivity=0.9:1"])
+def test_threshold_of_the_run_decides(run_copy: RunFolder) -> None:
+    result = evaluate(run_copy.path, targets=["sensitivity=0.9:1"])
     [point] = result.operating_points
-    predictions = predict(paths_of(mine, "test"), mine.path)
+    predictions = predict(paths_of(run_copy, "test"), run_copy.path)
     decided = [p.decisions["sensitivity=0.9:1"] for p in predictions]
-    of_class = np.array([path.parent.name == "1" for path in paths_of(mine, "test")])
+    of_class = np.array([path.parent.name == "1" for path in paths_of(run_copy, "test")])
     assert np.mean(np.array(decided)[of_class]) == pytest.approx(point.sensitivity), "as eval said"
     for p in predictions:
         own = dict(zip(p.classes, p.probabilities, strict=True))["1"]
         assert p.decisions["sensitivity=0.9:1"] == (own >= point.threshold.threshold)
-    assert predict(paths_of(mine, "test")[0], mine.path, raw=True)[0].decisions == {}
+    assert predict(paths_of(run_copy, "test")[0], run_copy.path, raw=True)[0].decisions == {}
 
 
 def test_ood_images_are_flagged(run: RunFolder, tmp_path: Path) -> None:
@@ -80,54 +80,55 @@ def test_ood_images_are_flagged(run: RunFolder, tmp_path: Path) -> None:
     assert predict(others[0], run.path)[0].abstained is None
 
 
-def test_uncalibrated_run_cannot_abstain(mine: RunFolder) -> None:
-    (mine.path / "calibration.json").unlink()
+def test_uncalibrated_run_cannot_abstain(run_copy: RunFolder) -> None:
+    (run_copy.path / "calibration.json").unlink()
     with pytest.raises(UsageError, match="it was never calibrated"):
-        predict(paths_of(mine, "test")[0], mine.path, abstain=True)
-    assert predict(paths_of(mine, "test")[0], mine.path)[0].error is None
-    [note] = list_run_notes(mine.path, PredictRequest(abstain=True))
+        predict(paths_of(run_copy, "test")[0], run_copy.path, abstain=True)
+    assert predict(paths_of(run_copy, "test")[0], run_copy.path)[0].error is None
+    [note] = list_run_notes(run_copy.path, PredictRequest(abstain=True))
     assert "is not calibrated: calibration.json is missing" in note
 
 
-def test_run_with_few_validation_images_has_no_ood_score_and_says_why(mine: RunFolder) -> None:
-    calibration, reason = json.loads(CALIBRATION.path(mine.path).read_text()), "the validation split has only 12 images"
-    mine.write_calibration(calibration | {"weak": reason, "novelty_threshold": None, "thresholds": []}, {})
+def test_run_with_few_validation_images_has_no_ood_score_and_says_why(run_copy: RunFolder) -> None:
+    reason = "the validation split has only 12 images"
+    change_json(CALIBRATION.path(run_copy.path), "weak", reason)
+    change_json(CALIBRATION.path(run_copy.path), "novelty_threshold", None)
     with pytest.raises(UsageError, match=f"has no OOD score: {reason}") as caught:
-        predict(paths_of(mine, "test")[0], mine.path, abstain=True)
+        predict(paths_of(run_copy, "test")[0], run_copy.path, abstain=True)
     assert caught.value.remedy == f"{MORE_VALIDATION}, or leave out --abstain"
-    assert list_run_notes(mine.path, PredictRequest()) == [f"not calibrated, because {reason}"]
-    assert list_run_notes(mine.path, PredictRequest(raw=True)) == []
+    assert list_run_notes(run_copy.path, PredictRequest()) == [f"not calibrated, because {reason}"]
+    assert list_run_notes(run_copy.path, PredictRequest(raw=True)) == []
 
 
-def test_run_whose_calibration_is_of_other_weights_cannot_abstain(mine: RunFolder) -> None:
-    mine.write_calibration(json.loads(CALIBRATION.path(mine.path).read_text()) | {"weights": "00000000"}, {})
+def test_run_whose_calibration_is_of_other_weights_cannot_abstain(run_copy: RunFolder) -> None:
+    change_json(CALIBRATION.path(run_copy.path), "weights", "00000000")
     with pytest.raises(UsageError, match="its calibration is of other weights") as caught:
-        predict(paths_of(mine, "test")[0], mine.path, abstain=True)
+        predict(paths_of(run_copy, "test")[0], run_copy.path, abstain=True)
     assert caught.value.remedy.startswith("Run `convnext eval")
 
 
-def test_run_that_is_another_file_is_refused(mine: RunFolder) -> None:
+def test_run_that_is_another_file_is_refused(run_copy: RunFolder) -> None:
     for name in ("model.safetensors", "config.json"):
         with pytest.raises(RunError, match=rf"{name} is neither a run folder nor an \.onnx file\. Give one of them"):
-            predict(paths_of(mine, "test")[0], mine.path / name)
+            predict(paths_of(run_copy, "test")[0], run_copy.path / name)
         with pytest.raises(RunError, match=f"{name} is a file, not a run folder"):
-            evaluate(mine.path / name)
+            evaluate(run_copy.path / name)
 
 
-def test_engine_without_an_option_is_not_exported_again(mine: RunFolder) -> None:
+def test_engine_without_an_option_is_not_exported_again(run_copy: RunFolder) -> None:
     with pytest.raises(UsageError, match="--tta needs torch") as caught:
-        predict(paths_of(mine, "test")[0], mine.path, tta=True, engine="onnx")
+        predict(paths_of(run_copy, "test")[0], run_copy.path, tta=True, engine="onnx")
     assert caught.value.remedy == "Use --engine auto"
     with pytest.raises(UsageError, match=r"has no model\.onnx.*convnext export"):
-        predict(paths_of(mine, "test")[0], mine.path, engine="onnx")
+        predict(paths_of(run_copy, "test")[0], run_copy.path, engine="onnx")
 
 
-def test_address_is_not_called_a_missing_file(mine: RunFolder, convnext: Convnext) -> None:
+def test_address_is_not_called_a_missing_file(run_copy: RunFolder, convnext: Convnext) -> None:
     address = "https://example.org/a.png"
-    error = predict(address, mine.path)[0].error
+    error = predict(address, run_copy.path)[0].error
     assert error is not None
     assert str(error) == f"{address} is an address, and images are not downloaded. Download it, and give the file."
-    assert f"{address} is an address" in convnext("predict", address, "--run", mine.path).err
+    assert f"{address} is an address" in convnext("predict", address, "--run", run_copy.path).err
 
 
 def test_heat_maps_are_written_to_their_folder(run: RunFolder, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from convnext_cli.runs.files import AUDIT
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import AuditRecord
 from convnext_cli.tasks.registry import SINGLE
-from tests.conftest import SMALL
+from tests.conftest import SMALL, change_json
 from tests.reports.browser import CHROMIUM, Browser
 
 HOSTILE = "<script>alert(1)</script>"
@@ -67,9 +67,7 @@ def hostile(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Evaluat
     paths[first] = f"0/{QUOTES}"
     (home / "data" / index.paths[first]).rename(home / "data" / paths[first])
     mine.write_split(replace(index, root=home / "data", classes=CLASSES, paths=tuple(paths)))
-    config = json.loads((mine.path / "config.json").read_text())
-    config["label_names"] = CLASSES
-    (mine.path / "config.json").write_text(json.dumps(config))
+    change_json(mine.path / "config.json", "label_names", CLASSES)
     (mine.path / "audit.json").write_text(json.dumps({"findings": [FINDING | {"examples": [QUOTES]}]}))
     (mine.path / "calibration.json").unlink()
     mine.tests.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """Each file of a run is refused with the file, the field and the value where it does not fit, and never followed."""
 
 import http.server
-import json
 import math
 import os
 import shutil
@@ -28,28 +27,8 @@ from convnext_cli.runs.files import RANGE_TEST
 from convnext_cli.runs.folder import MODEL_REMEDY, RUN_REMEDY, RunFolder
 from convnext_cli.runs.records import MAX_BYTES
 from convnext_cli.tasks.registry import SINGLE
+from tests.conftest import change_json
 from tools.commands import call
-
-
-@pytest.fixture
-def run_copy(run: RunFolder, tmp_path: Path) -> RunFolder:
-    """A copy of the small run that a test may damage."""
-    shutil.copytree(run.path, tmp_path / "mine", ignore=shutil.ignore_patterns("tests.jsonl", "plots", "last"))
-    return RunFolder(tmp_path / "mine")
-
-
-def change(run: RunFolder, file: str, place: str, value: Any) -> None:
-    """Replace one value of a JSON file; `...` as the value removes it."""
-    path = run.path / file
-    data = node = json.loads(path.read_text())
-    *keys, last = place.split(".")
-    for key in keys:
-        node = node[int(key) if key.isdigit() else key]
-    if value is ...:
-        del node[last]
-    else:
-        node[last] = value
-    path.write_text(json.dumps(data))
 
 
 def read_all(run: RunFolder) -> None:
@@ -79,6 +58,8 @@ CHANGES = [
         "a - at b",
         r"pretrained_cfg\.crop_mode: Invalid .* \(it is \"a - at b",
     ),
+    ("config.json", "pretrained_cfg.interpolation", "random", "interpolation: Invalid enum value 'random'"),
+    ("config.json", "pretrained_cfg.crop_pct", 0, "crop_pct: Expected float > 0"),
     ("config.json", "pretrained_cfg.crop_pct", 1e400, r"crop_pct: inf is not finite"),
     ("calibration.json", "temperature", NAN, r"calibration\.json cannot be read: temperature: nan is not finite"),
     ("calibration.json", "temperature", "2", r"temperature: Expected float, got str \(it is \"2\"\)"),
@@ -112,7 +93,7 @@ CHANGES = [
 def test_changed_value_is_refused_with_file_field_and_value(
     file: str, place: str, value: Any, words: str, run_copy: RunFolder
 ) -> None:
-    change(run_copy, file, place, value)
+    change_json(run_copy.path / file, place, value)
     with pytest.raises(RunError, match=words) as caught:
         read_all(run_copy)
     assert str(run_copy.path) in str(caught.value)
@@ -243,8 +224,8 @@ def test_model_that_cannot_be_built_is_refused_without_a_plan_too(
 ) -> None:
     run_copy.plan.unlink()  # only training needs it
     read_all(run_copy)
-    change(run_copy, "config.json", "model_args.head_hidden_size", 8)
-    change(run_copy, "config.json", place, value)
+    change_json(run_copy.path / "config.json", "model_args.head_hidden_size", 8)
+    change_json(run_copy.path / "config.json", place, value)
     with pytest.raises(RunError, match=rf"config\.json cannot be read: {words}") as caught:
         read_all(run_copy)
     assert caught.value.remedy == MODEL_REMEDY
@@ -309,12 +290,12 @@ def test_run_is_loaded_from_its_own_files_only(run_copy: RunFolder, run: RunFold
             ("url", url), ("hf_hub_id", "timm/convnext_tiny"), ("file", "/no/weights.pth"), ("source", "url"),
             ("state_dict", {}), ("custom_load", True), ("pretrained", True),
         ):  # fmt: skip
-            change(run_copy, "config.json", f"pretrained_cfg.{key}", value)
+            change_json(run_copy.path / "config.json", f"pretrained_cfg.{key}", value)
         model, _, preprocessing = load_model(run_copy.path)
         original, _, same = load_model(run.path)
         for key in ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"):
             shutil.copyfile(run.path / "config.json", run_copy.path / "config.json")
-            change(run_copy, "config.json", f"model_args.{key}", {"url": url})
+            change_json(run_copy.path / "config.json", f"model_args.{key}", {"url": url})
             with pytest.raises(RunError, match=f"unknown field {key}"):
                 load_model(run_copy.path)
         server.shutdown()
@@ -333,7 +314,7 @@ def plant_leak(run: RunFolder) -> str:
         "kind": "duplicates across splits", "falsifies": True, "title": "planted", "count": 2, "examples": [],
         "effect": "the score is too good", "action": "none",
     }  # fmt: skip
-    change(run, "audit.json", "findings", [finding])
+    change_json(run.path / "audit.json", "findings", [finding])
     return "2 x planted. The score is too good"
 
 
@@ -342,7 +323,7 @@ def test_damaged_audit_gives_a_notice_and_is_measured_again(run_copy: RunFolder,
     test, train = index.rows("test")[0], index.rows("train")[0]
     data = shutil.copytree(index.root, tmp_path / "data")
     shutil.copyfile(data / index.paths[train], data / index.paths[test])  # now a duplicate across splits
-    change(run_copy, "data.json", "data", str(data))
+    change_json(run_copy.path / "data.json", "data", str(data))
     assert plant_leak(run_copy) in [note.text for note in evaluate(run_copy.path).notes]
     (run_copy.path / "audit.json").write_bytes((run_copy.path / "audit.json").read_bytes()[:-40])
     result = evaluate(run_copy.path)
@@ -366,7 +347,7 @@ def test_unfinished_run_gives_a_notice(run_copy: RunFolder) -> None:
 
 def test_uncalibrated_probabilities_give_a_notice(run_copy: RunFolder) -> None:
     assert list_run_notes(run_copy.path, PredictRequest()) == []
-    change(run_copy, "calibration.json", "weights", "00000000")
+    change_json(run_copy.path / "calibration.json", "weights", "00000000")
     assert "was fitted for other weights than model.safetensors" in list_run_notes(run_copy.path, PredictRequest())[0]
     (run_copy.path / "calibration.json").unlink()
     assert "calibration.json is missing" in list_run_notes(run_copy.path, PredictRequest())[0]
@@ -382,7 +363,7 @@ def test_failed_evaluation_is_not_counted(run_copy: RunFolder) -> None:
 
 def test_comparison_with_a_damaged_run_counts_no_evaluation(run_copy: RunFolder, tmp_path: Path) -> None:
     other = RunFolder(shutil.copytree(run_copy.path, tmp_path / "other"))
-    change(other, "calibration.json", "temperature", NAN)
+    change_json(other.path / "calibration.json", "temperature", NAN)
     done = call("eval", str(run_copy.path), str(other.path))
     assert (done.code, done.crash) == (3, "")
     assert "temperature: nan is not finite" in done.err

@@ -29,7 +29,7 @@ from convnext_cli.inference.recalibration import keep_labels
 from convnext_cli.inference.teacher import open_teacher
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.reports.report import write_report
-from convnext_cli.runs.files import CALIBRATION
+from convnext_cli.runs.files import CALIBRATION_ARRAYS
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import TASKS as KINDS
@@ -298,9 +298,9 @@ def test_label_of_no_validation_group_has_no_threshold_on_groups(task_run: Runs,
     run = RunFolder(shutil.copytree(task_run("multilabel").path, tmp_path / "mine"))
     targets = ["sensitivity=0.8:NW", "sensitivity=0.8:NE"]
     evaluate(run.path, targets=targets)
-    kept, arrays = json.loads(CALIBRATION.path(run.path).read_text()), run.read_calibration_arrays()
+    arrays = run.read_calibration_arrays()
     arrays["val_labels"][:, 0] = 0
-    run.write_calibration(kept, arrays)
+    run.write_arrays(CALIBRATION_ARRAYS, arrays, {"weights": run.fingerprint_weights()})
     groups = evaluate(run.path, per="group").per_group
     assert groups is not None
     assert groups.pooling.is_fitted

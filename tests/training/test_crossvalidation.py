@@ -38,7 +38,7 @@ from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.crossvalidation import cross_validate_steps, train_steps
 from convnext_cli.training.events import CrossValidationResult, FoldDone, Started, StepDone
 from convnext_cli.training.request import TrainRequest
-from tests.conftest import SMALL, Convnext, run_all
+from tests.conftest import SMALL, Convnext, change_json, run_all
 from tests.training.conftest import make_request, train
 from tools.kill_test import copy_images
 
@@ -236,9 +236,7 @@ def test_ensemble_predicts_the_mean_of_its_members(data: Path, folds_run: FoldsF
 
 def test_folds_of_different_preprocessing_are_no_ensemble(data: Path, folds_run: FoldsFolder) -> None:
     shutil.copytree(folds_run.path, "cv")
-    config = json.loads(Path("cv/fold-2/config.json").read_text())
-    config["pretrained_cfg"]["crop_pct"] = 0.5
-    Path("cv/fold-2/config.json").write_text(json.dumps(config))
+    change_json(Path("cv/fold-2/config.json"), "pretrained_cfg.crop_pct", 0.5)
     with pytest.raises(RunError, match=r"folds of cv differ in classes or in preprocessing\. Evaluate them one"):
         predict(next(data.rglob("*.png")), "cv")
 

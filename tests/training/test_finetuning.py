@@ -27,7 +27,7 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
 from convnext_cli.training.finetuning import finetune_steps
-from tests.conftest import Convnext, limit_files, save_image
+from tests.conftest import Convnext, change_json, limit_files, save_image
 from tests.training.conftest import small_request, tiny_request, train
 from tools.kill_test import read_final_files
 
@@ -264,9 +264,7 @@ def test_run_in_the_data_folder_is_refused(digits: Path, monkeypatch: pytest.Mon
 def test_licence_follows_the_weights(digits: Path, run: RunFolder, tmp_path: Path) -> None:
     source = tmp_path / "v2"
     shutil.copytree(run.path, source)
-    config = json.loads((source / "config.json").read_text())
-    config["pretrained_cfg"]["license"] = "cc-by-nc-4.0"
-    (source / "config.json").write_text(json.dumps(config))
+    change_json(source / "config.json", "pretrained_cfg.license", "cc-by-nc-4.0")
     for weights in (source, source / "model.safetensors"):
         started = train(small_request(digits, tmp_path / f"run-{weights.suffix}", weights=weights, epochs=1))[1]
         assert started.license == "cc-by-nc-4.0"

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from convnext_cli.errors import ConvnextError, DataError, RunError, UsageError
-from convnext_cli.files import write_text
 from convnext_cli.models.weights import write_tensors
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.recipes.settings import declare_settings
@@ -24,6 +23,7 @@ from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.origin import CHANGEABLE
 from convnext_cli.training.planning import prepare
 from convnext_cli.training.request import TrainRequest
+from tests.conftest import change_json
 from tests.training.conftest import resume, stop_after, tiny_request
 from tools.kill_test import copy_images, read_final_files
 
@@ -171,8 +171,7 @@ def test_changed_split_is_refused_and_its_rows_named(
 
 
 def test_reordered_classes_are_refused(run: RunFolder) -> None:
-    data_record = json.loads((run.path / "data.json").read_text())
-    write_text(run.path / "data.json", json.dumps(data_record | {"classes": data_record["classes"][::-1]}))
+    change_json(run.path / "data.json", "classes", ["2", "1", "0"])
     with pytest.raises(RunError, match=r"classes in run/data\.json were changed: 2, 1, 0; the run began with 0, 1, 2"):
         prepare(TrainRequest(resume=run.path))
 
