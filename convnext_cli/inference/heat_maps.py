@@ -1,4 +1,4 @@
-"""The heat maps of a prediction: which classes they explain, and the files that they are drawn into."""
+"""The Grad-CAM heat maps of a prediction: which classes they explain, and how they are drawn over the image."""
 
 import os
 from collections.abc import Sequence
@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from convnext_cli.data.outside import check_outside_data
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.files import check_output, check_outside, replace_output, resolve_links
+from convnext_cli.images.augmentation import Box
+from convnext_cli.images.raster import Pixels
 from convnext_cli.images.transforms import locate_frame
 from convnext_cli.inference.classifier import Classifier, Heat, Outputs, find_class
 from convnext_cli.inference.request import PredictRequest
@@ -22,6 +25,10 @@ from convnext_cli.tasks.task import Outcome
 CAPTION_CLASSES = 3  # in the caption of a heat map
 MAX_MAPS = 6  # side by side in a picture; --explain-class draws any others
 MAX_STEM = 200  # bytes; a file name has room for 255
+# From transparent over violet and orange to pale yellow (matplotlib's inferno at 0, 1/4, 1/2, 3/4 and 1).
+_COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64)
+OPACITY = 0.65  # at the maximum of the heat map
+FRAME = (255, 176, 0)  # colour of the frame around the model's crop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +48,6 @@ class HeatMaps:
 
         `row` is the number of the image, from 1, and `place` that in its batch of `outputs`, from 0.
         """
-        from convnext_cli.inference.explain import draw_explanation  # torch, which is imported by now
-
         maps = self._choose(outputs.heat[place], outputs.logits[place], outcome)
         parts = self.classifier.task.list_parts(outcome, CAPTION_CLASSES, lambda name: name)
         side = "right" if len(maps) == 1 else "from the left, after the image"
@@ -136,3 +141,68 @@ def _name_file(row: int, source: Source) -> str:
     """Return the file name of an image's heat map; `row` is from 1."""
     stem = source.stem.encode("utf-8", "surrogateescape")[:MAX_STEM].decode("utf-8", "ignore")
     return f"{row:05d}-{stem}.png"
+
+
+def overlay_heat(image: Pixels, heat: NDArray[np.float32], box: Box | None = None) -> Pixels:
+    """Return an image (H, W, 3) with a heat map (h, w) over it; the maximum is the brightest.
+
+    `box` is the part of the heat map that covers the image: left, top, right, bottom, in its positions; None for all.
+    """
+    maximum = float(heat.max())
+    scaled = heat / maximum if maximum > 0 else np.zeros_like(heat)
+    size = (image.shape[1], image.shape[0])
+    enlarged = Image.fromarray(scaled.astype(np.float32)).resize(size, Image.Resampling.BICUBIC, box=box)
+    smooth = np.asarray(enlarged).clip(0, 1)
+    stops = np.linspace(0, 1, len(_COLOURS))
+    colours = np.stack([np.interp(smooth, stops, _COLOURS[:, c]) for c in range(3)], axis=-1)
+    alpha = OPACITY * smooth[..., None]
+    return np.rint(image * (1 - alpha) + colours * alpha).astype(np.uint8)
+
+
+def draw_explanation(image: Pixels, maps: Sequence[NDArray[np.float32]], frame: Box, caption: str) -> Image.Image:
+    """Draw an image (H, W, 3) at its own size, beside it the image with each heat map, and a caption below all.
+
+    Args:
+        image: the whole image.
+        maps: heat maps (h, w), of the model's input.
+        frame: the input: left, top, right, bottom, in pixels of the image; with padding beyond it. It is drawn where it
+            is not the whole image.
+        caption: one line.
+    """
+    caption = "".join(letter if letter.isprintable() else "?" for letter in caption)
+    height, width = image.shape[:2]
+    left, top = max(0, round(frame[0])), max(0, round(frame[1]))
+    right, bottom = min(width, max(left + 1, round(frame[2]))), min(height, max(top + 1, round(frame[3])))
+    gap = max(2, round(0.01 * max(width, height)))
+    text_height = max(12, round(0.03 * max(width, height)))
+    canvas = Image.new("RGB", (width + len(maps) * (width + gap), height + 2 * text_height), "white")
+    canvas.paste(Image.fromarray(image), (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for number, heat in enumerate(maps, start=1):
+        heated, x = image.copy(), number * (width + gap)
+        heated[top:bottom, left:right] = overlay_heat(
+            image[top:bottom, left:right], heat, _find_inside(frame, width, height, heat.shape)
+        )
+        canvas.paste(Image.fromarray(heated), (x, 0))
+        if (left, top, right, bottom) != (0, 0, width, height):
+            edge = (x + left, top, x + right - 1, bottom - 1)
+            draw.rectangle(edge, outline=FRAME, width=max(1, gap // 4))
+    while text_height > 8 and draw.textlength(caption, _load_font(text_height)) > canvas.width - 2 * gap:
+        text_height -= 1
+    draw.text((gap, height + text_height // 4), caption, fill="black", font=_load_font(text_height))
+    return canvas
+
+
+def _find_inside(frame: Box, width: int, height: int, shape: tuple[int, ...]) -> Box:
+    """Return the part of a heat map of a shape (h, w) that lies inside the image, in its positions."""
+    x, y = shape[1] / (frame[2] - frame[0]), shape[0] / (frame[3] - frame[1])
+    left, top = max(0.0, -frame[0]) * x, max(0.0, -frame[1]) * y
+    right, bottom = shape[1] - max(0.0, frame[2] - width) * x, shape[0] - max(0.0, frame[3] - height) * y
+    return left, top, right, bottom
+
+
+def _load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Return DejaVu Sans of matplotlib, which has Greek, Cyrillic and more; Pillow's own font has only Latin."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

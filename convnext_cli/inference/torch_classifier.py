@@ -1,6 +1,7 @@
 """Classifier of a run folder, or of a cross-validation, with torch."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 
 from convnext_cli.inference.classifier import BATCH_SIZE, Classifier, Heat, Outputs
 from convnext_cli.inference.ensemble import Ensemble, open_ensemble
-from convnext_cli.inference.explain import map_heat
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.kernels.blocks import keep_freed_memory, use_fused_blocks
 from convnext_cli.models.device_memory import BatchHalver, guard_memory
@@ -95,3 +95,24 @@ def open_classifier(run: RunFolder, *, tta: bool = False, cache: bool = True) ->
     if isinstance(run, FoldsFolder):
         return open_ensemble(run, lambda fold_run: TorchClassifier(fold_run.path, tta=tta, cache=cache))
     return TorchClassifier(run.path, tta=tta, cache=cache)
+
+
+def map_heat(model: Any, features: Tensor, classes: Tensor) -> Tensor:
+    """Return the Grad-CAM of a class at the last stage, (B, h, w), 0 and above.
+
+    Source: Selvaraju et al. 2017 (arXiv:1610.02391), equation 2. ConvNeXt's head averages over positions before its
+    norm and classifier, so the gradient is the same at every position, and the map is the exact contribution of each
+    position to the class's linearised logit.
+
+    Args:
+        model: a timm ConvNeXt of either family.
+        features: (B, C, h, w), the output of its `forward_features`.
+        classes: (B,) the classes to explain.
+    """
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        features = features.detach().clone().requires_grad_()
+        logits = model.forward_head(features)
+        class_logits = logits[torch.arange(len(classes)), classes.clone()].sum()
+        (gradient,) = torch.autograd.grad(class_logits, features)
+        weights = gradient.mean(dim=(2, 3), keepdim=True)
+        return (weights * features).sum(dim=1).relu().detach()

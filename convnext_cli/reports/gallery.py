@@ -10,7 +10,7 @@ from PIL import Image
 from convnext_cli.images.raster import Pixels
 from convnext_cli.inference.classifier import Outputs, load_for_eval
 from convnext_cli.inference.evaluation import Evaluation
-from convnext_cli.inference.explain import overlay_heat
+from convnext_cli.inference.heat_maps import overlay_heat
 from convnext_cli.inference.torch_classifier import TorchClassifier, open_classifier
 from convnext_cli.runs.folds import open_folder
 

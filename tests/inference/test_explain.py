@@ -5,7 +5,8 @@ import torch
 
 from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.images.transforms import locate_frame, transform_for_eval
-from convnext_cli.inference.explain import draw_explanation, map_heat, overlay_heat
+from convnext_cli.inference.heat_maps import draw_explanation, overlay_heat
+from convnext_cli.inference.torch_classifier import map_heat
 from convnext_cli.models.forward import make_views, split_model
 
 MODELS = [("convnext_atto", {}), ("convnextv2_atto", {}), ("convnext_atto", {"head_norm_first": True})]

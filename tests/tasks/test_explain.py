@@ -12,8 +12,7 @@ from PIL import Image
 
 from convnext_cli import predict
 from convnext_cli.errors import UsageError
-from convnext_cli.inference.explain import map_heat
-from convnext_cli.inference.torch_classifier import TorchClassifier
+from convnext_cli.inference.torch_classifier import TorchClassifier, map_heat
 from convnext_cli.models.forward import prepare_input, split_model
 from convnext_cli.runs.folder import RunFolder
 from tests.conftest import Convnext

@@ -19,7 +19,7 @@ from convnext_cli.exports.request import ExportRequest
 from convnext_cli.images.decode import decode_image
 from convnext_cli.images.transforms import transform_for_eval
 from convnext_cli.inference.classifier import open_for_eval
-from convnext_cli.inference.explain import draw_explanation
+from convnext_cli.inference.heat_maps import draw_explanation
 from convnext_cli.inference.prediction import predict
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.progress import finish
