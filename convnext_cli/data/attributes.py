@@ -104,26 +104,29 @@ def _list_tables(index: Index, table: Path | None) -> list[Path]:
         return [table]
     if index.table is not None and index.table.is_file():
         return [index.table]
-    return list_tables(index.root)
+    return list_tables(index.root if index.table is None or not index.table.is_dir() else index.table)
 
 
 def _read_column(index: Index, tables: Sequence[Table], name: str) -> Attribute | None:
-    """Return an attribute from the first table that has it; None if none has.
+    """Return an attribute from the tables that have it, each image's from the first that names it; None if none has.
 
     Raises:
-        DataError: the table has the column, and is not of these images.
+        DataError: a table has the column, and gives an image or a group two values.
     """
+    values: dict[int, str] = {}
+    sources: list[str] = []
     for table in tables:
-        if fold_column(name) not in map(fold_column, table.columns):
+        if fold_column(name) not in map(fold_column, table.columns) or len(values) == len(index):
             continue
         column = find_named(table, name, "")  # the exact name before another spelling
         rows = _match_paths(index, table, column) or _match_groups(index, table, column)
-        if not rows:
-            continue
-        cells = table.columns[column]
-        values = tuple(cells[rows[row]] if row in rows else "" for row in range(len(index)))
-        return Attribute(name=name, source=f"column {column!r} of {table.path.name}", values=values)
-    return None
+        if new := {row: table.columns[column][at] for row, at in rows.items() if row not in values}:
+            values |= new
+            sources.append(f"column {column!r} of {table.path.name}")
+    if not values:
+        return None
+    cells = tuple(values.get(row, "") for row in range(len(index)))
+    return Attribute(name=name, source=", ".join(sources), values=cells)
 
 
 def _match_paths(index: Index, table: Table, attribute: str) -> dict[int, int]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from convnext_cli.data.folders.remedies import choose_example, describe_others
+from convnext_cli.data.folders.splits import find_split_tables
 from convnext_cli.data.folders.words import is_form
 from convnext_cli.data.index import NONE, Index, describe_skipped
 from convnext_cli.data.layout import Layout
@@ -16,6 +17,8 @@ from convnext_cli.errors import DataError, UsageError
 from convnext_cli.options import AUTO
 from convnext_cli.text import format_part, shorten_names
 
+Files = tuple[Path, ...]
+"""A table, or the tables of the splits."""
 Pair = tuple[int, int]
 """The label of an image by its folder, and by a table."""
 MAX_BESIDE, MAX_TABLES = 64 * 1024**2, 20
@@ -47,22 +50,25 @@ def choose_class_source(layout: Layout, folders: Index, source: Path, options: T
         raise UsageError(f"--image-root is for a CSV file, and {source} has none", "Leave it out, or give the CSV file")
     tables, errors = _read_tables(paths, options)
 
+    files: Files = ()
     if _names_classes(folders, paths, options):
-        index = _find_extension(tables, folders, source) or folders
+        index, files = _find_extension(tables, folders, source) or (folders, ())
     elif len(tables) == 1:
-        [(path, table)] = tables.items()
-        index = _describe_only_table(path, table, layout, forms)
+        [(files, table)] = tables.items()
+        index = _describe_only_table(files, table, layout, forms)
     elif tables:
         problem = layout.error.problem if layout.error else f"{source} does not have two class folders"
-        example = choose_example(map(str, sorted(tables, key=lambda path: len(tables[path]), reverse=True)))
+        largest = sorted(tables, key=lambda files: len(tables[files]), reverse=True)
+        example = choose_example(str(path) for files in largest for path in files)
         raise DataError(
-            f"{problem}; {', '.join(path.name for path in tables)} each name classes",
+            f"{problem}; {', '.join(map(_name_files, tables))} each name classes",
             f"Give one of them itself, such as {example}, or one table with a column split",
         )
     else:
         raise _explain_missing_classes(layout, folders, errors, source, options)
-    index, group_table = add_groups(index, paths, options)
-    if unused := [path.name for path in paths if path not in (index.table, group_table)]:
+    others = [path for path in paths if path not in files]
+    index, group_table = add_groups(index, others, options)
+    if unused := [path.name for path in others if path != group_table]:
         index = replace(index, notes=(*index.notes, f"tables that are not used: {shorten_names(unused)}"))
     return index
 
@@ -74,22 +80,35 @@ def _names_classes(folders: Index, tables: Sequence[Path], options: TableOptions
     )
 
 
-def _read_tables(paths: Sequence[Path], options: TableOptions) -> tuple[dict[Path, Index], dict[Path, DataError]]:
-    """Return the indices of the tables that can be read, and the errors of the others."""
-    from convnext_cli.data.manifest import read_manifest
+def _read_tables(paths: Sequence[Path], options: TableOptions) -> tuple[dict[Files, Index], dict[Files, DataError]]:
+    """Return the indices of the tables that can be read, those of splits as one, and the errors of the others."""
+    from convnext_cli.data.manifest import read_manifest, read_split_manifests
 
-    tables: dict[Path, Index] = {}
-    errors: dict[Path, DataError] = {}
-    for path in paths:
+    tables: dict[Files, Index] = {}
+    errors: dict[Files, DataError] = {}
+    sets = find_split_tables(paths)
+    for splits in sets:
         try:
-            tables[path] = read_manifest(path, options)
+            index, files = read_split_manifests(splits, options)
+            tables[files] = index
         except DataError as error:
-            errors[path] = error
+            errors[tuple(splits.values())] = error
+    in_sets = {path for splits in sets for path in splits.values()}
+    for path in paths:
+        if path not in in_sets:
+            try:
+                tables[(path,)] = read_manifest(path, options)
+            except DataError as error:
+                errors[(path,)] = error
     return tables, errors
 
 
-def add_groups(index: Index, paths: Sequence[Path], options: TableOptions) -> tuple[Index, Path | None]:
-    """Return the index with the groups that another table gives its images, and that table; None without one.
+def _name_files(files: Files) -> str:
+    return " + ".join(path.name for path in files)
+
+
+def add_groups(index: Index, others: Sequence[Path], options: TableOptions) -> tuple[Index, Path | None]:
+    """Return the index with the groups that one of other tables gives its images, and that table; None without one.
 
     Raises:
         DataError: the class folders are these groups.
@@ -100,7 +119,7 @@ def add_groups(index: Index, paths: Sequence[Path], options: TableOptions) -> tu
 
     if any(index.groups) or options.group_column == NONE:
         return index, None
-    others = [path for path in paths if path != index.table and path.stat().st_size <= MAX_BESIDE]
+    others = [path for path in others if path.stat().st_size <= MAX_BESIDE]
     is_known = not set(index.classes).isdisjoint(options.known_labels)
     for path in others[:MAX_TABLES]:
         file_groups = read_file_groups(path, options.image_root)
@@ -133,14 +152,14 @@ def _are_groups(folders: Index, groups: Sequence[str], known: Set[str]) -> bool:
     return is_each or (len(folders.classes) > 1 and known >= set(folders.classes))
 
 
-def _find_extension(tables: dict[Path, Index], folders: Index, source: Path) -> Index | None:
+def _find_extension(tables: dict[Files, Index], folders: Index, source: Path) -> tuple[Index, Files] | None:
     """Return the first table that has the classes and all images of the folders, and more columns; None if none has.
 
     Raises:
         DataError: a table contradicts the folders.
     """
     extensions = []
-    for path, table in tables.items():
+    for names, table in tables.items():
         label_of = dict(zip(_list_files(folders), folders.labels, strict=True))
         files = _list_files(table)
         pairs = Counter(
@@ -149,11 +168,11 @@ def _find_extension(tables: dict[Path, Index], folders: Index, source: Path) -> 
         if not pairs or table.values:  # other images; or numbers, such as ages, which name no classes
             continue
         if not _is_one_to_one(pairs):
-            raise _describe_contradiction(path, table, folders, pairs, source)
+            raise _describe_contradiction(names, table, folders, pairs, source)
         has_more = any(table.groups) or any(table.folds) or (any(table.splits) and not any(folders.splits))
         if has_more and label_of.keys() <= set(files):
-            note = f"the classes of {path.name} are those of the folders; its other columns are used"
-            extensions.append(replace(table, notes=(note, *table.notes)))
+            note = f"the classes of {_name_files(names)} are those of the folders; other columns are used"
+            extensions.append((replace(table, notes=(note, *table.notes)), names))
     return extensions[0] if extensions else None
 
 
@@ -163,35 +182,37 @@ def _is_one_to_one(pairs: Iterable[tuple[object, object]]) -> bool:
     return len(by_folder) == len(set(by_folder)) == len(set(by_table))
 
 
-def _describe_contradiction(path: Path, table: Index, folders: Index, pairs: Counter[Pair], source: Path) -> DataError:
+def _describe_contradiction(
+    files: Files, table: Index, folders: Index, pairs: Counter[Pair], source: Path
+) -> DataError:
     """Return the error of a table that gives the images other classes than their folders do."""
     (by_folder, by_table), _ = min(
         pairs.items(),
         key=lambda pair: (fold_name(folders.classes[pair[0][0]]) == fold_name(table.classes[pair[0][1]]), pair[1]),
     )
     return DataError(
-        f"{source} has folders ({', '.join(folders.classes[:5])}) and a table ({path.name}: "
+        f"{source} has folders ({', '.join(folders.classes[:5])}) and a table ({_name_files(files)}: "
         f"{', '.join(table.classes[:5])}) that give the images different classes, such as "
         f"{folders.classes[by_folder]!r} and {table.classes[by_table]!r}",
-        f"Give the table itself, {path}, to train on its classes; or move it out of the folder to "
+        f"Give the table itself, {files[0]}, to train on its classes; or move it out of the folder to "
         "train on the folders' names",
     )
 
 
-def _describe_only_table(path: Path, table: Index, layout: Layout, forms: Sequence[str]) -> Index:
+def _describe_only_table(files: Files, table: Index, layout: Layout, forms: Sequence[str]) -> Index:
     """Return the index of the only table, with notes on its choice and the number of images without a row."""
     listed = set(_list_files(table))
     without_row = sum(os.path.abspath(image) not in listed for image in layout.tree.list_images())  # noqa: PTH100
     others = {reason: count for reason, count in (+layout.skipped).items() if not reason.startswith("image ")}
-    skipped = others | ({f"image without a row in {path.name}": without_row} if without_row else {})
-    notes = [f"the classes are those of {path.name}"]
+    skipped = others | ({f"image without a row in {_name_files(files)}": without_row} if without_row else {})
+    notes = [f"the classes are those of {_name_files(files)}"]
     if forms:
         notes.append(f"{', '.join(forms)} not used: a submission form has no true labels")
     return replace(table, notes=(*notes, *table.notes), skipped=table.skipped | skipped)
 
 
 def _explain_missing_classes(
-    layout: Layout, folders: Index, errors: dict[Path, DataError], source: Path, options: TableOptions
+    layout: Layout, folders: Index, errors: dict[Files, DataError], source: Path, options: TableOptions
 ) -> DataError:
     """Return the error that tells most about folders without classes and tables that cannot be used."""
     from convnext_cli.tasks.reading import OtherTaskError
@@ -200,10 +221,10 @@ def _explain_missing_classes(
         if isinstance(error, OtherTaskError) or options.image_root != AUTO:
             return error
     if errors and (layout.error or folders):
-        path = min(errors)
+        files = min(errors)
         problem = layout.error.problem if layout.error else f"{source} has one class only ({folders.classes[0]!r})"
-        problem = f"{problem} ({path.name} cannot be used: {errors[path].problem})"
-        remedy = layout.error.remedy if layout.error and len(errors) > 1 else errors[path].remedy
+        problem = f"{problem} ({_name_files(files)} cannot be used: {errors[files].problem})"
+        remedy = layout.error.remedy if layout.error and len(errors) > 1 else errors[files].remedy
         return DataError(problem, remedy)
     if layout.error:
         return layout.error

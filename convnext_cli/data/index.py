@@ -66,7 +66,7 @@ class Index:
     task_record: dict[str, Any] | None = None
     """The task as `Task.to_dict` gives it; None for one class per image."""
     table: Path | None = None
-    """The CSV file that it was read from; None for folders."""
+    """The CSV file that it was read from, or the folder of those of the splits; None for class folders."""
     source: Path | None = field(default=None, compare=False)
     """The folder, CSV file or zip file that the user named; None where that is not known."""
     fold_names: tuple[str, ...] = ()

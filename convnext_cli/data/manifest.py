@@ -4,17 +4,17 @@ Columns are recognised by name and by content. Notes name the columns that are n
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.folders.words import describe_joined
-from convnext_cli.data.index import Index, number_targets
+from convnext_cli.data.index import NONE, Index, number_targets
 from convnext_cli.data.tables.columns import find_columns, list_patients, read_folds, read_groups, read_splits
 from convnext_cli.data.tables.files import FileFinder, Images, find_files
 from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
-from convnext_cli.data.tables.table import list_columns, read_table, select_cells
+from convnext_cli.data.tables.table import join_tables, list_columns, read_table, select_cells, select_columns
 from convnext_cli.data.tables.targets import read_targets
 from convnext_cli.encoding import UTF_8, normalise_name
 from convnext_cli.errors import DataError
@@ -51,16 +51,106 @@ def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
         OtherTaskError: the targets are not of the task that was asked for.
         DataError: a column is missing, a file does not exist, or rows are inconsistent; all such rows are counted.
     """
-    table, image_root = read_table(path), options.image_root
-    if image_root != AUTO and not Path(image_root).is_dir():
-        raise DataError(
-            f"--image-root {image_root} is not a folder", "Give the folder that the paths of the CSV begin in"
-        )
-    root = path.parent if image_root == AUTO else Path(image_root)
-    finder = FileFinder(root, find_split(path.stem), search=image_root == AUTO, encoding=table.encoding)
-    columns = find_columns(table, finder, options)
-    paths, image_rows, are_in_folders = find_files(table, finder, columns["path"])
-    table = select_cells(table, image_rows)
+    return _read_rows(_locate_images(read_table(path), options), options)
+
+
+def read_split_manifests(paths: Mapping[str, Path], options: TableOptions) -> tuple[Index, tuple[Path, ...]]:
+    """Read the tables of splits as one; return the index and the tables that it is from.
+
+    A table without labels or images, such as the `test.csv` of a competition, is left out. So is one in which all
+    labels are the same: they are dummies. If only the training split's is left, it is read as any table.
+
+    Args:
+        paths: the table of each split, the training split's first. They have its columns.
+        options: as in `read_manifest`.
+
+    Raises:
+        OtherTaskError: the targets are not of the task that was asked for.
+        DataError: as in `read_manifest`.
+    """
+    train = _locate_images(read_table(paths["train"]), options)
+    label_columns = read_targets(train.table, train.columns, options).columns
+    parts = {"train": train}
+    for split, path in list(paths.items())[1:]:
+        table = select_columns(read_table(path), train.table.columns)
+        has_labels = any(len(set(table.columns.get(name, ()))) > 1 for name in label_columns)
+        cells = table.columns.get(train.columns["path"], ())
+        finder = _make_finder(table, options)
+        if has_labels and (finder.matches(cells) or finder.folders.matches(cells)):
+            parts[split] = _locate_images(table, options, train.columns)
+    if len(parts) == 1:
+        return _read_rows(train, options), (paths["train"],)
+    files = tuple(paths[split] for split in parts)
+    located = list(parts.values())
+    table = join_tables([part.table for part in located])
+    columns, note = train.columns, []
+    if "split" not in columns and options.split_column != NONE:
+        cells = [split for split, part in parts.items() for _ in part.paths]
+        table, columns = replace(table, columns=table.columns | {"split": cells}), columns | {"split": "split"}
+        note = [f"splits by the names of tables: {', '.join(path.name for path in files)}"]
+    joined = _Located(
+        table=table,
+        root=train.root,
+        columns=columns,
+        paths=[path for part in located for path in part.paths],
+        are_in_folders=train.are_in_folders,
+        notes=list(dict.fromkeys([*note, *(note for part in located for note in part.notes)])),
+    )
+    return _read_rows(joined, options), files
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Located:
+    """A table with a row for each image."""
+
+    table: Table
+    root: Path
+    columns: dict[str, str]
+    """As `find_columns` gives them."""
+    paths: list[str]
+    """Of the images, from the root."""
+    are_in_folders: bool
+    notes: list[str]
+
+
+def _make_finder(table: Table, options: TableOptions) -> FileFinder:
+    """Return the finder of a table's files.
+
+    Raises:
+        DataError: the folder that the options give does not exist.
+    """
+    is_auto = options.image_root == AUTO
+    root = table.path.parent if is_auto else Path(options.image_root)
+    if not is_auto and not root.is_dir():
+        raise DataError(f"--image-root {root} is not a folder", "Give the folder that the paths of the CSV begin in")
+    return FileFinder(root, find_split(table.path.stem), search=is_auto, encoding=table.encoding)
+
+
+def _locate_images(table: Table, options: TableOptions, columns: dict[str, str] | None = None) -> _Located:
+    """Return a table with a row for each image; `columns` are the known ones, None to find them.
+
+    Raises:
+        DataError: there is no column of paths, or a file does not exist.
+    """
+    finder = _make_finder(table, options)
+    columns = find_columns(table, finder, options) if columns is None else columns
+    images = find_files(table, finder, columns["path"])
+    return _Located(
+        table=select_cells(table, images.rows) if images.are_in_folders else table,
+        root=Path(finder.root),
+        columns=columns,
+        paths=images.paths,
+        are_in_folders=images.are_in_folders,
+        notes=[
+            *([f"read as {table.encoding}, as it is not UTF-8"] if table.encoding != UTF_8 else []),
+            *finder.notes,
+        ],
+    )
+
+
+def _read_rows(located: _Located, options: TableOptions) -> Index:
+    """Return the index of a table whose images are found. Raises the errors of `read_manifest`."""
+    table, columns, paths = located.table, dict(located.columns), located.paths
     splits = read_splits(table, columns)
     folds = read_folds(table, columns, splits)
     if not folds:
@@ -69,8 +159,7 @@ def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
     table = replace(table, has_repeats=len(set(paths)) < len(paths))
     targets, joined = _join_rows(paths, read_targets(table, columns, options))
     notes = [
-        *([f"read as {table.encoding}, as it is not UTF-8"] if table.encoding != UTF_8 else []),
-        *finder.notes,
+        *located.notes,
         *describe_joined(targets.labels),
         *_describe_columns(table, columns, targets.columns, folds, options.attributes),
         *_describe_groups(columns.get("group", ""), groups),
@@ -83,10 +172,10 @@ def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
         splits=splits,
         folds=folds,
         groups=groups,
-        folders=table.columns[columns["path"]] if are_in_folders else (),
+        folders=table.columns[columns["path"]] if located.are_in_folders else (),
         is_joined=bool(joined),
     )
-    return _make_index(table, root, rows, notes)
+    return _make_index(table, located.root, rows, notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +197,7 @@ def read_file_groups(path: Path, image_root: str = AUTO) -> FileGroups | None:
         table = read_table(path)
     except DataError:
         return None
-    root = path.parent if image_root == AUTO else Path(image_root)
-    finder = FileFinder(root, find_split(path.stem), search=image_root == AUTO, encoding=table.encoding)
+    finder = _make_finder(table, replace(AUTO_OPTIONS, image_root=image_root))
     patients = list_patients(table)
     images = Images([], [], are_in_folders=False)
     try:
@@ -123,7 +211,7 @@ def read_file_groups(path: Path, image_root: str = AUTO) -> FileGroups | None:
     if not groups:
         return None
     of_files = {
-        os.path.abspath(root / path): groups[row]  # noqa: PTH100
+        os.path.abspath(os.path.join(finder.root, path)): groups[row]  # noqa: PTH100, PTH118
         for path, row in zip(images.paths, images.rows, strict=True)
         if path and groups[row]
     }

@@ -40,7 +40,8 @@ def scan_data(
         from convnext_cli.data.manifest import read_manifest
 
         index = replace(read_manifest(data, table_options), source=data)
-        index = _exclude(add_groups(index, list_tables(data.parent), table_options)[0], exclude)
+        others = [path for path in list_tables(data.parent) if path != data]
+        index = _exclude(add_groups(index, others, table_options)[0], exclude)
         check_cache_outside(list_data_folders(index))
         return index
     scan = partial(scan_folder, exclude=exclude, known_classes=known_classes, table_options=table_options)

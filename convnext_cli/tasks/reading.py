@@ -92,6 +92,8 @@ class Table:
     lines: list[int]
     """The line that each row ends in."""
     encoding: str
+    files: Sequence[str] = ()
+    """The name of each row's file, where `path` is a folder; else no rows."""
     has_repeats: bool = False
     """True if several rows name the same file."""
 
@@ -101,9 +103,12 @@ class Table:
     def refuse(self, problem: str, rows: Sequence[int], examples: Sequence[str] = (), remedy: str = "") -> None:
         """Raise a `DataError` that counts `rows` if there are any, with examples or their lines."""
         if rows:
-            shown = ", ".join(map(shorten, examples)) or ", ".join(f"line {self.lines[row]}" for row in rows[:EXAMPLES])
+            shown = ", ".join(map(shorten, examples)) or ", ".join(map(self._name_line, rows[:EXAMPLES]))
             counted = f"{format_count(len(rows), 'row')}: {shown}"
             raise DataError(f"{self.path} has {problem} in {counted}", remedy or "Correct or remove these rows")
+
+    def _name_line(self, row: int) -> str:
+        return f"line {self.lines[row]}" + (f" of {self.files[row]}" if self.files else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

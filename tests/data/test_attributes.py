@@ -62,6 +62,16 @@ def test_columns_of_the_data_are_read_and_ages_are_binned(tmp_path: Path) -> Non
     assert halves.values.count("< 50") == 6
 
 
+def test_columns_of_the_tables_of_splits_are_read(tmp_path: Path) -> None:
+    header, *lines = write_data(tmp_path).read_text().splitlines()
+    (tmp_path / "table.csv").unlink()
+    for name, rows in (("train", lines[:8]), ("test", lines[8:])):
+        (tmp_path / f"{name}.csv").write_text("\n".join([header, *rows]))
+    [sex] = read(scan_data(tmp_path), "sex")
+    assert sex.values == tuple("FM" * 6)
+    assert sex.source == "column 'sex' of test.csv, column 'sex' of train.csv"
+
+
 def test_columns_of_a_table_beside_class_folders_are_found(tmp_path: Path) -> None:
     for number in range(6):
         save_image(tmp_path / f"data/{'ab'[number % 2]}/{number}.png", seed=number)

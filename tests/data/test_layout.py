@@ -204,6 +204,46 @@ RECOGNISED = {
         "2 3",
         {"": 3},
     ),
+    "tables of splits": (
+        (
+            "img/ img/4.png img/5.png img/6.png train.csv:path,label|img/0.png,x|img/1.png,y "
+            "val.csv:Path,Label|img/2.png,x|img/4.png,y test.csv:label,path|x,img/5.png|y,img/6.png"
+        ),
+        "x y",
+        {"train": 2, "val": 2, "test": 2},
+    ),
+    "tables of splits, of which one has no labels and another no images": (
+        "img/ train_labels.csv:id,label|0,x|1,y valid_labels.csv:id,label|8,x|9,y test_labels.csv:id,label|2,|1,",
+        "x y",
+        {"": 2},
+    ),
+    "tables of splits, of which one has dummies": (
+        "img/ img/4.png train.csv:id,a,b|0,1,0|1,0,1 dev.csv:id,a,b|2,1,0|4,0,1 test.csv:id,a,b|0,0,0|1,0,0",
+        "a b",
+        {"train": 2, "val": 2},
+    ),
+    "tables of splits with folders of the same names": (
+        "train/ test/ train.csv:id,label|0,x|1,y|2,x test.csv:id,label|0,x|1,y",
+        "x y",
+        {"train": 3, "test": 2},
+    ),
+    "tables of splits that name studies": (
+        (
+            "set/train/XR/p1/ set/train/XR/p2/ set/val/XR/p3/ set/val/XR/p4/ "
+            "set/train_studies.csv:set/train/XR/p1/,x|set/train/XR/p2/,y "
+            "set/val_studies.csv:set/val/XR/p3/,x|set/val/XR/p4/,y"
+        ),
+        "x y",
+        {"train": 6, "val": 6},
+    ),
+    "tables of splits around class folders": (
+        (
+            "images/a/ images/b/ train.csv:path,label|a/0.png,a|a/1.png,a|b/0.png,b|b/1.png,b "
+            "test.csv:path,label|a/2.png,a|b/2.png,b"
+        ),
+        "a b",
+        {"train": 4, "test": 2},
+    ),
     "folders of documents beside the classes": (
         "cats/ dogs/ annotations/a.xml:x annotations/b.xml:x docs/readme.md:x",
         "cats dogs",
@@ -244,6 +284,14 @@ AMBIGUOUS = {
     "two tables": (
         "images/ a.csv:path,label|images/0.png,x|images/1.png,y b.csv:path,label|images/0.png,x|images/2.png,y",
         "a.csv, b.csv each name classes",
+    ),
+    "tables of splits with a wrong row": (
+        "img/ train.csv:path,label|img/0.png,x|img/1.png,y val.csv:path,label|img/2.png,x|img/1.png,z",
+        r"\(train.csv \+ val.csv cannot be used: .* with another label or split in 1 row: line 3 of val.csv\)",
+    ),
+    "two tables of one split": (
+        "img/ train.csv:path,label|img/0.png,x val.csv:path,label|img/1.png,x dev.csv:path,label|img/2.png,y",
+        "dev.csv, train.csv, val.csv each name classes",
     ),
     "a table that contradicts the folders": (
         "site1/ site2/ t.csv:path,label|site1/0.png,x|site1/1.png,y|site2/0.png,x",

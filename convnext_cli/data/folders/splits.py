@@ -1,9 +1,11 @@
-"""Folders of splits: `train`, `Training Set`, `seg_train` beside `seg_test`."""
+"""Folders and tables of splits: `train`, `Training Set`, `seg_train` beside `seg_test`."""
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from convnext_cli.data.folders.words import GENERIC_WORDS, list_names, list_words
+from convnext_cli.data.index import SPLITS
 from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError
@@ -110,11 +112,37 @@ def _group_by_split(folders: Sequence[Folder]) -> tuple[SplitFolders, dict[tuple
     for folder in folders:
         if split := find_simple_split(folder.name):
             simple.setdefault(split, []).append(folder)
-        if split := find_split(folder.name):
-            words = _ANY_SPLIT.sub("", " ".join(list_words(folder.name))).split()
-            others = tuple(word for word in words if word not in _OF and not word.isdigit())
+        if division := _divide_name(folder.name):
+            split, others = division
             sets.setdefault(others, {}).setdefault(split, []).append(folder)
     return simple, sets
+
+
+def _divide_name(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the split that a name means, and its other words; None if it means none."""
+    split = find_split(name)
+    if split is None:
+        return None
+    words = _ANY_SPLIT.sub("", " ".join(list_words(name))).split()
+    return split, tuple(word for word in words if word not in _OF and not word.isdigit())
+
+
+def find_split_tables(paths: Iterable[Path]) -> list[dict[str, Path]]:
+    """Return the sets of tables that lie beside each other and are splits by their names, the training split first.
+
+    One set has the same words beside the split's: `train.csv` and `val.csv`, `train_labels.csv` and `test_labels.csv`.
+    """
+    sets: dict[tuple[Path, tuple[str, ...]], dict[str, list[Path]]] = {}
+    for path in paths:
+        division = _divide_name(path.stem)
+        if division and division[0] in SPLITS:
+            split, others = division
+            sets.setdefault((path.parent, others), {}).setdefault(split, []).append(path)
+    return [
+        {split: tables[split][0] for split in SPLITS if split in tables}
+        for tables in sets.values()
+        if "train" in tables and len(tables) > 1 and all(len(members) == 1 for members in tables.values())
+    ]
 
 
 def _check_siblings(splits: SplitFolders, siblings: Sequence[Folder]) -> SplitFolders:

@@ -114,6 +114,28 @@ def select_cells(table: Table, rows: Sequence[int]) -> Table:
     return replace(table, columns=columns, lines=[table.lines[row] for row in rows])
 
 
+def select_columns(table: Table, names: Iterable[str]) -> Table:
+    """Return a table of those of the named columns that it has, by these names, in any spelling."""
+    cells_of = {fold_column(name): cells for name, cells in table.columns.items()}
+    columns = {name: cells_of[folded] for name in names if (folded := fold_column(name)) in cells_of}
+    return replace(table, columns=columns)
+
+
+def join_tables(tables: Sequence[Table]) -> Table:
+    """Return the rows of tables of one folder as one table of the first one's columns, blank where another has none."""
+    first = tables[0]
+    return replace(
+        first,
+        path=first.path.parent,
+        columns={
+            name: [cell for table in tables for cell in table.columns.get(name, [""] * len(table))]
+            for name in first.columns
+        },
+        lines=[line for table in tables for line in table.lines],
+        files=[table.path.name for table in tables for _ in table.lines],
+    )
+
+
 def list_columns(names: Iterable[str]) -> list[str]:
     """Return the names of columns for a message."""
     return [name or "(without a name)" for name in names]
