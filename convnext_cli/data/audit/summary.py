@@ -1,7 +1,7 @@
 """The audit of a data set: a summary of its measurements, and its findings."""
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
@@ -13,14 +13,8 @@ from convnext_cli.data.audit.findings import Finding
 from convnext_cli.data.audit.measurements import Measurements, measure_images
 from convnext_cli.data.audit.rules import Evidence, find_all
 from convnext_cli.data.audit.shortcuts import Shortcut, find_shortcuts
-from convnext_cli.data.audit.support import (
-    MIN_GROUPS_REFUTED,
-    Support,
-    explain_support,
-    measure_support,
-    restarts_numbering,
-)
-from convnext_cli.data.groups import Grouping, are_single_folders, cut_groups, describe_groups
+from convnext_cli.data.audit.support import weigh_groups
+from convnext_cli.data.groups import Grouping
 from convnext_cli.data.index import Index
 from convnext_cli.data.unseen import Shape, Unseen, measure_centre_crops
 from convnext_cli.images.formats import has_image_suffix
@@ -117,7 +111,7 @@ class Audit:
 def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Steps[Audit]:
     """Audit every image of an index. Images that did not change since the last audit are not read again."""
     measurements = yield from measure_images(index, threads=threads)
-    index, grouping, across = _weigh_groups(index, grouping, measurements)
+    index, grouping, across = weigh_groups(index, grouping, measurements)
     duplicates = yield from find_duplicates(index, measurements, threads=threads)
     shortcuts = find_shortcuts(index, measurements)
     unseen = measure_centre_crops(_list_shapes(index, measurements))
@@ -143,50 +137,6 @@ def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Steps[Audi
         duplicate_sets=duplicates.duplicate_sets,
         measurements=measurements,
     )
-
-
-def _weigh_groups(
-    index: Index, grouping: Grouping, measurements: Measurements
-) -> tuple[Index, Grouping, Support | None]:
-    """Test guessed groups by their images, within splits and across them.
-
-    If their numbers restart in the classes and splits, and their images are not certainly alike, groups are dropped.
-    Where too few can be tested, images of one class and split are kept together.
-    """
-    if not grouping.is_guess:
-        return index, grouping, None
-    within = measure_support(index, measurements)
-    is_restarted = restarts_numbering(index) and not (
-        grouping.source == "folders" and are_single_folders(index, dict(enumerate(index.groups)))
-    )
-    if within.verdict != "supported" and is_restarted:
-        return *_cut_restarted(index, grouping, within), None
-    across = measure_support(index, measurements, within=within) if len(set(index.splits)) > 1 else None
-    if across and is_restarted and across.verdict == "unclear":
-        across = replace(across, verdict="refuted")
-    support = next((test for test in (within, across) if test and test.verdict == "supported"), within)
-    tested = replace(
-        grouping,
-        certainty="supported" if support.verdict == "supported" else "unsure",
-        evidence=explain_support(support),
-    )
-    return index, tested, across
-
-
-def _cut_restarted(index: Index, grouping: Grouping, within: Support) -> tuple[Index, Grouping]:
-    """Return an index whose groups, with numbers that restart, are cut into those of one class and split."""
-    example = grouping.examples[0][1] if grouping.examples else ""
-    ambiguous = f"numbers such as {example} restart in each class"
-    cells = [" ".join(filter(None, (s, index.name_class(row)))) for row, s in enumerate(index.splits)]
-    is_tested = within.groups >= MIN_GROUPS_REFUTED
-    groups = {} if is_tested else cut_groups(dict(enumerate(index.groups)), cells)
-    if not groups:
-        rule = f"none: {ambiguous}, and {explain_support(within)}"
-        return replace(index, groups=()), Grouping(source="none", rule=rule)
-    names = tuple(groups.get(row, path) for row, path in enumerate(index.paths))
-    rule = f"{grouping.rule}; {ambiguous}, so only images of one class and split are together"
-    described = describe_groups(names, index.paths, grouping.source, rule)
-    return replace(index, groups=names), replace(described, evidence=explain_support(within))
 
 
 def _list_shapes(index: Index, measurements: Measurements) -> list[Shape]:

@@ -1,14 +1,15 @@
-"""Test whether images of one group resemble each other. Names alone can only suggest groups."""
+"""The test of guessed groups: images of one group must resemble each other, as names alone can only suggest groups."""
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.data.audit.measurements import Measurements
+from convnext_cli.data.groups import Grouping, are_single_folders, cut_groups, describe_groups
 from convnext_cli.data.index import Index, pick_evenly
 from convnext_cli.text import format_count
 
@@ -30,6 +31,50 @@ class Support:
     rank: float
     """Mean rank of an image of the same group among images of other groups, by similarity: 0.5 is chance, 1 is always
     the most similar."""
+
+
+def weigh_groups(
+    index: Index, grouping: Grouping, measurements: Measurements
+) -> tuple[Index, Grouping, Support | None]:
+    """Test guessed groups by their images, within splits and across them.
+
+    If their numbers restart in the classes and splits, and their images are not certainly alike, groups are dropped.
+    Where too few can be tested, images of one class and split are kept together.
+    """
+    if not grouping.is_guess:
+        return index, grouping, None
+    within = measure_support(index, measurements)
+    is_restarted = _restarts_numbering(index) and not (
+        grouping.source == "folders" and are_single_folders(index, dict(enumerate(index.groups)))
+    )
+    if within.verdict != "supported" and is_restarted:
+        return *_cut_restarted(index, grouping, within), None
+    across = measure_support(index, measurements, within=within) if len(set(index.splits)) > 1 else None
+    if across and is_restarted and across.verdict == "unclear":
+        across = replace(across, verdict="refuted")
+    support = next((test for test in (within, across) if test and test.verdict == "supported"), within)
+    tested = replace(
+        grouping,
+        certainty="supported" if support.verdict == "supported" else "unsure",
+        evidence=_explain_support(support),
+    )
+    return index, tested, across
+
+
+def _cut_restarted(index: Index, grouping: Grouping, within: Support) -> tuple[Index, Grouping]:
+    """Return an index whose groups, with numbers that restart, are cut into those of one class and split."""
+    example = grouping.examples[0][1] if grouping.examples else ""
+    ambiguous = f"numbers such as {example} restart in each class"
+    cells = [" ".join(filter(None, (s, index.name_class(row)))) for row, s in enumerate(index.splits)]
+    is_tested = within.groups >= MIN_GROUPS_REFUTED
+    groups = {} if is_tested else cut_groups(dict(enumerate(index.groups)), cells)
+    if not groups:
+        rule = f"none: {ambiguous}, and {_explain_support(within)}"
+        return replace(index, groups=()), Grouping(source="none", rule=rule)
+    names = tuple(groups.get(row, path) for row, path in enumerate(index.paths))
+    rule = f"{grouping.rule}; {ambiguous}, so only images of one class and split are together"
+    described = describe_groups(names, index.paths, grouping.source, rule)
+    return replace(index, groups=names), replace(described, evidence=_explain_support(within))
 
 
 def measure_support(index: Index, measurements: Measurements, *, within: Support | None = None) -> Support:
@@ -104,7 +149,7 @@ def _rank(measurements: Measurements, one: int, two: int, others: NDArray[np.int
     return layout, brightness
 
 
-def restarts_numbering(index: Index) -> bool:
+def _restarts_numbering(index: Index) -> bool:
     """Return True if repeated groups lie in most classes and splits on average, as numbers that restart in each do."""
     cells: dict[str, set[tuple[str, int]]] = defaultdict(set)
     images: dict[str, int] = defaultdict(int)
@@ -116,7 +161,7 @@ def restarts_numbering(index: Index) -> bool:
     return bool(repeated) and sum(repeated) > len(repeated) * (1 + everywhere) / 2
 
 
-def explain_support(support: Support) -> str:
+def _explain_support(support: Support) -> str:
     """Describe what the images say about guessed groups."""
     text = {
         "supported": "images of one group are more alike than images of different groups",
