@@ -231,13 +231,8 @@ def _find_index(run: RunFolder, trained_on: Index, request: EvalRequest) -> Step
     settings = _read_settings(run)
     index = _scan_like_run(settings, trained_on, data, request)
     index, grouping = yield from _group_like_run(settings, index, group_column)
-    left_out = sum(trained_on.skipped.get(reason, 0) for reason in (UNREADABLE, EXCLUDED))
-    composed = {compose_name(path): path for path in index.paths}  # a copy may have names in another Unicode form
-    paths = tuple(composed.get(compose_name(path), "") for path in trained_on.paths)
-    classes = {normalise_name(name) for name in trained_on.classes}
-    if all(paths) and len(index) <= len(trained_on) + left_out and classes == set(index.classes):
-        row_of = {path: row for row, path in enumerate(index.paths)}
-        given = select_rows(index, [row_of[path] for path in paths])
+    given = _select_own(trained_on, index)
+    if given is not None:
         if _has_other_split(settings, trained_on, given):
             return index, [Notice(f"the splits of {data} count, not those that the run was trained with")]
         moved, notes = _take_targets(trained_on, given, data)
@@ -252,6 +247,20 @@ def _find_index(run: RunFolder, trained_on: Index, request: EvalRequest) -> Step
         "patient replaces the guess"
     )
     return index, [Notice(text)]
+
+
+def _select_own(trained_on: Index, index: Index) -> Index | None:
+    """Return the images of an index that have the names of the run's own, in their order.
+
+    Returns:
+        None where one is missing, the classes are others, or there are more images than the run has read.
+    """
+    left_out = sum(trained_on.skipped.get(reason, 0) for reason in (UNREADABLE, EXCLUDED))
+    row_of = {compose_name(path): row for row, path in enumerate(index.paths)}  # a copy may have another Unicode form
+    rows = [row_of[name] for path in trained_on.paths if (name := compose_name(path)) in row_of]
+    classes = {normalise_name(name) for name in trained_on.classes}
+    is_own = len(rows) == len(trained_on) and len(index) <= len(trained_on) + left_out and classes == set(index.classes)
+    return select_rows(index, rows) if is_own else None
 
 
 def _has_other_split(settings: Mapping[str, Any], trained_on: Index, given: Index) -> bool:
