@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -90,24 +90,16 @@ class RunTime:
     @property
     def total(self) -> float:
         """Seconds of all parts."""
-        return self.start + self.check + self.head + self.epochs + self.finish
+        return sum(self.to_dict().values())
 
     def to_dict(self) -> dict[str, float]:
         """Return the seconds of each part, for JSON."""
-        return {
-            "start": self.start,
-            "check": self.check,
-            "head": self.head,
-            "epochs": self.epochs,
-            "finish": self.finish,
-        }
+        return {name: seconds for name, seconds in asdict(self).items() if name != "basis"}
 
     def __str__(self) -> str:
-        parts = {
-            "start": self.start, "check": self.check, "frozen phase": self.head, "epochs": self.epochs,
-            "calibration and export": self.finish,
-        }  # fmt: skip
-        shown = ", ".join(f"{name} {describe_seconds(seconds)}" for name, seconds in parts.items() if seconds >= 0.5)
+        words = {"head": "frozen phase", "finish": "calibration and export"}
+        parts = {words.get(name, name): describe_seconds(s) for name, s in self.to_dict().items() if s >= 0.5}
+        shown = ", ".join(f"{name} {duration}" for name, duration in parts.items())
         return f"{describe_seconds(self.total)} ({shown})"
 
 
