@@ -15,7 +15,6 @@ from convnext_cli.data.outside import check_outside_data
 from convnext_cli.data.split import is_fold, name_fold
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.files import check_output
-from convnext_cli.inference.agreement import check_comparable, check_records, describe_progress
 from convnext_cli.inference.calibration import Calibration, describe_unreliable_ood, read_calibration, write_calibration
 from convnext_cli.inference.calibration_fit import calibrate_steps
 from convnext_cli.inference.classifier import Classifier, Outputs
@@ -32,6 +31,7 @@ from convnext_cli.inference.recalibration import (
     refit_calibration,
 )
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
+from convnext_cli.inference.run_checks import check_comparable, check_records, describe_progress
 from convnext_cli.inference.subgroups import SubgroupEvaluation, measure_subgroups, read_subgroups
 from convnext_cli.inference.test_set import TestSet, audit_steps, choose_test_set, find_leakage
 from convnext_cli.inference.torch_classifier import TorchClassifier, open_classifier

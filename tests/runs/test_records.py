@@ -15,12 +15,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from convnext_cli.errors import RunError
-from convnext_cli.inference.agreement import check_records
 from convnext_cli.inference.calibration import read_calibration, read_novelty
 from convnext_cli.inference.evaluation import Evaluation, evaluate
 from convnext_cli.inference.operating_points import add_targets
 from convnext_cli.inference.prediction import list_run_notes, predict
 from convnext_cli.inference.request import PredictRequest
+from convnext_cli.inference.run_checks import check_records
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.metrics.thresholds import parse_target
 from convnext_cli.runs.files import RANGE_TEST

@@ -1,4 +1,4 @@
-"""Checks that the files of a run fit their schemas and each other, made before any of them is used."""
+"""Checks of a run before it is used: its files fit their schemas and each other, and its training has finished."""
 
 from convnext_cli.encoding import find_name
 from convnext_cli.errors import DataError, RunError, UsageError
