@@ -172,14 +172,22 @@ def test_ema_averages_the_steps(digits: Path) -> None:
     assert torch.allclose(last[f"average.{name}"], expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("steps", [3, 8])
-def test_ema_head_phase_and_sampler_resume_to_the_same_bytes(
-    digits: Path, train_once: Callable[..., RunFolder], steps: int
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"ema_decay": 0.9, "freeze_epochs": 2, "sampler": "balanced", "mixup_off_epoch": 1}, 3),
+        ({"ema_decay": 0.9, "freeze_epochs": 2, "sampler": "balanced", "mixup_off_epoch": 1}, 8),
+        ({"average_best": 2}, 5),
+        ({"average_best": 2}, 8),
+    ],
+)
+def test_ema_head_phase_sampler_and_soup_resume_to_the_same_bytes(
+    digits: Path, train_once: Callable[..., RunFolder], settings: dict[str, Any], steps: int
 ) -> None:
-    parts = {"ema_decay": 0.9, "freeze_epochs": 2, "sampler": "balanced", "mixup_off_epoch": 1, "epochs": 2}
-    stop_after(tiny_request(digits, "run", **parts, batch_size=64), steps)
+    settings = {**settings, "epochs": 2, "batch_size": 64}
+    stop_after(tiny_request(digits, "run", **settings), steps)
     resume("run")
-    assert read_final_files(RunFolder(Path("run"))) == read_final_files(train_once(digits, **parts, batch_size=64))
+    assert read_final_files(RunFolder(Path("run"))) == read_final_files(train_once(digits, **settings))
 
 
 def test_head_phase_trains_the_head_only(digits: Path, run: RunFolder) -> None:
@@ -284,14 +292,6 @@ def test_worse_soup_is_not_kept(digits: Path, monkeypatch: pytest.MonkeyPatch) -
     events = train(small_request(digits, Path("run"), average_best=2, epochs=3))
     assert any(isinstance(event, Notice) and "is kept" in event.text for event in events)
     assert load_weights("run")["head.fc.weight"].abs().sum() > 0
-
-
-@pytest.mark.parametrize("steps", [5, 8])
-def test_soup_resumes_to_the_same_bytes(digits: Path, train_once: Callable[..., RunFolder], steps: int) -> None:
-    own = {"average_best": 2, "epochs": 2, "batch_size": 64}
-    stop_after(tiny_request(digits, "run", **own), steps)
-    resume("run")
-    assert read_final_files(RunFolder(Path("run"))) == read_final_files(train_once(digits, **own))
 
 
 def test_images_of_which_none_can_be_opened_are_refused_unchecked_too(tmp_path: Path) -> None:
