@@ -102,8 +102,8 @@ def test_changed_setting_is_refused_by_name(run: RunFolder, name: str) -> None:
         ("epochs", "0", RunError, "was changed: epochs = .*, the run began with "),
         ("model", '"nothing"', RunError, "was changed: model = .*, the run began with "),
         ("weights", '"w.pth"', RunError, "was changed: weights = .*, the run began with "),
-        ("lr", "1e308", UsageError, "lr = .* must be at most 1,000,000"),
-        ("epochs", "9" * 30, UsageError, "epochs = .* must be at most 1,000,000"),
+        ("lr", "1e308", UsageError, "lr = .* is not below 1,000,000"),
+        ("epochs", "9" * 30, UsageError, "epochs = .* is above 1,000,000"),
     ],
 )
 def test_changed_value_of_another_type_or_out_of_bounds_is_refused(
