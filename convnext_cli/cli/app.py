@@ -127,7 +127,8 @@ def main(args: list[str] | None = None) -> NoReturn:
     gc.set_threshold(OBJECTS)
     with keep_streams(), stop_by_signals():
         code = _run(args)
-    gc.freeze()  # Python would go through all objects once more before it exits
+    if "triton" not in sys.modules:  # since 3.9, it would print all that is frozen as leaked
+        gc.freeze()  # Python would go through all objects once more before it exits
     sys.exit(code)
 
 

@@ -138,3 +138,16 @@ def test_too_little_memory_is_no_bug(
     assert len(lines) == 1
     assert words in lines[0]
     assert ("bug" in lines[0]) == (words == "bug")
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_objects_are_freed_at_exit_where_a_library_reports_those_that_are_not(is_loaded: bool) -> None:
+    program = (
+        "import atexit, gc, sys, types\n"
+        "from convnext_cli.cli.app import main\n"
+        f"sys.modules |= {{'triton': types.ModuleType('triton')}} if {is_loaded} else {{}}\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"
+        "main(['--version'])"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1] == str(not is_loaded)
