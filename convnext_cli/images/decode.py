@@ -5,8 +5,8 @@ is not used, for two reasons. Raw values of different devices share no scale. An
 later as training would have done, by a rule that needs no memory. Nothing is clipped, so a 12-bit X-ray in a 16-bit
 file keeps all levels that 8 bits can hold. Only absolute brightness is lost.
 
-The content of a file decides its format, not its name. If Pillow returns only 8 of a file's 16 bits, the rest is read
-in another way (`tiff.py`; in `pillow.py` deep PNG and PNM), or the file is refused by name.
+The content of a file decides its format, not its name. If Pillow returns only 8 of a file's bits, the rest is read in
+another way (`tiff.py`; in `pillow.py` deep PNG, PNM, JPEG 2000, AVIF and HEIC), or the file is refused by name.
 """
 
 import logging
@@ -41,7 +41,7 @@ from convnext_cli.images.pillow import (
 from convnext_cli.images.raster import Decoded, Pixels, finish_raster, turn_upright
 from convnext_cli.images.tiff import is_read_by_pillow, read_tiff, skip_thumbnails
 
-RULES = 6
+RULES = 7
 """Version of the decoding rules. Raise it if a file would become other pixels; cached images are then made again."""
 
 _one_image = threading.Lock()  # reading a PIL image changes it, and two threads may pass the same one

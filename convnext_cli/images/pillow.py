@@ -30,6 +30,9 @@ _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits 
 _ALPHA_MODES = ("P", "PA", "LA", "RGBA", "La", "RGBa")
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow scales such grey to 8 bits, but not the key of its transparent value
 _DEEP_PNG = ("RGB;16B", "RGBA;16B", "LA;16B")  # of which Pillow keeps 8 bits
+_CHANNEL_BYTES = 10  # per pixel and channel that reading such images of other formats holds
+_AV1_DEPTH = re.compile(rb"av1C.{2}(.)", re.DOTALL)  # AV1 Codec ISO Media File Format Binding, 2.3.3
+_SYCC = re.compile(rb"colr\x01..\0\0\0\x12", re.DOTALL)  # ISO/IEC 15444-1, I.5.3.3
 _JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")  # other markers have no length, or are data
 _MAX_SCANS = 100  # a progressive JPEG has 6 to 20
 _READER_BYTES = {"WEBP": 12, "JPEG2000": 24, "AVIF": 10, "HEIF": 6}
@@ -41,7 +44,7 @@ def differs_in_pillow(image: Image.Image) -> bool:
     if image.format == "TIFF":
         return is_thumbnail(image.tag_v2) or not is_read_by_pillow(image.tag_v2)  # type: ignore[attr-defined]
     is_deep = _find_rawmode(image) in (*_DEEP_PNG, *_GREY_STEPS)
-    return is_deep or image.format in ("PPM", "SGI", "JPEG2000")
+    return is_deep or image.format in ("PPM", "SGI", "JPEG2000", "AVIF")
 
 
 def open_with_pillow(file: BinaryIO, path: Path, name: str = "") -> Image.Image:
@@ -102,12 +105,12 @@ def _load(opened: Image.Image, file: BinaryIO, path: Path, at_least: int | None)
         steps.append(name_page(opened.tell(), frames))
     if opened.format == "TIFF":
         steps += describe_ignored(opened.tag_v2.get(277, 1) - len(opened.getbands()))  # type: ignore[attr-defined]
-    rawmode = _find_rawmode(opened)
+    bits, rawmode = _find_cut_depth(opened, file), _find_rawmode(opened)  # before its EXIF is read, which loads a PNG
     if at_least is not None and opened.format == "JPEG":
         _reduce(opened, at_least)
     orientation = find_orientation(opened, steps)
-    if rawmode in _DEEP_PNG:
-        raster = turn_upright(_read_deep_png(file, opened.mode), orientation)
+    if bits:
+        raster = turn_upright(_make_raster(_read_values(opened, file), mode, bits), orientation)
         return finish_raster(raster._replace(steps=tuple(steps)), path)
     opened.load()
     _scale_key(opened, rawmode)
@@ -202,6 +205,8 @@ def _count_bytes(image: Image.Image, file: BinaryIO) -> float:
         return count + size
     if (rawmode := _find_rawmode(image)) in _DEEP_PNG:
         return 20 if rawmode == "RGB;16B" else 26
+    if _find_cut_depth(image, file):
+        return _CHANNEL_BYTES * len(image.getbands()) + 8
     if image.format in ("JPEG", "MPO"):  # in several scans, libjpeg holds all coefficients, 2 bytes each
         layers = getattr(image, "layer", ())
         if layers and _has_scans(image, file):
@@ -240,15 +245,71 @@ def _scale_key(image: Image.Image, rawmode: str) -> None:
         image.info["transparency"] = key * _GREY_STEPS[rawmode]
 
 
-def _read_deep_png(file: BinaryIO, mode: str) -> Raster:
-    """Read a PNG of 16-bit colour or of 16-bit grey with alpha, of which Pillow keeps the higher bytes."""
+def _find_cut_depth(image: Image.Image, file: BinaryIO) -> int:
+    """Return the bits of each channel in a file of which Pillow would keep 8, or scale fewer wrongly; 0 for others."""
+    if image.format == "PNG":
+        return 16 if _find_rawmode(image) in _DEEP_PNG else 0
+    if image.format == "HEIF":
+        bits = int(image.info.get("bit_depth", 8))
+    elif image.format == "AVIF":
+        match = _AV1_DEPTH.search(_read_head(file))
+        bits = (12 if match[1][0] & 32 else 10) if match and match[1][0] & 64 else 8
+    elif image.format == "JPEG2000":
+        depths, head = _read_depths(file)
+        bits = 8 if image.mode == "P" or _SYCC.search(head) else max(depths, default=8)
+    else:
+        return 0
+    return 0 if bits == 8 else bits
+
+
+def _read_head(file: BinaryIO, size: int = 1 << 16) -> bytes:
+    """Return the beginning of a file, and leave its place as it is."""
+    place = file.tell()
+    file.seek(0)
+    head = file.read(size)
+    file.seek(place)
+    return head
+
+
+def _read_depths(file: BinaryIO) -> tuple[list[int], bytes]:
+    """Return the bits of each channel of a JPEG 2000 file, and all before its codestream; none for a damaged file."""
+    head = _read_head(file)
+    if (start := head.find(JPEG2000_CODESTREAM)) < 0:
+        head = _read_head(file, -1)  # much metadata comes first
+        start = head.find(JPEG2000_CODESTREAM)
+    if start < 0 or len(head) < start + 43:
+        return [], head
+    (count,) = struct.unpack_from(">H", head, start + 40)
+    return [(depth & 127) + 1 for depth in head[start + 42 : start + 42 + 3 * count : 3]], head[:start]
+
+
+def _read_values(image: Image.Image, file: BinaryIO) -> NDArray[Any]:
+    """Read the first frame of a file, opened by Pillow, with all its bits: (H, W) or (H, W, C)."""
+    file.seek(0)
+    if image.format == "HEIF":
+        import pi_heif
+
+        whole = pi_heif.open_heif(file, convert_hdr_to_8bit=False)  # its array is freed with it
+        return np.asarray(whole) >> (16 - int(image.info["bit_depth"]))  # its values are stretched to 16 bits
     import imagecodecs
 
-    file.seek(0)
-    values = imagecodecs.png_decode(file.read())  # a transparent colour becomes alpha
-    colours = 1 if values.shape[2] == 2 else 3
-    alpha = scale_alpha(values[..., colours], 65535) if values.shape[2] > colours else None
-    return Raster(values[..., :3], alpha, mode, 16) if colours == 3 else Raster(values[..., 0], alpha, "LA", 16)
+    data = file.read()
+    if image.format == "PNG":
+        return imagecodecs.png_decode(data)  # a transparent colour becomes alpha
+    return imagecodecs.avif_decode(data, index=0) if image.format == "AVIF" else imagecodecs.jpeg2k_decode(data)
+
+
+def _make_raster(values: NDArray[Any], mode: str, bits: int) -> Raster:
+    """Return values as grey or RGB; the last of two or four channels is opacity."""
+    full = 2.0**bits - 1
+    channels = 1 if values.ndim == 2 else values.shape[2]
+    alpha = None if channels % 2 else scale_alpha(values[..., -1], full)
+    if channels > 1:
+        values = values[..., :3] if channels > 2 else values[..., 0]
+    if bits < 8:
+        low = -(1 << bits - 1) if values.dtype.kind == "i" else 0
+        values = np.rint((values.astype(np.float32) - low) * (255 / full)).astype(np.uint8)
+    return Raster(values, alpha, "RGB" if channels > 2 else mode, bits)
 
 
 def read_deep_pnm(file: BinaryIO, path: Path) -> Raster | None:
@@ -293,16 +354,16 @@ def refuse_deep(file: BinaryIO, path: Path, name: str) -> None:
     if name == "PSD" and (bits := int.from_bytes(file.read(24)[22:], "big")) > 8:
         raise ImageError(f"{path} is a PSD file of {bits} bits, which cannot be read", REMEDY)
     if name == "JPEG2000":
-        head = file.read(1 << 16)
-        start = head.find(JPEG2000_CODESTREAM)
-        if start >= 0 and len(head) >= start + 43:
-            (count,) = struct.unpack_from(">H", head, start + 40)
-            depths = [(depth & 127) + 1 for depth in head[start + 42 : start + 42 + 3 * count : 3]]
-            if count > 1 and max(depths, default=8) > 8:
-                raise ImageError(
-                    f"{path} is a JPEG 2000 file of {count} channels of {max(depths)} bits, which cannot be read",
-                    REMEDY,
-                )
+        depths, head = _read_depths(file)
+        kind = ""
+        if len(depths) > 4:
+            kind = f"{len(depths)} channels"
+        elif max(depths, default=8) > 8 and len(set(depths)) > 1:
+            kind = f"channels of {', '.join(map(str, depths))} bits"
+        elif max(depths, default=8) > 8 and (_SYCC.search(head) or b"pclr" in head):
+            kind = f"{max(depths)} bits in a palette or YCC colour"
+        if kind:
+            raise ImageError(f"{path} is a JPEG 2000 file of {kind}, which cannot be read", REMEDY)
     if name == "ICO":  # images inside declare sizes of their own
         for match in re.finditer(rb"\x89PNG\r\n\x1a\n....IHDR(.{8})", file.read(), re.DOTALL):
             if max(struct.unpack(">II", match[1])) > 4096:

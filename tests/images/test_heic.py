@@ -23,6 +23,26 @@ HEIC = base64.b64decode(
     "AABQbWRhdAAAACAoAa8ZgO9Jpb//3+Mf9fav+KbIX/+zjnfRWx/u9wNtbwAAAAZFeGlmAABNTQAqAAAACAABARIAAwAAAAEABgAAAAAAAA=="
 )
 
+# 16 x 16 px of 10 bits, grey values 312 to 344 from the first row to the last
+DEEP = base64.b64decode(
+    "AAAAHGZ0eXBoZWl4AAAAAG1pZjFoZWl4bWlhZgAAAX5tZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAA"
+    "AAAERAAAEAAQAAAAABogABAAAAAAAAALgAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA/mlwcnAA"
+    "AADeaXBjbwAAAHdodmNDAQQIAAAAnDgAAAAA//AA/P/6+gAADwNgAAEAF0ABDAH//wQIAAADAJw4AAADAAD/ugJAYQABACpCAQEECAAAAwCcOA"
+    "AAAwAA/5AEECCbLdVdNc3AQ0GBAAADABkAAAMAAQhiAAEACEQBwXAwYLEgAAAAE2NvbHJuY2x4AAEADQAGgAAAABRpc3BlAAAAAAAAAEAAAABA"
+    "AAAAKGNsYXAAAAAQAAAAAQAAABAAAAAB////0AAAAAL////QAAAAAgAAABBwaXhpAAAAAAMKCgoAAAAYaXBtYQAAAAAAAAABAAEFgQIDBYQAAA"
+    "DAbWRhdAAAALQoAa8Fsh+ZMfAh5sIrdIZ///Pf+ff5x/NPyL8g/JvyT8j/Ifyf8l/I/yf8l/JwRgAAAwAAoQCp9u+5yq/TproAAAMDgoRjYAAC"
+    "RWgAAC6k1EFGACfbgFjXWYU5qAAAAwAABNvU8aEcwOoHUAACG2k6AACAAAADAF7m8/33xScikVcxlgnzcX9zvZuwdEoUPf0gJOO07tmSfJvipu"
+    "KL9nbWUABKYSNw0/jJgSoWMDQQN9m/TiA="
+)
+
+
+def test_heic_of_10_bits_is_stretched(tmp_path: Path) -> None:
+    (tmp_path / "deep.heic").write_bytes(DEEP)
+    result = read_image(tmp_path / "deep.heic")
+    assert (result.bits, result.steps) == (10, ("10-bit colour stretched from 312..344",))
+    ramp = np.linspace(0, 255, 256).reshape(16, 16)
+    assert np.abs(result.pixels - ramp[..., None]).max() <= 8  # 33 of the levels
+
 
 def test_heic_is_read_upright(tmp_path: Path) -> None:
     (tmp_path / "IMG_0001.HEIC").write_bytes(HEIC)

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -442,12 +443,49 @@ def test_other_formats_are_read_deep_or_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "deep.psd").write_bytes(psd)
     with pytest.raises(ImageError, match="PSD file of 16 bits"):
         decode_image(tmp_path / "deep.psd")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [4, 9, 12, -12, 16, 20])
+def test_jpeg_2000_of_other_depths_keeps_its_values(tmp_path: Path, bits: int, channels: int) -> None:
+    waves = WAVES[..., : channels if channels > 2 else 1]
+    dtype = {4: "u1", -12: "i2", 20: "u4"}.get(bits, "u2")
+    depth = abs(bits)
+    values = np.rint((0.1 + 0.8 * waves) * (2**depth - 1) - (bits < 0) * 2 ** (depth - 1)).astype(dtype)
+    planes = values
+    if channels in (2, 4):
+        opaque = np.full(values.shape[:2], 2 ** (depth - (bits < 0)) - 1, dtype)
+        planes = np.dstack([values[..., : channels - 1], opaque])
+    data = imagecodecs.jpeg2k_encode(planes.squeeze(), level=0, bitspersample=depth, reversible=True)
+    (tmp_path / "deep.jp2").write_bytes(data)
+    result = decode_image(tmp_path / "deep.jp2")
+    expected = np.rint(values * 17.0).astype(np.uint8) if bits == 4 else expect(values[..., :3])
+    np.testing.assert_array_equal(result, np.broadcast_to(expected[..., :3], result.shape))
+    with Image.open(tmp_path / "deep.jp2") as opened:
+        np.testing.assert_array_equal(convert_image(opened, "deep"), result)
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_avif_of_more_than_8_bits_keeps_its_values(tmp_path: Path, bits: int) -> None:
+    values = np.rint((0.4 + 0.1 * WAVES[..., :3]) * (2**bits - 1)).astype(np.uint16)
+    (tmp_path / "deep.avif").write_bytes(imagecodecs.avif_encode(values, level=100, bitspersample=bits))
+    result = read_image(tmp_path / "deep.avif")
+    assert np.abs(result.pixels.astype(int) - expect(values)).max() <= 3  # its colours are rounded once more
+    assert result.bits == bits
+    with Image.open(tmp_path / "deep.avif") as opened:
+        np.testing.assert_array_equal(convert_image(opened, "deep"), result.pixels)
+
+
+def test_jpeg_2000_that_cannot_be_read_deep_is_refused_by_name(tmp_path: Path) -> None:
+    planes = np.dstack([WAVES, WAVES])[..., :5]
+    (tmp_path / "five.jp2").write_bytes(imagecodecs.jpeg2k_encode((planes * 255).astype(np.uint8), level=0))
+    with pytest.raises(ImageError, match="JPEG 2000 file of 5 channels"):
+        decode_image(tmp_path / "five.jp2")
     colour = bytearray(_encode_jp2(np.rint(WAVES[..., :3] * 255).astype(np.uint8)))
-    place = colour.index(b"\xff\x4f\xff\x51") + 42
-    colour[place] = colour[place + 3] = colour[place + 6] = 15
-    (tmp_path / "deep.jp2").write_bytes(colour)
-    with pytest.raises(ImageError, match="3 channels of 16 bits"):
-        decode_image(tmp_path / "deep.jp2")
+    colour[colour.index(b"\xff\x4f\xff\x51") + 42] = 15
+    (tmp_path / "mixed.jp2").write_bytes(colour)
+    with pytest.raises(ImageError, match="channels of 16, 8, 8 bits"):
+        decode_image(tmp_path / "mixed.jp2")
 
 
 def _encode_jp2(pixels: NDArray[np.uint8]) -> bytes:
