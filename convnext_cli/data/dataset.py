@@ -91,7 +91,7 @@ def audit_steps(request: DatasetRequest, index: Index, grouping: Grouping, *, th
     if not request.audit:
         return Dataset(index=index, grouping=grouping, audit=None, duplicate_sets=())
     audit = yield from audit_index(index, grouping, threads=threads)
-    return _leave_out_unreadable(audit.index, audit.grouping, audit)
+    return _leave_out_unreadable(audit)
 
 
 def read_steps(request: DatasetRequest) -> Steps[tuple[Index, Grouping]]:
@@ -141,8 +141,8 @@ def _list_unused_fractions(chosen: Sequence[str], index: Index) -> list[str]:
     return [f"--{name.replace('_', '-')} {effect}" for name in names]
 
 
-def _leave_out_unreadable(index: Index, grouping: Grouping, audit: Audit) -> Dataset:
-    unreadable = set(audit.unreadable)
+def _leave_out_unreadable(audit: Audit) -> Dataset:
+    index, unreadable = audit.index, set(audit.unreadable)
     if len(unreadable) == len(index):
         number = format_count(len(index), "image")
         reason = next(finding.examples[0] for finding in audit.findings if finding.kind is Kind.UNREADABLE)
@@ -154,4 +154,4 @@ def _leave_out_unreadable(index: Index, grouping: Grouping, audit: Audit) -> Dat
     index = select_rows(index, rows)
     if unreadable:
         index = replace(index, skipped=index.skipped | {UNREADABLE: len(unreadable)})
-    return Dataset(index=index, grouping=grouping, audit=audit, duplicate_sets=duplicate_sets)
+    return Dataset(index=index, grouping=audit.grouping, audit=audit, duplicate_sets=duplicate_sets)
