@@ -16,7 +16,6 @@ from convnext_cli.inference.calibration import ABSTAIN_RATE, read_calibration
 from convnext_cli.inference.evaluation import evaluate_steps
 from convnext_cli.inference.prediction import list_run_notes, predict
 from convnext_cli.inference.request import EvalRequest, PredictRequest
-from convnext_cli.metrics.thresholds import parse_target
 from convnext_cli.progress import Progress, finish
 from convnext_cli.runs.files import CALIBRATION, CALIBRATION_ARRAYS
 from convnext_cli.runs.folder import RunFolder
@@ -137,23 +136,6 @@ def test_target_is_reached_on_validation_and_measured_on_test(run_copy: RunFolde
     assert again.operating_points == result.operating_points, "kept, and asking twice changes nothing"
 
 
-@pytest.mark.parametrize(
-    "text", ["sensitivity", "sensitivity=2:a", "accuracy=0.9:a", "sensitivity=x:a", "specificity=0.9:"]
-)
-def test_invalid_target_raises_an_error(text: str) -> None:
-    with pytest.raises(UsageError, match="cannot read the target"):
-        parse_target(text)
-
-
-def test_predictive_value_needs_a_prevalence() -> None:
-    with pytest.raises(UsageError, match=r"ppv=0\.8:a.*depends on how frequent") as caught:
-        parse_target("ppv=0.8:a@confidence=0.9")
-    assert "ppv=0.8:a@confidence=0.9,prevalence=0.02" in caught.value.remedy
-    for text in ("ppv=0.8:a@prevalence=0", "ppv=0.8:a@prevalence=1", "ppv=0.8,ppv=0.9:a@prevalence=0.1"):
-        with pytest.raises(UsageError, match="cannot read the target"):
-            parse_target(text)
-
-
 def test_target_of_several_bounds_is_kept_measured_and_recorded(run_copy: RunFolder) -> None:
     texts = [
         "sensitivity=0.9,specificity=0.99:1",
@@ -215,10 +197,6 @@ def test_an_unknown_class_of_a_target_is_the_first_error(run_copy: RunFolder) ->
         evaluate(run_copy.path, targets=["sensitivity=0.9:SICK"])
     with pytest.raises(UsageError, match="no threshold can be set: there is no validation split"):
         evaluate(run_copy.path, targets=["sensitivity=0.9:1"])
-
-
-def test_target_class_may_contain_a_colon() -> None:
-    assert parse_target("specificity=0.9:a:b=c").name == "a:b=c"
 
 
 def test_tta_reports_its_cost_and_gain_on_the_terminal(run: RunFolder, convnext: Convnext) -> None:

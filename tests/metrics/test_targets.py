@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import beta, binomtest
 
+from convnext_cli.errors import UsageError
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.confidence import Rate, count_independent, measure_confidence
 from convnext_cli.metrics.decision import (
@@ -320,12 +321,30 @@ def test_decision_curve_is_its_definition() -> None:
         ("sensitivity=0.9,specificity=0.8:a:b", Target("sensitivity", 0.9, "a:b", (Bound("specificity", 0.8),))),
         ("ppv=0.8:SICK@prevalence=0.02", Target("ppv", 0.8, "SICK", prevalence=0.02)),
         ("npv=0.99:a@b@prevalence=0.1,confidence=0.9", Target("npv", 0.99, "a@b", prevalence=0.1, confidence=0.9)),
+        ("specificity=0.9:a:b=c", Target("specificity", 0.9, "a:b=c")),
         ("specificity=0.9:x@confidence=0.95", Target("specificity", 0.9, "x", confidence=0.95)),
     ],
 )
 def test_target_is_parsed_and_printed_alike(text: str, target: Target) -> None:
     assert parse_target(text) == target
     assert str(target) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["sensitivity", "sensitivity=2:a", "accuracy=0.9:a", "sensitivity=x:a", "specificity=0.9:"]
+)
+def test_invalid_target_raises_an_error(text: str) -> None:
+    with pytest.raises(UsageError, match="cannot read the target"):
+        parse_target(text)
+
+
+def test_predictive_value_needs_a_prevalence() -> None:
+    with pytest.raises(UsageError, match=r"ppv=0\.8:a.*depends on how frequent") as caught:
+        parse_target("ppv=0.8:a@confidence=0.9")
+    assert "ppv=0.8:a@confidence=0.9,prevalence=0.02" in caught.value.remedy
+    for text in ("ppv=0.8:a@prevalence=0", "ppv=0.8:a@prevalence=1", "ppv=0.8,ppv=0.9:a@prevalence=0.1"):
+        with pytest.raises(UsageError, match="cannot read the target"):
+            parse_target(text)
 
 
 def test_old_records_of_a_target_are_read() -> None:

@@ -71,21 +71,6 @@ def test_newest_run_is_the_one_written_last(tmp_path: Path) -> None:
     assert find_newest_run("").path.name == "new"
 
 
-def test_damaged_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"is not a run: it has no data\.json"):
-        RunFolder(tmp_path).read_split()
-    (tmp_path / "data.json").write_text("{}")
-    (tmp_path / "split.csv").write_text("path,label,group,split\n")
-    for text in ("path,label,group,split\n", "path,label\na,b\n", "path,label,group,split\na,b,,exam\n"):
-        (tmp_path / "data.json").write_text('{"data": "d", "classes": ["b"], "skipped": {}}')
-        (tmp_path / "split.csv").write_text(text)
-        with pytest.raises(RunError, match=r"split\.csv cannot be read"):
-            RunFolder(tmp_path).read_split()
-    (tmp_path / "data.json").write_text("{}")
-    with pytest.raises(RunError, match=r"data\.json cannot be read: Object missing required field data"):
-        RunFolder(tmp_path).read_split()
-
-
 def test_missing_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="gone does not exist"):
         RunFolder(tmp_path / "gone").read_split()

@@ -82,6 +82,7 @@ CHANGES = [
     ),
     ("data.json", "classes", "012", "classes: Expected array, got str"),
     ("data.json", "classes", ["0", "1", "1"], "classes: '1' appears twice"),
+    ("data.json", "data", ..., r"data\.json cannot be read: Object missing required field data"),
     ("data.json", "data", None, "data: Expected str, got null"),
     ("data.json", "skipped", {"x": -1}, r"skipped\[\.\.\.\]: Expected int >= 0 \(it is \{\"x\": -1\}\)"),
     ("metrics.json", "epoch", "1", "epoch: Expected int, got str"),
@@ -147,6 +148,7 @@ def test_range_test_of_unequal_lengths_is_refused(run_copy: RunFolder) -> None:
     ("text", "words"),
     [
         ("", "has no rows"),
+        ("path,label,group,split\n", "has no rows"),
         ("path,label,group,split\na.png,7,,train\n", r"line 2: label: data\.json has no class '7'"),
         ("path,label,group,split\na.png,0,,exam\n", "line 2: split: no such split 'exam'"),
         ("path,label,group,split\na.png\n", "line 2: label, group, split missing"),
