@@ -16,6 +16,12 @@ from convnext_cli.errors import DataError, UsageError
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.text import capitalise, format_count
 
+REPLACED_VAL = {  # settings that leave no val split to draw again, with the reason
+    "resplit": "all splits are drawn again",
+    "folds": "each fold is the validation split in turn",
+    "leave_out": "the data's own splits are not used",
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetRequest(TableOptions):
@@ -124,6 +130,11 @@ def _check_effects(chosen: Sequence[str], index: Index) -> None:
         flag, reason = f"--{name.replace('_', '-')}", index.task.ignored.get(name)
         if reason:
             raise UsageError(f"{flag} has no effect on {index.task.title}: {reason}", "Leave it out")
+        if name == "resplit_val" and (others := [other for other in REPLACED_VAL if other in chosen]):
+            other = others[0]
+            raise UsageError(
+                f"{flag} has no effect with --{other.replace('_', '-')}: {REPLACED_VAL[other]}", "Leave it out"
+            )
         if name == "resplit_val" and "val" not in index.splits:
             raise UsageError(f"{flag} has no effect: {index.location} has no val split", "Leave it out")
         if name in COLUMN_OPTIONS and index.table is None:
@@ -132,13 +143,17 @@ def _check_effects(chosen: Sequence[str], index: Index) -> None:
 
 
 def _list_unused_fractions(chosen: Sequence[str], index: Index) -> list[str]:
-    """Return a note for each chosen fraction that the data's own splits replace."""
+    """Return a note for each chosen fraction that is not used, because of the data's own splits or of folds."""
     splits = index.list_splits()
-    is_unused = {"val_fraction": "val" in splits, "test_fraction": bool(splits)}
-    names = [name for name in chosen if is_unused.get(name) and "leave_out" not in chosen]
     again = "which --resplit draws again" + ", --resplit-val only val" * ("val" in splits)
-    effect = f"has no effect: the data have their own splits ({', '.join(splits)}), {again}"
-    return [f"--{name.replace('_', '-')} {effect}" for name in names]
+    own = f"the data have their own splits ({', '.join(splits)}), {again}"
+    reasons = {"val_fraction": own * ("val" in splits), "test_fraction": own * bool(splits)}
+    if "folds" in chosen:
+        reasons["val_fraction"] = REPLACED_VAL["folds"]
+    if "leave_out" in chosen:
+        reasons = {"test_fraction": "the images of each value of the column are a test split"}
+    names = [name for name in chosen if reasons.get(name)]
+    return [f"--{name.replace('_', '-')} has no effect: {reasons[name]}" for name in names]
 
 
 def _leave_out_unreadable(audit: Audit) -> Dataset:

@@ -134,6 +134,33 @@ def test_resplit_val_without_a_val_split_is_refused(few_digits: Path) -> None:
         prepare(tiny_request(few_digits, "run", resplit_val=True))
 
 
+@pytest.mark.parametrize("other", [{"resplit": True}, {"folds": 2}, {"fold": 1, "folds": 2}, {"leave_out": "site"}])
+def test_resplit_val_where_another_option_replaces_the_val_split_is_refused(
+    few_digits: Path, other: dict[str, Any]
+) -> None:
+    name = list(other)[-1].replace("_", "-")
+    with pytest.raises(UsageError, match=f"--resplit-val has no effect with --{name}"):
+        prepare(tiny_request(few_digits, "run", audit=False, resplit_val=True, **other))
+
+
+def test_fractions_that_folds_replace_give_a_note(tmp_path: Path) -> None:
+    rows = [f"{n}.png,{'ab'[n % 2]},{'xyz'[n % 3]}" for n in range(60)]
+    for n in range(60):
+        save_image(tmp_path / "data" / f"{n}.png", seed=n)
+    (tmp_path / "data/table.csv").write_text("\n".join(["path,label,site", *rows]))
+    options = {"audit": False, "val_fraction": 0.3, "test_fraction": 0.2}
+
+    def list_notes(**more: Any) -> list[str]:
+        preparation = prepare(tiny_request(tmp_path / "data", tmp_path / "run", **options, **more))
+        return [notice.text for notice in preparation.notices if "has no effect" in notice.text]
+
+    assert list_notes() == []
+    assert list_notes(folds=2) == ["--val-fraction has no effect: each fold is the validation split in turn"]
+    assert list_notes(leave_out="site") == [
+        "--test-fraction has no effect: the images of each value of the column are a test split"
+    ]
+
+
 def test_warmup_that_a_time_budget_leaves_no_room_for_is_shortened(few_digits: Path) -> None:
     plan = prepare(tiny_request(few_digits, "run", audit=False, warmup_epochs=2.0)).plan
     assert plan.with_epochs(Choice(value=2, source="max-time")).settings.warmup_epochs == 2.0
