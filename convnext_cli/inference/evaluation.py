@@ -45,7 +45,7 @@ from convnext_cli.options import make_path, make_request
 from convnext_cli.progress import Notice, OnEvent, Progress, Steps, finish
 from convnext_cli.runs.files import CALIBRATION, MODEL
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.folds import find_newest_run, open_folder
+from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.runs.records import AuditRecord, to_plain
 from convnext_cli.tasks.task import Task
 from convnext_cli.text import quote, shorten_names
@@ -190,20 +190,21 @@ def evaluate(
 def evaluate_all_steps(request: EvalRequest) -> Steps[list[Evaluation]]:
     """Evaluate all runs of a request on the images of the first; the newest run where it names none.
 
-    All runs are read before the first evaluation on a test split is recorded.
+    All runs are evaluated before the first evaluation on a test split is recorded.
     """
     runs = [open_folder(path) for path in request.runs] or [find_newest_run(EVAL_RUN)]
     if len(runs) > 1:
         if request.recalibrate is not None:
             raise UsageError("--recalibrate is for one run", "Evaluate each run by itself")
         for run in runs:
+            _check_targets(run, request)
             check_records(run)
             check_comparable(runs[0], run)
     evaluations: list[Evaluation] = []
     for run in runs:
         test_set = evaluations[0].test_set if evaluations else None
-        evaluations.append((yield from evaluate_steps(run, request, test_set=test_set)))
-    return evaluations
+        evaluations.append((yield from _measure_steps(run, request, test_set)))
+    return [_record(run, evaluation) for run, evaluation in zip(runs, evaluations, strict=True)]
 
 
 def compare(
@@ -244,6 +245,11 @@ def compare(
 
 def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | None = None) -> Steps[Evaluation]:
     """Evaluate a run, as `evaluate` does, on the images of the request, or those that another run was evaluated on."""
+    return _record(run, (yield from _measure_steps(run, request, test_set)))
+
+
+def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | None) -> Steps[Evaluation]:
+    """Evaluate a run as `evaluate_steps` does, without recording that in the run."""
     operating_targets = [parse_target(text) for text in request.targets]
     trained_on = run.read_split()
     run.drop_leftovers()
@@ -297,11 +303,16 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
         is_own=is_own,
         images=images,
     )
-    return replace(
-        evaluation,
-        notes=(*notes, *drift_notes, *_list_warnings(evaluation, trained_on)),
-        test_number=_record(run, evaluation) if test_set.split == "test" else None,
-    )
+    return replace(evaluation, notes=(*notes, *drift_notes, *_list_warnings(evaluation, trained_on)))
+
+
+def _check_targets(run: RunFolder, request: EvalRequest) -> None:
+    """Check that thresholds can be set for targets, if there are some."""
+    if request.targets and isinstance(run, FoldsFolder):
+        raise UsageError(
+            f"{run.path} is a cross-validation, which has no validation images of its own to set a threshold on",
+            f"Leave out --target, or evaluate one fold: {run.path / name_fold(1)}",
+        )
 
 
 def _check_calibration_file(request: EvalRequest, test_set: TestSet) -> None:
@@ -333,6 +344,7 @@ def _choose_images(
 ) -> Steps[tuple[TestSet, list[Notice]]]:
     """Return the images to evaluate, those of another run if there are some, with notes, after checks of the run."""
     check_negative(request, trained_on)
+    _check_targets(run, request)
     notes: list[Notice] = []
     if test_set is None:
         test_set, notes = yield from choose_test_set(run, trained_on, request)
@@ -371,11 +383,6 @@ def _prepare_calibration(
             remedy = f"`convnext export {quote(run.path)}` writes it again"
             notes.append(Notice(f"{run.exported('onnx').name} does not have these thresholds; {remedy}"))
         return calibration, notes
-    if targets:
-        raise UsageError(
-            f"{run.path} is a cross-validation, which has no validation images of its own to set a threshold on",
-            f"Leave out --target, or evaluate one fold: {run.path / name_fold(1)}",
-        )
     names = classifier.list_uncalibrated()
     text = f"not calibrated: {shorten_names(names)} (too few validation images, or changed weights)"
     return None, [Notice(text)] if names else []
@@ -414,13 +421,15 @@ def _classify(
     return outputs, time.perf_counter() - started
 
 
-def _record(run: RunFolder, evaluation: Evaluation) -> int:
-    """Record an evaluation on a test split in the run, and return its number."""
+def _record(run: RunFolder, evaluation: Evaluation) -> Evaluation:
+    """Record an evaluation on a test split in the run, and return it with its number; others as they are."""
+    if evaluation.split != "test":
+        return evaluation
     points = {"image": evaluation.operating_points}
     if evaluation.per_group is not None:
         points["group"] = evaluation.per_group.operating_points
     recalibration = evaluation.recalibration
-    return run.record_test(
+    number = run.record_test(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "data": str(evaluation.data),
@@ -434,3 +443,4 @@ def _record(run: RunFolder, evaluation: Evaluation) -> int:
             },
         }
     )
+    return replace(evaluation, test_number=number)

@@ -19,7 +19,7 @@ from convnext_cli.inference.request import PREDICT_RUN, PredictRequest
 from convnext_cli.inference.run_checks import describe_progress
 from convnext_cli.inference.sources import ImageInput, Source, list_sources
 from convnext_cli.metrics.thresholds import Threshold, describe_unreachable
-from convnext_cli.options import make_path, make_request
+from convnext_cli.options import AUTO, make_path, make_request
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
 from convnext_cli.runs.files import CALIBRATION, MODEL
 from convnext_cli.runs.folder import RunFolder
@@ -181,6 +181,8 @@ def predict_images(run: Path, sources: Sequence[Source], request: PredictRequest
     if request.per == "group":
         yield from _predict_groups(run, sources, request)
         return
+    if request.group_from != AUTO:
+        raise UsageError("--group-from needs --per group: it decides which images are a group", "Add --per group")
     model = open_calibrated(run, request, len(sources))
     classifier, classes = model.classifier, model.classifier.classes
     calibration = None if request.raw else model.calibration

@@ -53,6 +53,9 @@ IMBALANCE: dict[str, dict[str, Any]] = {
     "logit": {"logit_adjustment": 1.0},
 }
 UNCORRECTED: dict[str, Any] = {"sampler": "shuffle", "class_weights": "none", "logit_adjustment": 0.0}
+HEAD_SETTINGS = (  # of those of training, what the head alone is trained with
+    "epochs", "freeze_epochs", "weight_decay", "label_smoothing", "uncertain", "amp", "seed", *UNCORRECTED,
+)  # fmt: skip
 
 
 def parse_fold(text: str) -> int | str:
@@ -763,6 +766,16 @@ def check_schedule(chosen: Collection[str], settings: Settings) -> None:
         )
     if "mixup_off_epoch" in chosen and not settings.mixup and not settings.cutmix:
         raise UsageError("--mixup-off-epoch has no effect: mixup and CutMix are off", "Leave it out, or add --mixup")
+
+
+def list_unused_flags(chosen: Collection[str], settings: Settings) -> list[str]:
+    """Return the flags of the settings of training that a user chose, and that 0 epochs leave without effect."""
+    declared = declare_settings()
+    return [
+        declared[name].flag
+        for name in chosen
+        if not settings.epochs and declared[name].option.group in (TRAINING, AUGMENTATION) and name not in HEAD_SETTINGS
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

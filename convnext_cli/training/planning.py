@@ -35,6 +35,7 @@ from convnext_cli.recipes.settings import (
     check_teacher,
     default_settings,
     has_folds,
+    list_unused_flags,
 )
 from convnext_cli.recipes.tables import load_augmentations
 from convnext_cli.runs.folder import RUNS, RunFolder
@@ -334,18 +335,26 @@ def _label_by_teacher(request: TrainRequest, dataset: Dataset) -> Steps[Dataset]
 
 
 def _make_plan(inputs: PlanInputs, chosen: Collection[str]) -> tuple[Plan, tuple[Notice, ...]]:
-    """Return the plan, with notices about guessed augmentation, unseen parts of images and an unusual learning rate."""
+    """Return the plan, with notices about settings without effect, augmentation, unseen parts and learning rate."""
     plan, fingerprint = make_plan(inputs), inputs.fingerprint
     check_schedule(chosen, plan.settings)
+    if not plan.settings.epochs and inputs.teacher is not None and not plan.settings.unlabelled:
+        problem = "--teacher has no effect with --epochs 0: the head alone is trained on the labels alone"
+        raise UsageError(problem, "Give --epochs, or leave out --teacher")
     notices = []
+    if unused := list_unused_flags(chosen, plan.settings):
+        reason = (
+            "With --epochs 0, the head alone is trained: at its own learning rate, on images as evaluation sees them"
+        )
+        notices.append(Notice(f"no effect: {', '.join(unused)}. {reason}"))
     guessed = f"augmentation {inputs.augment}" if inputs.is_augment_guessed else None
     if fingerprint and any(choice.source == guessed for choice in plan.choices.values()):
         notices.append(Notice(explain_domain(fingerprint, "--augment light, natural or none overrides it")))
     if text := warn_unseen(measure_plan_unseen(plan, inputs.tag, fingerprint)):
         notices.append(Notice(text, "warning"))
     lr = plan.choices["lr"]
-    if lr.source in ("flag", "plan"):
-        other_choices = {name: choice for name, choice in inputs.choices.items() if name != "lr"}
+    if lr.source in ("flag", "plan") and plan.settings.epochs:
+        other_choices = {name: choice for name, choice in inputs.choices.items() if name not in ("lr", "min_lr")}
         default = make_plan(replace(inputs, choices=other_choices))
         if text := explain_lr(inputs.model, lr.value, plan.settings.batch_size, default.settings.lr):
             notices.append(Notice(text))

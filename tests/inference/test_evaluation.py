@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 from safetensors.numpy import load_file, save_file
 
 from convnext_cli import compare, evaluate
 from convnext_cli.errors import DataError, ImageError, RunError, UsageError
 from convnext_cli.files import replace_file
 from convnext_cli.inference.calibration import ABSTAIN_RATE, read_calibration
-from convnext_cli.inference.evaluation import evaluate_steps
+from convnext_cli.inference.evaluation import evaluate_all_steps, evaluate_steps
 from convnext_cli.inference.prediction import list_run_notes, predict
 from convnext_cli.inference.request import EvalRequest, PredictRequest
 from convnext_cli.progress import Progress, finish
@@ -231,6 +232,19 @@ def test_comparison_of_runs_finds_the_better_one(run_copy: RunFolder, run: RunFo
     assert accuracy.interval.high < 0
     assert compared.p_value is not None
     assert compared.p_value < 0.01
+
+
+def test_comparison_that_a_later_run_refuses_is_recorded_in_none(run_copy: RunFolder, tmp_path: Path) -> None:
+    other = RunFolder(shutil.copytree(run_copy.path, tmp_path / "other"))
+    calibration = read_calibration(other)
+    assert calibration is not None
+    few = structs.replace(calibration, unfitted_reason="the validation split is small")
+    other.write_calibration(few.to_dict(), {})
+    before = run_copy.read_tests()
+    request = EvalRequest(runs=(run_copy.path, other.path), split="test", targets=("sensitivity=0.9:1",))
+    with pytest.raises(UsageError, match="no threshold can be set"):
+        finish(evaluate_all_steps(request))
+    assert run_copy.read_tests() == before
 
 
 def test_runs_of_different_classes_are_not_compared(

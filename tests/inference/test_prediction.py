@@ -239,3 +239,8 @@ def test_paths_are_read_from_standard_input(
     assert rows[0]["path"] == str(good[0])
     assert rows[0]["class"] == rows[2]["class"]
     assert rows[0]["probabilities"].keys() == set("012")
+
+
+def test_group_from_without_per_group_is_refused(run: RunFolder, digits: Path) -> None:
+    with pytest.raises(UsageError, match="--group-from needs --per group"):
+        predict(sorted(digits.rglob("*.png"))[:1], run.path, group_from=r"\d+")

@@ -161,6 +161,30 @@ def test_fractions_that_folds_replace_give_a_note(tmp_path: Path) -> None:
     ]
 
 
+def test_settings_without_effect_on_the_head_alone_give_a_note(few_digits: Path) -> None:
+    options = {"audit": False, "freeze_epochs": 2, "batch_size": 8, "drop_path": 0.1, "weight_decay": 0.1, "lr": 0.5}
+
+    def list_notes(**more: Any) -> list[str]:
+        notices = prepare(tiny_request(few_digits, "run", **options | more)).notices
+        return [notice.text for notice in notices if "no effect" in notice.text or notice.text.startswith("lr ")]
+
+    [note] = list_notes(epochs=0)
+    flags = note.split(".")[0].removeprefix("no effect: ").split(", ")
+    assert {"--batch-size", "--drop-path", "--lr", "--mixup"} <= set(flags)
+    assert not {"--weight-decay", "--epochs", "--freeze-epochs", "--image-size"} & set(flags)
+    assert "no effect" not in " ".join(list_notes(epochs=1))
+
+
+def test_last_rate_above_the_rate_of_the_recipe_is_accepted_below_that_of_the_user(few_digits: Path) -> None:
+    plan = prepare(tiny_request(few_digits, "run", audit=False, lr=0.05, min_lr=0.02)).plan
+    assert (plan.settings.lr, plan.settings.min_lr) == (0.05, 0.02)
+
+
+def test_teacher_of_the_head_alone_is_refused(few_digits: Path) -> None:
+    with pytest.raises(UsageError, match="--teacher has no effect with --epochs 0"):
+        prepare(tiny_request(few_digits, "run", audit=False, epochs=0, freeze_epochs=1, teacher="resnet18"))
+
+
 def test_warmup_that_a_time_budget_leaves_no_room_for_is_shortened(few_digits: Path) -> None:
     plan = prepare(tiny_request(few_digits, "run", audit=False, warmup_epochs=2.0)).plan
     assert plan.with_epochs(Choice(value=2, source="max-time")).settings.warmup_epochs == 2.0
