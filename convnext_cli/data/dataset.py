@@ -13,6 +13,7 @@ from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import release_val
 from convnext_cli.data.tables.options import COLUMN_OPTIONS, TableOptions
 from convnext_cli.errors import DataError, UsageError
+from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.text import capitalise, format_count
 
@@ -32,7 +33,7 @@ class DatasetRequest(TableOptions):
     exclude: str = NONE
     """A list of images to leave out, as `convnext check --fix-list` writes it or with one path, folder or pattern per
     line; or one folder or pattern; or `none`."""
-    group_from: str = "auto"
+    group_from: str = AUTO
     """The source of groups: `auto`, `none`, `dicom:KEYWORD`, or a regular expression on the relative path."""
     resplit: bool = False
     """True if new splits replace the data's own."""

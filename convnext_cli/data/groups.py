@@ -9,10 +9,11 @@ from typing import Literal
 
 from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.headers import list_dicom_rows, read_dicom_attribute
-from convnext_cli.data.index import Index
+from convnext_cli.data.index import NONE, Index
 from convnext_cli.data.names import group_by_name
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import ConvnextError, UsageError
+from convnext_cli.options import AUTO
 from convnext_cli.progress import Steps, finish
 from convnext_cli.text import format_part
 
@@ -65,15 +66,15 @@ def group_steps(index: Index, group_from: str) -> Steps[tuple[Index, Grouping]]:
     Raises:
         UsageError: the pattern is invalid, or matches no path.
     """
-    if group_from == "none":
+    if group_from == NONE:
         return replace(index, groups=()), Grouping(source="none", rule="none: switched off, each image is a group")
-    if group_from == "auto" and index.groups:
+    if group_from == AUTO and index.groups:
         return index, describe_groups(index.groups, index.paths, "manifest", "the CSV file's column of groups")
     if group_from.startswith(_DICOM):
         keyword = group_from.removeprefix(_DICOM)
         values = yield from _read_dicom(index, keyword)
         return _apply(index, values, "dicom", f"the DICOM attribute {keyword}")
-    if group_from != "auto":
+    if group_from != AUTO:
         return _apply(index, _search(index.paths, group_from), "pattern", f"the pattern {group_from}")
     if patients := (yield from _read_patients(index)):
         return _apply(index, patients, "dicom", "the DICOM attribute PatientID")

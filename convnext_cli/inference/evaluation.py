@@ -259,7 +259,7 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
     fit_set, test_set = yield from divide_test_set(test_set, request.recalibrate)
     attributes = yield from read_subgroups(request, test_set)
     classifier = open_classifier(run, cache=request.cache)
-    targets = classifier.read_targets(test_set.index, test_set.rows)
+    targets = classifier.read_targets(test_set.index, test_set.rows)  # first: it refuses data of another task
     own, calibration_notes = yield from _prepare_calibration(run, classifier, operating_targets)
     calibration, refit_notes = yield from refit_calibration(classifier, fit_set, own, run)
     notes += audit_notes + leakage + calibration_notes + refit_notes
@@ -288,7 +288,7 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
         split=test_set.split,
         metrics=images.compute_metrics(),
         intervals=images.compute_intervals(),
-        uncalibrated=images.task.compute_metrics(images.logits, targets, images.classes),
+        uncalibrated=replace(images, calibration=None).compute_metrics(),
         calibration=calibration,
         operating_points=points,
         augmentation=augmentation,

@@ -21,7 +21,7 @@ from convnext_cli.metrics.formulas import ECE_BINS
 
 T = TypeVar("T")
 
-LEVEL = 0.95
+CONFIDENCE = 0.95
 RESAMPLES = 2000
 DF_FACTOR = 1.5
 """Degrees of freedom are this factor times (units - 1), because Wilson's centre already widens the interval.
@@ -241,7 +241,7 @@ def t_quantile(df: float) -> float:
     """Return the 97.5% quantile of Student's t; below one degree of freedom, that of one."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(max(1.0, df), (1 + LEVEL) / 2))
+    return float(stdtrit(max(1.0, df), (1 + CONFIDENCE) / 2))
 
 
 def _choose_interval(name: str, estimate: float, replicates: Floats, units: float, highest: float) -> Interval | None:
@@ -351,7 +351,7 @@ def bound_sum(gaps: Floats, replicates: Floats, units: float, images: float) -> 
     likely = shrinkage * centre * np.abs(gaps) / observed + (1 - shrinkage) * centre * std / std.sum()
     errors = debias_sums(np.sign(gaps) * likely + noise, std) - centre
     half = t_quantile(units - 1) * math.sqrt(float((errors**2).mean()))
-    is_rejected = (np.abs(noise).sum(axis=1) >= observed).mean() < 1 - LEVEL
+    is_rejected = (np.abs(noise).sum(axis=1) >= observed).mean() < 1 - CONFIDENCE
     low = max(0.0, centre - half) if is_rejected else 0.0
     return Interval(min(low, observed), min(1.0, max(observed, centre + half)))
 

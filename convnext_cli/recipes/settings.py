@@ -444,7 +444,7 @@ class Settings:
             group=DATA,
             is_common=True,
         ),
-    ] = "none"
+    ] = NONE
     group_from: Annotated[
         str,
         Option(
@@ -452,7 +452,7 @@ class Settings:
             group=DATA,
             is_common=True,
         ),
-    ] = "auto"
+    ] = AUTO
     resplit: Annotated[
         bool,
         Option(help="Ignore the data's own splits and draw new ones.", group=DATA, is_common=True, has_negation=True),
