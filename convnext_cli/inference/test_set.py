@@ -325,29 +325,31 @@ def _compare_content(
 
 def _scan_like_run(settings: Mapping[str, Any], trained_on: Index, data: Path, request: EvalRequest) -> Index:
     """Scan data for the task of a run with its columns; if that fails, without them, then with all of its options."""
-    classes, task = trained_on.classes, trained_on.task_record
-    group_column = request.group_column
-    attributes = tuple(parse_attributes(request.subgroups)) if request.subgroups else ()
-    plain = TableOptions(group_column=group_column, known_labels=classes, attributes=attributes)
-    if task:
-        plain = replace(plain, task=task["name"])
+    task, group_column = trained_on.task_record, request.group_column
+    plain = TableOptions(
+        task=task["name"] if task else AUTO,
+        group_column=group_column,
+        known_labels=trained_on.classes,
+        attributes=tuple(parse_attributes(request.subgroups)) if request.subgroups else (),
+    )
     own = {name: settings[name] for name in TABLE_SETTINGS if name in settings and name != "task"}
     if group_column != AUTO:
         own["group_column"] = group_column
-    table_options = replace(plain, **own)
-    if table_options != plain:
+    with_columns = replace(plain, **own)
+
+    def scan(table_options: TableOptions, exclude: str = NONE) -> Index:
+        return scan_data(data, exclude=exclude, known_classes=trained_on.classes, table_options=table_options)
+
+    if with_columns != plain:
         with suppress(ConvnextError):
-            return scan_data(data, known_classes=classes, table_options=table_options)
+            return scan(with_columns)
     try:
-        return scan_data(data, known_classes=classes, table_options=plain)
-    except DataError as error:
-        table_options = replace(table_options, image_root=settings.get("image_root", AUTO))
-        try:
-            return scan_data(
-                data, exclude=settings.get("exclude", NONE), known_classes=classes, table_options=table_options
-            )
-        except ConvnextError:
-            raise error from None
+        return scan(plain)
+    except DataError:
+        with suppress(ConvnextError):
+            with_root = replace(with_columns, image_root=settings.get("image_root", AUTO))
+            return scan(with_root, exclude=settings.get("exclude", NONE))
+        raise
 
 
 def _read_settings(run: RunFolder) -> dict[str, Any]:
