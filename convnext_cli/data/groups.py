@@ -39,7 +39,7 @@ class Grouping:
     examples: tuple[tuple[str, str], ...] = ()
     """Up to three paths with their groups."""
     certainty: Literal["given", "supported", "unsure"] = "given"
-    """`supported` by the images, or `unsure`, for a guess."""
+    """Of a guess: `supported` by the images, or `unsure`."""
     evidence: str = ""
     """For a guess: the result of the test on the images."""
 
