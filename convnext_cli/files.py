@@ -215,9 +215,7 @@ def check_outside(output: Path, data: Path, option: str = "--output") -> None:
         UsageError: it is inside.
     """
     if resolve_links(output).is_relative_to(resolve_links(data)):
-        raise UsageError(
-            f"{output} would lie in the data folder {data}", f"Choose another {option}, or start elsewhere"
-        )
+        raise UsageError(f"{output} would lie in the data folder {data}", f"Give a place outside of it with {option}")
 
 
 def resolve_links(path: Path) -> Path:

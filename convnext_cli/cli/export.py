@@ -89,7 +89,7 @@ def _show_exported(exported: "ExportedFile") -> None:
     console.show(
         f"{exported.format}, {exported.precision}{opset}, {exported.bytes / 1e6:.1f} MB{smaller}, any batch size"
     )
-    console.show(f"licence (base weights, teacher and images): {exported.license or 'unknown'}")
+    console.show(f"licence: {exported.license or 'unknown'}")
     largest = f"largest difference of the number: {parity.difference:.1e} standard deviations"
     if parity.same_top1 is not None:
         same = format_count(parity.same_top1, "keeps its class", "keep their class")

@@ -59,7 +59,7 @@ def lay_out(
             )
             yield _GAP.join(padded).rstrip(), at == 0
     if left_out and width is not None:
-        for line in _fold(f"(too narrow for {', '.join(left_out)})", width):
+        for line in _fold(f"(no room for {', '.join(left_out)})", width):
             yield line, False
 
 
@@ -71,7 +71,7 @@ def _stack(grid: Sequence[Sequence[str]], width: int) -> Iterator[tuple[str, boo
             yield line, False
         for title, cell in zip(titles[1:], row[1:], strict=True):
             if cell:
-                for line in _fold(f"{title} {cell}".strip(), max(1, width - len(_GAP))):
+                for line in _fold(f"{title} {cell.strip()}".strip(), max(1, width - len(_GAP))):
                     yield _GAP + line, False
 
 

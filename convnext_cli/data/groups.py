@@ -120,7 +120,7 @@ def _search(paths: Sequence[str], pattern: str) -> dict[int, str]:
         compiled = regex.compile(pattern)
     except regex.error as error:
         raise UsageError(
-            f"{pattern!r} is not a regular expression ({error})", r"Try --group-from 'person\d+'"
+            f"'{pattern}' is not a regular expression ({error})", r"Try --group-from 'person\d+'"
         ) from error
     identifiers = {}
     end = time.monotonic() + MAX_SECONDS
@@ -129,13 +129,13 @@ def _search(paths: Sequence[str], pattern: str) -> dict[int, str]:
             match = compiled.search(path, timeout=min(MAX_SECONDS_PATH, max(0.01, end - time.monotonic())))
         except TimeoutError as error:
             raise UsageError(
-                f"{pattern!r} takes too long on {path}", "Avoid repeats inside repeats, such as (a+)+, in --group-from"
+                f"'{pattern}' takes too long on {path}", "Avoid repeats inside repeats, such as (a+)+, in --group-from"
             ) from error
         if match:
             identifiers[row] = match[1] if compiled.groups and match[1] is not None else match[0]
     if not identifiers:
         raise UsageError(
-            f"{pattern!r} matches no path, such as {paths[0]}", "Correct --group-from, or give auto or none"
+            f"'{pattern}' matches no path, such as {paths[0]}", "Correct --group-from, or give auto or none"
         )
     return identifiers
 

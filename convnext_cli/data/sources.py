@@ -72,8 +72,8 @@ def apply_task(index: Index, options: TableOptions) -> Index:
         return index
     if index.task_record is not None:
         raise DataError(
-            f"--task {options.task}: {index.location} has {index.task.title}",
-            "Give a CSV file with the targets, or leave out --task",
+            f"{index.location} has {index.task.title}, not {kind.title}",
+            "Give a CSV file with the targets, or to train on these, leave out --task",
         )
     labels = [index.classes[label] for label in index.labels]
     targets = kind.read_folders(index.root, index.classes, labels, options)

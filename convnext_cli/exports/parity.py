@@ -57,15 +57,19 @@ class ParityError(ConvnextError):
     """The outputs of an exported file differ from those of its run."""
 
     def __init__(self, parity: Parity) -> None:
-        tolerance = parity.tolerance
-        scores, unit, classes = "numbers", " standard deviations", ""
-        if parity.same_top1 is not None:
+        tolerance, problems = parity.tolerance, []
+        if not parity.difference <= tolerance.difference:  # nan too
+            is_continuous = parity.same_top1 is None
+            scores, unit = ("numbers", " standard deviations") if is_continuous else ("probabilities", "")
+            problems.append(
+                f"the exported model's {scores} differ from the run's by up to {parity.difference:.2g}{unit} (allowed "
+                f"{tolerance.difference:g}), most on {parity.worst}"
+            )
+        if parity.changed / parity.images > tolerance.changed:
             part = format_part(parity.changed, parity.images, "image", "changes its class", "change their class")
-            scores, unit, classes = "probabilities", "", f", and {part} (allowed {tolerance.changed:.0%})"
+            problems.append(f"{part} (allowed {tolerance.changed:.0%})")
         super().__init__(
-            f"parity check failed: the exported model's {scores} differ from the run's by up to "
-            f"{parity.difference:.2g}{unit} (allowed {tolerance.difference:g}), most on {parity.worst}{classes}",
-            "Nothing was written. --tolerance allows more",
+            f"parity check failed: {', and '.join(problems)}", "Nothing was written. --tolerance allows more"
         )
         self.parity = parity
 

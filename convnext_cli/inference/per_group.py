@@ -72,10 +72,10 @@ class GroupEvaluation:
         if len(pooling.losses) < 2:
             return f"Pooled by the {pooling.rule} of its images, {calibration} on {pooling.groups:,} validation groups"
         losses = ", ".join(f"{rule} {loss:.4f}" for rule, loss in pooling.losses.items())
-        return (
-            f"Pooled by {pooling.rule}, chosen by log loss on {pooling.groups:,} validation groups ({losses}), "
-            f"{calibration}"
-        )
+        reason = "chosen by log loss"
+        if pooling.losses[pooling.rule] > min(pooling.losses.values()):
+            reason = "because no other rule is better by more than one standard error of the log loss"
+        return f"Pooled by {pooling.rule}, {reason} on {pooling.groups:,} validation groups ({losses}), {calibration}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the single groups, for JSON."""

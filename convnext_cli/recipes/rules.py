@@ -54,12 +54,12 @@ def choose_image_size(tag: Tag | None, median_side: int = 0) -> Choice:
     """
     usual, source, reason = DEFAULT_IMAGE_SIZE, "default", "ConvNeXt's usual input"
     if tag is not None:
-        usual, source, reason = tag.image_size, "rule", f"the input size of {tag.name}"
+        usual, source, reason = tag.image_size, "rule", f"the input size of the weights {tag.name}"
     fitting = max(MIN_SIDE, -(-median_side // REDUCTION) * REDUCTION)
     if not median_side or fitting >= usual:
         return Choice(value=usual, source=source, reason=reason)
     reason = (
-        f"the images have {median_side} px, and enlarging adds no detail; {usual} ({reason}) would take "
+        f"enlarging images of {median_side} px beyond {fitting} px adds no detail; {usual} ({reason}) would take "
         f"{(usual / fitting) ** 2:.1f} times as long"
     )
     return Choice(value=fitting, source="rule", reason=reason)

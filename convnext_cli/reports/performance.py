@@ -152,11 +152,14 @@ def show_calibration(report: ReportData) -> Section:
     if calibration and calibration.is_fitted:
         method = evaluation.task.describe_calibration(calibration)
         sentences = [f"Calibrated with {method}, fitted on {calibration.images:,} {evaluation.fitted_on}."]
+        changes = []
         for _, key in display.calibration:
             metric = METRICS[key]
             before, after = (getattr(part, key) for part in (evaluation.uncalibrated, evaluation.metrics))
             change = f"from {metric.format_with_unit(before)} to {metric.format_with_unit(after)}"
-            sentences.append(f"On these images that changes the {metric.title} {change}.")
+            changes.append(f"the {metric.title} {change}")
+        if changes:
+            sentences.append(f"On these images, that changes {' and '.join(changes)}.")
     elif report.members:
         average = (
             "Each image is classified by the one model that was not trained on it (out of fold)."

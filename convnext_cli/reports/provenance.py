@@ -121,7 +121,7 @@ def show_limits(report: ReportData) -> Section:
     limit = ": not for commercial use; this holds for the fine-tuned model too" if is_non_commercial(license) else ""
     source = "not recorded (random weights, or your own)"
     if license:
-        source = f"{license} (base weights, teacher and images){limit}"
+        source = f"{license}{limit}"
     classes = evaluation.task.describe_classes(evaluation.images.classes)
     purpose = (
         f"This model was trained to predict {classes} for images like those of its training, shown at {height} x "

@@ -169,8 +169,8 @@ class Multilabel(Task):
     ) -> RawTargets:
         """Refuse class folders: an image lies in one of them."""
         raise DataError(
-            f"--task {cls.name}: {folder} has one class folder per image",
-            "Give a CSV file with the targets, or leave out --task",
+            f"{folder} has one class folder per image, not {cls.title}",
+            "Give a CSV file with the targets, or to train on the classes, leave out --task",
         )
 
     # Targets

@@ -294,7 +294,7 @@ def sort_folders(task: str, classes: Sequence[str]) -> tuple[str, ...]:
     order = sort_by_number(classes)
     if order is None:
         raise DataError(
-            f"--task {task}: the class folders have no order: {shorten_names(classes)}",
+            f"the task {task} needs an order, and the class folders have none: {shorten_names(classes)}",
             "Begin each folder's name with its number, such as 0_none, 1_mild, 2_severe",
         )
     return order

@@ -585,7 +585,7 @@ def test_class_folders_can_be_grades_or_numbers(tmp_path: Path) -> None:
     assert [grades.describe_target(row) for row in range(3)] == ["0_none", "10_worst", "2_mild"]
     numbers = scan_data(tmp_path / "data", table_options=TableOptions(task="regression"))
     assert numbers.values == ((0.0,), (10.0,), (2.0,))
-    with pytest.raises(DataError, match="--task multilabel"):
+    with pytest.raises(DataError, match="one class folder per image, not several labels per image"):
         scan_data(tmp_path / "data", table_options=TableOptions(task="multilabel"))
 
 

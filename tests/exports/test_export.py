@@ -219,6 +219,11 @@ def test_differences_of_numbers_are_said_in_standard_deviations() -> None:
     )
 
 
+def test_failed_parity_states_what_is_not_allowed_only() -> None:
+    parity = Parity(images=82, same_top1=77, difference=0.07, worst=Path("a.png"), tolerance=INT8_TOLERANCE)
+    assert ParityError(parity).problem == "parity check failed: 5 of 82 images change their class (allowed 2%)"
+
+
 def test_tolerance_of_8_bits_is_for_classes_or_for_numbers() -> None:
     request = ExportRequest(int8=True, tolerance=0.5)
     assert _choose_tolerance(request, Single()) == replace(INT8_TOLERANCE, changed=0.5)

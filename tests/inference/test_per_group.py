@@ -139,6 +139,20 @@ def test_one_positive_image_in_five_is_pooled_by_more_than_the_mean(bags: RunFol
     assert groups.metrics.balanced_accuracy > 0.8
 
 
+def test_the_reason_for_a_rule_agrees_with_the_losses_beside_it(bags: RunFolder) -> None:
+    result = evaluate(bags.path, per="group")
+    assert result.per_group is not None
+    assert "chosen by log loss" in result.per_group.describe_pooling(result.task)
+    kept = structs.replace(result.per_group.pooling, rule="mean", losses={"mean": 0.52, "max": 0.51})
+    assert (
+        replace(result.per_group, pooling=kept)
+        .describe_pooling(result.task)
+        .startswith(
+            "Pooled by mean, because no other rule is better by more than one standard error of the log loss on "
+        )
+    )
+
+
 def test_images_are_evaluated_as_without_groups(bags: RunFolder) -> None:
     plain, result = evaluate(bags.path), evaluate(bags.path, per="group")
     assert plain.per_group is None

@@ -171,7 +171,7 @@ def test_plan_file_keeps_sources_and_reasons(tmp_path: Path) -> None:
     assert read_plan(path).settings["exclude"] == "of/\U0001f600.txt"
     again = make_plan(inputs_for(plan.model, choices=choices))
     assert {name: again.choices[name] for name in choices} == choices
-    assert read_plan(path).reasons["image_size"] == "rule (the input size of in12k_ft_in1k)"
+    assert read_plan(path).reasons["image_size"] == "rule (the input size of the weights in12k_ft_in1k)"
     assert read_plan(path).reasons["epochs"] == "flag", "for a run's own plan, in its report"
 
 
@@ -539,7 +539,8 @@ def test_small_images_get_a_small_input_size(median_side: int, size: int) -> Non
     _, tag = find_model("convnextv2_tiny")
     chosen = choose_image_size(tag, median_side)
     assert chosen.value == size
-    assert ("enlarging adds no detail" in chosen.reason) == (size < 224)
+    enlarging = f"enlarging images of {median_side} px beyond {size} px adds no detail"
+    assert (enlarging in chosen.reason) == (size < 224)
     _, small = find_model("convnext_zepto_rms.builtin")
     assert choose_image_size(small, median_side).value == 96, "never above the size of the weights"
 

@@ -187,7 +187,7 @@ def _find_alike_names(evidence: Evidence) -> Iterator[Finding]:
 def _find_small_classes(evidence: Evidence) -> Iterator[Finding]:
     index = evidence.index
     small = [(name, n) for name, n in zip(index.classes, index.count_classes(), strict=True) if n < MIN_IMAGES]
-    if small:
+    if small and len(index.classes) > 1:  # else they are numbers, or have no labels
         whose = "its" if len(small) == 1 else "their"
         yield Finding(
             kind=Kind.SMALL_CLASSES,

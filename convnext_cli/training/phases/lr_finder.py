@@ -85,7 +85,7 @@ def smooth_losses(losses: Sequence[float]) -> NDArray[np.float64]:
 def apply_range_test(plan: Plan, result: dict[str, Any], steps: int) -> Plan:
     """Return the plan with the rate of a range test; with its own rate if the test is inconclusive."""
     test_steps = len(result["lr"])
-    cost = f"{test_steps} steps, {100 * test_steps / steps:.1f}% of the run"
+    cost = f"{test_steps} steps, before the {steps:,} of the run"
     if result["chosen"] is None:
         reason = f"the range test ({cost}) is inconclusive: the loss never decreased"
         choice = replace(plan.choices["lr"], source="table", reason=reason)

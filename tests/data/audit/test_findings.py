@@ -208,6 +208,7 @@ def test_small_classes_are_reported_and_unreadable_set_is_refused(tmp_path: Path
     for number in range(30):
         save_image(tmp_path / ("many" if number < 27 else "few") / f"{number}.png", seed=number)
     assert find(audit(tmp_path), "small classes").examples == ("few: 3",)
+    assert all(finding.kind != "small classes" for finding in audit(tmp_path / "few", unlabelled=True).findings)
     for path in tmp_path.rglob("*.png"):
         path.write_text("gone")
     with pytest.raises(DataError, match=r"none of the 30 images .*, such as: .*/few/27\.png cannot be read as an"):
