@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
-from convnext_cli.data.folders.remedies import choose_example, describe_others
+from convnext_cli.data.folders.remedies import choose_example, describe_others, list_split_lists
 from convnext_cli.data.folders.splits import find_split_tables
 from convnext_cli.data.folders.words import is_form
 from convnext_cli.data.index import NONE, Index, describe_skipped
@@ -70,6 +70,9 @@ def choose_class_source(layout: Layout, folders: Index, source: Path, options: T
     index, group_table = add_groups(index, others, options)
     if unused := [path.name for path in others if path != group_table]:
         index = replace(index, notes=(*index.notes, f"tables that are not used: {shorten_names(unused)}"))
+    if lists := list_split_lists(layout.tree):
+        note = f"lists that are not read: {shorten_names(lists)}; if they name splits, write these into a CSV file"
+        index = replace(index, notes=(*index.notes, note))
     return index
 
 
@@ -165,6 +168,11 @@ def _find_extension(tables: dict[Files, Index], folders: Index, source: Path) ->
         pairs = Counter(
             (label_of[file], label) for file, label in zip(files, table.labels, strict=True) if file in label_of
         )
+        if table.row_folders and pairs and table.values and not table.task.is_continuous:
+            raise DataError(
+                f"the folders ({shorten_names(folders.classes)}) are the rows of {_name_files(names)}, not classes",
+                _suggest_itself(names),
+            )
         if not pairs or table.values:  # other images; or numbers, such as ages, which name no classes
             continue
         if not _is_one_to_one(pairs):
@@ -194,9 +202,16 @@ def _describe_contradiction(
         f"{source} has folders ({', '.join(folders.classes[:5])}) and a table ({_name_files(files)}: "
         f"{', '.join(table.classes[:5])}) that give the images different classes, such as "
         f"{folders.classes[by_folder]!r} and {table.classes[by_table]!r}",
-        f"Give the table itself, {files[0]}, to train on its classes; or move it out of the folder to "
-        "train on the folders' names",
+        f"{_suggest_itself(files)}, to train on its classes; or move it out of the folder to train on the folders' "
+        "names",
     )
+
+
+def _suggest_itself(files: Files) -> str:
+    """Return the remedy of a folder whose table decides."""
+    if len(files) == 1:
+        return f"Give the table itself, {files[0]}"
+    return f"Write {_name_files(files)} into one table with a column split, and give that"
 
 
 def _describe_only_table(files: Files, table: Index, layout: Layout, forms: Sequence[str]) -> Index:

@@ -14,10 +14,11 @@ from convnext_cli.data.index import NONE, Index, number_targets
 from convnext_cli.data.tables.columns import find_columns, list_patients, read_folds, read_groups, read_splits
 from convnext_cli.data.tables.files import FileFinder, Images, find_files
 from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
-from convnext_cli.data.tables.table import join_tables, list_columns, read_table, select_cells, select_columns
+from convnext_cli.data.tables.table import SAMPLE, join_tables, list_columns, read_table, select_cells, select_columns
 from convnext_cli.data.tables.targets import read_targets
 from convnext_cli.encoding import UTF_8, normalise_name
 from convnext_cli.errors import DataError
+from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import RawTargets, Table, fold_column
 from convnext_cli.text import format_count, shorten_names
@@ -144,8 +145,25 @@ def _locate_images(table: Table, options: TableOptions, columns: dict[str, str] 
         notes=[
             *([f"read as {table.encoding}, as it is not UTF-8"] if table.encoding != UTF_8 else []),
             *finder.notes,
+            *_describe_other_images(table, finder, columns),
         ],
     )
+
+
+def _describe_other_images(table: Table, finder: FileFinder, columns: dict[str, str]) -> list[str]:
+    """Return a note on columns that name other images than the column of paths, such as those of the right eye."""
+    known = set(table.columns[columns["path"]])
+    others = [
+        name
+        for name, cells in table.columns.items()
+        if name not in columns.values()
+        and any(map(has_image_suffix, cells[:SAMPLE]))
+        and known.isdisjoint(filter(None, cells))
+        and finder.matches(cells)
+    ]
+    if not others:
+        return []
+    return [f"images of {shorten_names(others)} are not used: write a row for each image to use them"]
 
 
 def _read_rows(located: _Located, options: TableOptions) -> Index:
@@ -285,17 +303,24 @@ def _make_index(table: Table, root: Path, rows: _Rows, notes: Sequence[str]) -> 
     targets = replace(rows.targets, labels=tuple(normalise_name(label) for label in rows.targets.labels))
     cells: Sequence[object] = targets.labels or [str(values) for values in targets.values]  # nan equals itself as text
     first: dict[str, int] = {}
-    repeated, conflicts = 0, []
+    repeated, conflicts, other_groups = 0, [], []
     for row, path in enumerate(rows.paths):
         at = first.setdefault(path, row)
         repeated += at != row
         if (cells[at], rows.splits[at]) != (cells[row], rows.splits[row]):
             conflicts.append(row)
+        if rows.groups and rows.groups[at] != rows.groups[row]:
+            other_groups.append(row)
     table.refuse(
         "a file that an earlier row has with another label or split",
         conflicts,
         remedy="Correct these rows. If an image has several labels, --task multilabel joins its rows; or give it one "
         "row, with cat|dog in one cell or a column of 1 and 0 per label",
+    )
+    table.refuse(
+        "a file that an earlier row has with another group",
+        other_groups,
+        remedy="Correct these rows; --group-column names another column of groups, or none",
     )
     order = [first[path] for path in sorted(first)]
     return Index(

@@ -779,3 +779,55 @@ def test_a_table_of_classes_beside_their_folders_names_no_images(tmp_path: Path)
         save_image(tmp_path / name / "1.png")
     write(tmp_path / "classes.csv", "class,kind\ncat,mammal\ndog,mammal\nowl,bird\n")
     assert scan_data(tmp_path).classes == ("cat", "dog", "owl")
+
+
+def test_paths_whose_ends_name_one_file_are_not_cut(images: Path) -> None:
+    save_image(images / "1.png")
+    table = write(images / "list.csv", "path,label\n/a/p1/1.png,x\n/a/p2/1.png,x\n")
+    with pytest.raises(DataError, match="a file that does not exist in 2 rows"):
+        scan_data(table)
+
+
+def test_a_file_in_two_groups_is_refused(images: Path) -> None:
+    table = write(images / "list.csv", "path,label,patient\nimages/a,x,p1\nimages/b,y,p2\nimages/a,x,p3\n")
+    with pytest.raises(DataError, match="a file that an earlier row has with another group in 1 row: line 4"):
+        scan_data(table)
+    assert scan_data(table, table_options=TableOptions(group_column="none")).groups == ()
+
+
+def test_images_of_a_second_column_are_noted(images: Path) -> None:
+    table = write(images / "list.csv", "left,right,label\nimages/a.png,images/b.png,x\nimages/c.png,images/d.png,y\n")
+    index = scan_data(table)
+    assert len(index) == 2
+    assert "images of right are not used: write a row for each image to use them" in index.notes
+
+
+def test_addresses_are_named_as_such(images: Path) -> None:
+    table = write(images / "list.csv", "image,label\nhttps://a.org/x/1.png,x\nhttps://a.org/x/2.png,y\n")
+    with pytest.raises(DataError, match=r"an address, which is not downloaded, in 2 rows: https://a.org/x/1.png"):
+        scan_data(table)
+
+
+@pytest.mark.parametrize("head", [b"PK\3\4", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"\x1f\x8b\x08"])
+def test_a_spreadsheet_called_a_table_is_named(images: Path, head: bytes) -> None:
+    (images / "list.csv").write_bytes(head + bytes(range(256)))
+    with pytest.raises(DataError, match=r"list\.csv is a spreadsheet or an archive, not text"):
+        scan_data(images / "list.csv")
+
+
+def test_folders_that_are_the_rows_of_a_table_are_no_classes(tmp_path: Path) -> None:
+    for k in range(4):
+        save_image(tmp_path / f"scans/100{k}/1.png")
+    write(tmp_path / "train.csv", "StudyInstanceUID,C1,C2\n1000,1,1\n1001,0,1\n1002,1,0\n1003,0,0\n")
+    with pytest.raises(DataError, match=r"the folders \(1000, .*\) are the rows of train.csv, not classes"):
+        scan_data(tmp_path)
+
+
+def test_text_files_that_name_splits_are_noted(images: Path) -> None:
+    write(images / "list.csv", "path,label\nimages/a.png,x\nimages/b.png,y\n")
+    write(images / "train_val_list.txt", "a.png\n")
+    note = "lists that are not read: train_val_list.txt; if they name splits, write these into a CSV file"
+    assert note in scan_data(images).notes
+    (images / "list.csv").unlink()
+    with pytest.raises(DataError, match="txt files are not read"):
+        scan_data(images)

@@ -15,7 +15,7 @@ from convnext_cli.encoding import compose_name, decode_name
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.tasks.reading import EXAMPLES, Table
-from convnext_cli.text import format_count, shorten_names
+from convnext_cli.text import find_address, format_count, shorten_names
 
 MAX_DEPTH = 5  # levels of folders below the table's own in which images are searched
 
@@ -91,7 +91,7 @@ class FileFinder:
             return direct
         for cut in self._list_cuts(names):
             moved = [self.find(name, cut) for name in names]
-            if all(moved):
+            if all(moved) and len(set(moved)) == len(set(names)):  # else the cut folders tell files apart
                 start = "/".join(_split_path(names[0])[:cut])
                 self.notes.append(f"the beginning {start}/ of the paths is ignored")
                 return moved
@@ -214,6 +214,13 @@ def find_files(table: Table, finder: FileFinder, column: str) -> Images:
         folders,
         [names[row] for row in folders[:EXAMPLES]],
         "Give a row for each image, with its path; a column patient or group keeps the images of a folder together",
+    )
+    addresses = [row for row in missing if find_address(Path(names[row])) and not names[row].startswith("file:")]
+    table.refuse(
+        "an address, which is not downloaded,",
+        addresses,
+        [names[row] for row in addresses[:EXAMPLES]],
+        "Download the images, and name their folder with --image-root DIR",
     )
     table.refuse(
         f"a {'folder' if images.are_in_folders else 'file'} that does not exist",
