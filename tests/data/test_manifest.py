@@ -190,7 +190,7 @@ READ = {
     "a label by a word of its name": (
         rows("x,True", "y,False", "x,True", head="fname,noisy_label,is_valid"),
         ["x", "y"],
-        ["not used: is_valid"],
+        ["split 'is_valid'"],
     ),
     "a grade beside flags": (
         rows("2,0,1", "0,1,1", "2,1,1", "0,0,0", head="image_id,adjudicated_dr_grade,dme,gradable"),
@@ -831,3 +831,15 @@ def test_text_files_that_name_splits_are_noted(images: Path) -> None:
     (images / "list.csv").unlink()
     with pytest.raises(DataError, match="txt files are not read"):
         scan_data(images)
+
+
+@pytest.mark.parametrize(
+    ("column", "splits"),
+    [("is_valid", ("train", "val")), ("is_test", ("train", "test")), ("Is Train", ("test", "train"))],
+)
+def test_a_column_of_flags_marks_a_split(images: Path, column: str, splits: Sequence[str]) -> None:
+    index = scan_data(write(images / "list.csv", rows("x,False", "y,False", "x,True", head=f"path,label,{column}")))
+    assert index.splits == tuple(splits[k] for k in (0, 0, 1, 0))
+    assert f"columns: split {column!r}" in index.notes
+    index = scan_data(write(images / "list.csv", rows("x,0", "y,0", head=f"path,label,{column}")))
+    assert set(index.splits) == {""}

@@ -16,7 +16,16 @@ from convnext_cli.data.tables.table import SAMPLE, find_named, list_columns
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.options import AUTO
-from convnext_cli.tasks.reading import EXAMPLES, Table, fold_column, is_flag, is_unknown, join_decimals, parse_number
+from convnext_cli.tasks.reading import (
+    EXAMPLES,
+    Table,
+    fold_column,
+    is_flag,
+    is_unknown,
+    join_decimals,
+    parse_flag,
+    parse_number,
+)
 from convnext_cli.text import shorten
 
 _PATH_NAMES = (
@@ -106,6 +115,9 @@ def _guess_columns(table: Table, name_of: dict[str, str], columns: dict[str, str
             break
     if "split" not in columns and (split := next((n for n in table.columns if _holds_splits(table.columns[n])), None)):
         columns["split"] = split
+    flags = [name for name in table.columns if _find_flagged_split(name, table.columns[name])]
+    if "split" not in columns and len(flags) == 1:
+        columns["split"] = flags[0]
     for known_name in _FOLD_NAMES:
         if (name := name_of.get(known_name)) and 1 < len(set(table.columns[name]) - {""}) <= MAX_FOLDS:
             is_split = "split" not in columns and all(_parse_split(cell) is not None for cell in table.columns[name])
@@ -164,12 +176,25 @@ def read_splits(table: Table, columns: dict[str, str]) -> list[str]:
     """
     if "split" not in columns:
         return [""] * len(table)
-    splits = [_parse_split(cell) for cell in table.columns[columns["split"]]]
+    cells = table.columns[columns["split"]]
+    if split := _find_flagged_split(columns["split"], cells):
+        return [split if parse_flag(cell) else "test" if split == "train" else "train" for cell in cells]
+    splits = [_parse_split(cell) for cell in cells]
     unknown = [row for row, split in enumerate(splits) if split is None]
-    examples = list(dict.fromkeys(table.columns[columns["split"]][row] for row in unknown))[:EXAMPLES]
+    examples = list(dict.fromkeys(cells[row] for row in unknown))[:EXAMPLES]
     remedy = "Write train, val or test; --split-column names another column, or none"
     table.refuse(f"an unknown split in column {columns['split']!r}", unknown, examples, remedy)
     return [split or "" for split in splits]
+
+
+def _find_flagged_split(name: str, cells: Sequence[str]) -> str | None:
+    """Return the split whose rows a column such as fastai's `is_valid` marks by 1 or true, others by 0; None if none.
+
+    The others are the training split's, or the test split's where the training split is marked.
+    """
+    prefix, _, word = fold_column(name).partition("_")
+    split = find_simple_split(word) if prefix == "is" else None
+    return split if split and {parse_flag(cell) for cell in cells} == {0.0, 1.0} else None
 
 
 def _parse_split(cell: str) -> str | None:
