@@ -19,7 +19,6 @@ from typing import Any
 from convnext_cli.data.audit.summary import audit_index
 from convnext_cli.data.groups import group_index
 from convnext_cli.data.sources import scan_data
-from convnext_cli.machine import count_cpus
 from convnext_cli.progress import finish
 from tests.data.audit.planting import plant, score_duplicates
 
@@ -31,9 +30,9 @@ def measure(data: Path) -> dict[str, Any]:
     scanned = time.perf_counter()
     index, grouping = group_index(index, "auto")
     grouped = time.perf_counter()
-    audit = finish(audit_index(index, grouping, threads=count_cpus()))
+    audit = finish(audit_index(index, grouping))
     again = time.perf_counter()
-    finish(audit_index(index, grouping, threads=count_cpus()))
+    finish(audit_index(index, grouping))
     return {
         "images": len(index),
         "scan": scanned - started,
@@ -80,7 +79,7 @@ def find_planted() -> None:
         )
         index, grouping = group_index(scan_data(planted.root), "auto")
         started = time.perf_counter()
-        audit = finish(audit_index(index, grouping, threads=count_cpus()))
+        audit = finish(audit_index(index, grouping))
         seconds = time.perf_counter() - started
     hits, near, false = score_duplicates(planted, audit)
     kinds = {finding.kind.value: finding for finding in audit.findings}

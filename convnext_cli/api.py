@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from convnext_cli.errors import ConvnextError, StoppedError, shorten_error
 from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.request import EvalRequest
-from convnext_cli.machine import count_cpus, get_rank
+from convnext_cli.machine import get_rank
 from convnext_cli.options import check_options, describe_options, make_path, make_request
 from convnext_cli.progress import Notice, OnEvent, Result, Steps, finish, map_events
 from convnext_cli.recipes.settings import (
@@ -161,7 +161,7 @@ def check_steps(data: Path, options: Mapping[str, Any]) -> Steps["Audit"]:
     declared = declare_settings()
     check_options(settings, {name: declared[name] for name in READING_SETTINGS}, kind="option of check")
     request = DatasetRequest(data=data, chosen=list_changed(settings), **settings)
-    dataset = yield from load_dataset(request, threads=count_cpus())
+    dataset = yield from load_dataset(request)
     assert dataset.audit is not None
     return dataset.audit
 

@@ -78,7 +78,7 @@ class Dataset:
         return notices
 
 
-def load_dataset(request: DatasetRequest, *, threads: int) -> Steps[Dataset]:
+def load_dataset(request: DatasetRequest) -> Steps[Dataset]:
     """Scan, group and audit the data of a request.
 
     Raises:
@@ -86,10 +86,10 @@ def load_dataset(request: DatasetRequest, *, threads: int) -> Steps[Dataset]:
         UsageError: the pattern for groups is invalid.
     """
     index, grouping = yield from read_steps(request)
-    return (yield from audit_steps(request, index, grouping, threads=threads))
+    return (yield from audit_steps(request, index, grouping))
 
 
-def audit_steps(request: DatasetRequest, index: Index, grouping: Grouping, *, threads: int) -> Steps[Dataset]:
+def audit_steps(request: DatasetRequest, index: Index, grouping: Grouping) -> Steps[Dataset]:
     """Return the data set of an index and its groups, audited if the request says so.
 
     Raises:
@@ -97,7 +97,7 @@ def audit_steps(request: DatasetRequest, index: Index, grouping: Grouping, *, th
     """
     if not request.audit:
         return Dataset(index=index, grouping=grouping, audit=None, duplicate_sets=())
-    audit = yield from audit_index(index, grouping, threads=threads)
+    audit = yield from audit_index(index, grouping)
     return _leave_out_unreadable(audit)
 
 

@@ -14,7 +14,6 @@ from convnext_cli.inference.classifier import Classifier, Outputs
 from convnext_cli.inference.ensemble import Ensemble
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.inference.torch_classifier import TorchClassifier
-from convnext_cli.machine import count_cpus
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.drift import (
     LEVEL,
@@ -197,7 +196,7 @@ def _read_reference(classifier: TorchClassifier) -> Steps[ImageMeasures | None]:
 
 def _measure_sizes(index: Index) -> Steps[NDArray[Any]]:
     """Return width and height of each image in pixels, (N, 2)."""
-    measurements = yield from measure_images(index, threads=count_cpus())
+    measurements = yield from measure_images(index)
     return measurements.list_sizes(range(len(index)))
 
 

@@ -11,7 +11,6 @@ from convnext_cli.data.audit.duplicates import MAX_DISTANCE
 from convnext_cli.data.audit.measurements import CONTENT_MEASURES, measure_images
 from convnext_cli.data.index import Index
 from convnext_cli.data.split import is_fold
-from convnext_cli.machine import count_cpus
 from convnext_cli.progress import Steps
 from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
@@ -34,7 +33,7 @@ class Overlap:
 
 def measure_thumbnails(index: Index) -> Steps[dict[str, NDArray[Any]]]:
     """Return the digests, hashes and thumbnails of the images of an index; those in the cache are not decoded."""
-    measurements = yield from measure_images(index, threads=count_cpus())
+    measurements = yield from measure_images(index)
     return measurements.select(range(len(index)))
 
 

@@ -15,7 +15,6 @@ from convnext_cli.inference.calibration_fit import measure_gain
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.test_set import TestSet
-from convnext_cli.machine import count_cpus
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.comparison import Comparison
 from convnext_cli.metrics.intervals import count_units
@@ -54,7 +53,7 @@ def divide_test_set(test_set: TestSet, number: int | None) -> Steps[tuple[TestSe
     if number >= len(index):
         images = format_count(len(index), "image")
         raise DataError(f"--recalibrate {number} leaves none of the {images} to evaluate", "Give a smaller number")
-    measurements = yield from measure_images(index, threads=count_cpus())
+    measurements = yield from measure_images(index)
     copies: dict[tuple[int, ...], list[int]] = {}
     for row, digest in enumerate(map(tuple, measurements.measures["digest"].tolist())):
         copies.setdefault(digest, []).append(row)

@@ -19,7 +19,6 @@ from convnext_cli.encoding import compose_name, normalise_name
 from convnext_cli.errors import ConvnextError, DataError, RunError, UsageError
 from convnext_cli.inference.overlap import Overlap, find_overlap, match_names, measure_thumbnails, read_image_hashes
 from convnext_cli.inference.request import EvalRequest
-from convnext_cli.machine import count_cpus
 from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.recipes.plan import read_plan
@@ -110,7 +109,7 @@ def audit_steps(run: RunFolder) -> Steps[tuple[AuditRecord | None, list[Notice]]
             return None, [Notice(text, "warning")]
         groups = len(set(index.groups) - {""})
         grouping = Grouping(source="split", rule="the groups of split.csv", groups=groups)
-        measured = yield from audit_index(index, grouping, threads=count_cpus())
+        measured = yield from audit_index(index, grouping)
         audit = convert_record(measured.to_dict(), AuditRecord, AUDIT.path(run.path), error.remedy)
         return audit, [Notice(f"{error.problem}. The audit was repeated")]
     if audit is None:

@@ -17,7 +17,7 @@ from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.calibration_fit import calibrate_steps
 from convnext_cli.inference.teacher import Teacher, open_teacher
 from convnext_cli.inference.torch_classifier import TorchClassifier
-from convnext_cli.machine import count_process_cpus, detect_machine
+from convnext_cli.machine import detect_machine
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.models.catalog import find_model
@@ -88,7 +88,7 @@ def start_training(preparation: Preparation, run: RunFolder, accelerator: Accele
     yield Planned(run=run.path, plan=preparation.plan, index=index, resumes=is_resumed, notices=preparation.notices)
     contents = NO_CONTENTS
     if accelerator.is_main_process:
-        contents = yield from digest_contents(index, threads=count_process_cpus())
+        contents = yield from digest_contents(index)
     if origin is not None:
         do_on_first_rank(accelerator, partial(check_contents, run, origin, index, contents))
     if preparation.plan.teacher is not None:

@@ -18,6 +18,7 @@ import numpy as np
 from convnext_cli.data.index import Index
 from convnext_cli.errors import DataError, RunError
 from convnext_cli.images.hashing import open_digests
+from convnext_cli.machine import count_process_cpus
 from convnext_cli.progress import Notice, Progress, Steps
 from convnext_cli.recipes.settings import BEFORE_FIT
 from convnext_cli.runs.files import DATA, ORIGIN, SPLIT
@@ -65,7 +66,7 @@ def digest_split(index: Index) -> "NDArray[np.uint64]":
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
-def digest_contents(index: Index, *, threads: int) -> "Steps[NDArray[np.uint64]]":
+def digest_contents(index: Index) -> "Steps[NDArray[np.uint64]]":
     """Return a digest of each training and validation image file, (M, 2) uint64: 128 bits of BLAKE2b.
 
     Digests are cached with each file's state (`hashing.py`), so that unchanged files are not read again. A file that
@@ -74,7 +75,7 @@ def digest_contents(index: Index, *, threads: int) -> "Steps[NDArray[np.uint64]]
     digests = open_digests(index.root)
     paths = [index.paths[row] for row in _list_rows(index)]
     parts: list[bytes] = []
-    with ThreadPoolExecutor(threads, thread_name_prefix="digest") as pool:
+    with ThreadPoolExecutor(count_process_cpus(), thread_name_prefix="digest") as pool:
         for start in range(0, len(paths), _PART):
             part = pool.map(digests.digest, paths[start : start + _PART])
             parts += [digest or bytes(16) for digest in part]

@@ -14,7 +14,7 @@ from convnext_cli.data.split import Folds, choose_fold, leave_out, name_fold, sp
 from convnext_cli.errors import DataError, UsageError, check_word
 from convnext_cli.files import check_outside, check_writable, resolve_links
 from convnext_cli.locks import check_unlocked
-from convnext_cli.machine import Machine, count_process_cpus, detect_machine
+from convnext_cli.machine import Machine, detect_machine
 from convnext_cli.models.catalog import find_model, resolve_weights
 from convnext_cli.models.hub import find_weights_steps
 from convnext_cli.options import is_unicode
@@ -215,7 +215,7 @@ def _load_data(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> 
         check_trainable(index)
     if leaves_out:
         request, index = yield from _read_left_out(request, index, values)
-    dataset = yield from audit_steps(dataset_request, index, grouping, threads=count_process_cpus())
+    dataset = yield from audit_steps(dataset_request, index, grouping)
     gone = [name for at, name in enumerate(index.fold_names, 1) if name_fold(at) not in dataset.index.folds]
     if gone:
         raise DataError(

@@ -71,7 +71,7 @@ CHANGES = [swap_folders, swap_files, overwrite, copy_over]
 def read_thumbs(root: Path) -> list[bytes]:
     """Return the digests in the audit's cache, as a new process reads them."""
     contents._open.cache_clear()
-    measurements = finish(measure_images(scan_data(root), threads=2))
+    measurements = finish(measure_images(scan_data(root)))
     return [bytes(row["digest"]) for row in measurements.measures]
 
 

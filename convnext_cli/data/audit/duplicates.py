@@ -16,6 +16,7 @@ from convnext_cli.data.index import Index
 from convnext_cli.data.joined_rows import JoinedRows, join_rows
 from convnext_cli.errors import ImageError
 from convnext_cli.images.decode import decode_image
+from convnext_cli.machine import count_process_cpus
 from convnext_cli.progress import Progress, Steps
 
 MAX_DISTANCE = 8  # bits of 64 in which the hashes of near-duplicates may differ
@@ -54,7 +55,7 @@ class Duplicates:
     """Number of pairs with similar hashes that were too many to compare."""
 
 
-def find_duplicates(index: Index, measurements: Measurements, *, threads: int) -> Steps[Duplicates]:
+def find_duplicates(index: Index, measurements: Measurements) -> Steps[Duplicates]:
     """Find duplicates, near-duplicates and very similar images.
 
     Duplicates have the same pixels after decoding. Candidates for near-duplicates have perceptual hashes at most
@@ -69,7 +70,7 @@ def find_duplicates(index: Index, measurements: Measurements, *, threads: int) -
     links = [(cluster[0], row) for cluster in exact for row in cluster[1:]]
     similar: list[tuple[int, int]] = []
     joined = JoinedRows()
-    with ThreadPoolExecutor(threads, thread_name_prefix="compare") as pool:
+    with ThreadPoolExecutor(count_process_cpus(), thread_name_prefix="compare") as pool:
         load = lru_cache(maxsize=4096)(partial(_shrink, index))
 
         def compare(pair: tuple[int, int]) -> Likeness | None:

@@ -22,6 +22,7 @@ from convnext_cli.files import replace_file
 from convnext_cli.images.decode import RULES, read_image
 from convnext_cli.images.hashing import ContentDigests, make_key, open_digests
 from convnext_cli.images.loaders import cut_batches, run_tasks
+from convnext_cli.machine import count_process_cpus
 from convnext_cli.progress import Progress, Steps
 
 VERSION = 200 + RULES  # the hundreds are raised when the measures change
@@ -78,7 +79,7 @@ class Measurements:
         return {row: self.notes[self.measures["note"][row]][1:] for row in rows}
 
 
-def measure_images(index: Index, *, threads: int) -> Steps[Measurements]:
+def measure_images(index: Index) -> Steps[Measurements]:
     """Measure the images whose content is new, and return the measurements of all images.
 
     Images are recognised by their content (`hashing.py`). The measurements are kept in the cache folder, one file per
@@ -92,6 +93,7 @@ def measure_images(index: Index, *, threads: int) -> Steps[Measurements]:
     measures = np.zeros(len(index), MEASURES)
     tasks = [partial(_measure_rows, index, rows, digests, known) for rows in cut_batches(range(len(index)), PART)]
     done = 0
+    threads = count_process_cpus()
     for parts in run_tasks(cut_batches(tasks, threads), threads=threads):
         for signature, values, note in chain.from_iterable(parts):
             if values is None:

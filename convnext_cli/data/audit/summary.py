@@ -108,11 +108,11 @@ class Audit:
         }
 
 
-def audit_index(index: Index, grouping: Grouping, *, threads: int) -> Steps[Audit]:
+def audit_index(index: Index, grouping: Grouping) -> Steps[Audit]:
     """Audit every image of an index. Images that did not change since the last audit are not read again."""
-    measurements = yield from measure_images(index, threads=threads)
+    measurements = yield from measure_images(index)
     index, grouping, across = weigh_groups(index, grouping, measurements)
-    duplicates = yield from find_duplicates(index, measurements, threads=threads)
+    duplicates = yield from find_duplicates(index, measurements)
     shortcuts = find_shortcuts(index, measurements)
     unseen = measure_centre_crops(_list_shapes(index, measurements))
     evidence = Evidence(

@@ -18,7 +18,7 @@ from tests.conftest import draw_picture
 
 
 def audit(data: Path, **options: object) -> Audit:
-    dataset = finish(load_dataset(DatasetRequest(data=data, **options), threads=2))  # type: ignore[arg-type]
+    dataset = finish(load_dataset(DatasetRequest(data=data, **options)))  # type: ignore[arg-type]
     assert dataset.audit is not None
     return dataset.audit
 

@@ -22,7 +22,7 @@ from tests.data.audit.planting import Planted, plant, score_duplicates
 
 
 def load(data: Path, **options: object) -> Dataset:
-    return finish(load_dataset(DatasetRequest(data=data, **options), threads=2))  # type: ignore[arg-type]
+    return finish(load_dataset(DatasetRequest(data=data, **options)))  # type: ignore[arg-type]
 
 
 def audit(data: Path, **options: object) -> Audit:
@@ -228,7 +228,7 @@ def test_measurements_are_cached_and_follow_changes(tmp_path: Path, monkeypatch:
     index = scan_folder(tmp_path / "data")
 
     def measure() -> Measurements:
-        return finish(measure_images(index, threads=1))
+        return finish(measure_images(index))
 
     first = measure()
     assert len(decoded) == 6

@@ -16,7 +16,7 @@ from tests.conftest import draw_relative
 
 
 def audit(data: Path) -> Audit:
-    dataset = finish(load_dataset(DatasetRequest(data=data), threads=2))
+    dataset = finish(load_dataset(DatasetRequest(data=data)))
     assert dataset.audit is not None
     return dataset.audit
 
@@ -118,7 +118,7 @@ def unlike(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Measurement
     root = tmp_path_factory.mktemp("unlike")
     draw(root, [f"{'ab'[n % 2]}/{n:03}.png" for n in range(80)], list(range(80)))
     index = scan_data(root)
-    return index, finish(measure_images(index, threads=2))
+    return index, finish(measure_images(index))
 
 
 def test_random_groups_are_supported_at_the_stated_level(unlike: tuple[Index, Measurements]) -> None:
