@@ -31,7 +31,7 @@ class Overlap:
     """Exact or near-duplicates of a validation image that are none of a training image."""
 
 
-def measure_thumbnails(index: Index) -> Steps[dict[str, NDArray[Any]]]:
+def measure_content(index: Index) -> Steps[dict[str, NDArray[Any]]]:
     """Return the digests, hashes and thumbnails of the images of an index; those in the cache are not decoded."""
     measurements = yield from measure_images(index)
     return measurements.select(range(len(index)))
@@ -50,11 +50,11 @@ def read_image_hashes(run: RunFolder, index: Index) -> Steps[dict[str, NDArray[A
         return stored
     if not index.root.is_dir():
         return None
-    measured = yield from measure_thumbnails(index)
+    measured = yield from measure_content(index)
     return measured if measured["digest"].any() else None
 
 
-def match_names(known: Mapping[str, NDArray[Any]], measured: Mapping[str, NDArray[Any]]) -> float:
+def find_equal_fraction(known: Mapping[str, NDArray[Any]], measured: Mapping[str, NDArray[Any]]) -> float:
     """Return the fraction of images with equal pixels; both are in the same order."""
     return float((known["digest"] == measured["digest"]).all(axis=1).mean())
 
@@ -67,7 +67,7 @@ def find_overlap(
     Args:
         known: `read_image_hashes` of the run's images.
         trained_on: the run's split, in the same order.
-        evaluated: `measure_thumbnails` of the images of the evaluation.
+        evaluated: `measure_content` of the images of the evaluation.
     """
     is_train = np.array([split == "train" or is_fold(split) for split in trained_on.splits])
     is_val = np.array([split == "val" for split in trained_on.splits])

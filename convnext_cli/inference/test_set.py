@@ -17,7 +17,13 @@ from convnext_cli.data.split import is_fold, release_val
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.encoding import compose_name, normalise_name
 from convnext_cli.errors import ConvnextError, DataError, RunError, UsageError
-from convnext_cli.inference.overlap import Overlap, find_overlap, match_names, measure_thumbnails, read_image_hashes
+from convnext_cli.inference.overlap import (
+    Overlap,
+    find_equal_fraction,
+    find_overlap,
+    measure_content,
+    read_image_hashes,
+)
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice, Steps
@@ -136,7 +142,7 @@ def find_leakage(
         )
         return [Notice(text, "warning")], None
     selected = select_rows(index, test_set.rows)
-    measured = yield from measure_thumbnails(selected)
+    measured = yield from measure_content(selected)
     overlap = find_overlap(known, trained_on, measured)
     notes: list[Notice] = []
     if overlap.trained or overlap.trained_near:
@@ -308,7 +314,7 @@ def _compare_content(
             "not be compared, because the run has no digests of its images. --split all evaluates every image"
         )
         return moved, [Notice(text)]
-    fraction = match_names(known, (yield from measure_thumbnails(moved)))
+    fraction = find_equal_fraction(known, (yield from measure_content(moved)))
     if fraction < MIN_SAME:
         text = (
             f"the file names are those of the run's own data, but only {format_percent(fraction)}% of the images are "

@@ -9,7 +9,7 @@ from PIL import Image
 
 from convnext_cli.data.index import Index
 from convnext_cli.data.sources import scan_data
-from convnext_cli.inference.overlap import Overlap, measure_thumbnails
+from convnext_cli.inference.overlap import Overlap, measure_content
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import choose_test_set, find_leakage
 from convnext_cli.progress import Progress, finish
@@ -45,7 +45,7 @@ def trained(tmp_path: Path) -> tuple[RunFolder, Index]:
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     run.write_split(index)
-    run.write_arrays(IMAGE_HASHES, drain(measure_thumbnails(index)))
+    run.write_arrays(IMAGE_HASHES, drain(measure_content(index)))
     return run, index
 
 
