@@ -71,33 +71,43 @@ def read_split_manifests(paths: Mapping[str, Path], options: TableOptions) -> tu
     """
     train = _locate_images(read_table(paths["train"]), options)
     label_columns = read_targets(train.table, train.columns, options).columns
-    parts = {"train": train}
+    parts, notes = {"train": train}, []
     for split, path in list(paths.items())[1:]:
         table = select_columns(read_table(path), train.table.columns)
-        has_labels = any(len(set(table.columns.get(name, ()))) > 1 for name in label_columns)
-        cells = table.columns.get(train.columns["path"], ())
-        finder = _make_finder(table, options)
-        if has_labels and (finder.matches(cells) or finder.folders.matches(cells)):
+        if problem := _explain_no_split(table, [train.columns["path"], *label_columns], options):
+            notes.append(f"{path.name} is no {split} split: {problem}")
+        else:
             parts[split] = _locate_images(table, options, train.columns)
     if len(parts) == 1:
-        return _read_rows(train, options), (paths["train"],)
+        return _read_rows(replace(train, notes=notes + train.notes), options), (paths["train"],)
     files = tuple(paths[split] for split in parts)
     located = list(parts.values())
     table = join_tables([part.table for part in located])
-    columns, note = train.columns, []
+    columns = train.columns
     if "split" not in columns and options.split_column != NONE:
         cells = [split for split, part in parts.items() for _ in part.paths]
         table, columns = replace(table, columns=table.columns | {"split": cells}), columns | {"split": "split"}
-        note = [f"splits by the names of tables: {', '.join(path.name for path in files)}"]
+        notes.insert(0, f"splits by the names of tables: {', '.join(path.name for path in files)}")
     joined = _Located(
         table=table,
         root=train.root,
         columns=columns,
         paths=[path for part in located for path in part.paths],
         are_in_folders=train.are_in_folders,
-        notes=list(dict.fromkeys([*note, *(note for part in located for note in part.notes)])),
+        notes=list(dict.fromkeys([*notes, *(note for part in located for note in part.notes)])),
     )
     return _read_rows(joined, options), files
+
+
+def _explain_no_split(table: Table, names: Sequence[str], options: TableOptions) -> str:
+    """Return why a table is not read as a split; empty if it is. `names` are the columns of paths and of labels."""
+    if missing := [name for name in names if name not in table.columns]:
+        return f"it has no column {missing[0]!r}"
+    path_column, *label_columns = names
+    if all(len(set(table.columns[name])) < 2 for name in label_columns):
+        return "all its labels are the same or blank"
+    cells, finder = table.columns[path_column], _make_finder(table, options)
+    return "" if finder.matches(cells) or finder.folders.matches(cells) else "its images are not there"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -843,3 +843,23 @@ def test_a_column_of_flags_marks_a_split(images: Path, column: str, splits: Sequ
     assert f"columns: split {column!r}" in index.notes
     index = scan_data(write(images / "list.csv", rows("x,0", "y,0", head=f"path,label,{column}")))
     assert set(index.splits) == {""}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("id,class\nc,x\nd,y\n", "it has no column 'label'"),
+        ("id,label\nc,0\nd,0\n", "all its labels are the same or blank"),
+        ("id,label\ne,x\nf,y\n", "its images are not there"),
+    ],
+)
+def test_a_table_that_is_no_split_is_left_out_with_the_reason(images: Path, text: str, reason: str) -> None:
+    write(images / "train.csv", "id,label\na,x\nb,y\n")
+    write(images / "test.csv", text)
+    index = scan_data(images)
+    assert (len(index), set(index.splits), index.table) == (2, {""}, images / "train.csv")
+    assert f"test.csv is no test split: {reason}" in index.notes
+    write(images / "val.csv", "id,label\nc,x\nd,y\n")
+    index = scan_data(images)
+    assert index.list_splits() == ["train", "val"]
+    assert f"test.csv is no test split: {reason}" in index.notes
