@@ -31,7 +31,7 @@ def draw(random: np.random.Generator, label: int, site: str) -> Image.Image:
     pixels = random.integers(60, 110, (SIDE, SIDE), np.uint8)
     picture = Image.fromarray(np.repeat(pixels[..., None], 3, axis=2))
     x, y = random.uniform(35, SIDE - 35, 2)
-    ratio = random.uniform(1.1, 1.35)  # so little that the text is the easier sign
+    ratio = random.uniform(1.03, 1.12)  # so little that the text is the easier sign
     wide, tall = (16, 16 * ratio) if label else (16 * ratio, 16)
     ImageDraw.Draw(picture).ellipse((x - wide, y - tall, x + wide, y + tall), fill=(150, 150, 150))
     image = np.asarray(picture)
