@@ -95,6 +95,11 @@ class FoldsFolder(RunFolder):
         return set(self.path.rglob("*")) <= known
 
 
+def is_aborted_start(path: Path) -> bool:
+    """Return True if a folder has only what a run or a cross-validation wrote before it had begun."""
+    return path.is_dir() and any(path.iterdir()) and FoldsFolder(path)._is_aborted_start()
+
+
 def remove_aborted_start(path: Path) -> None:
     """Remove what a run or a cross-validation wrote before it had begun; anything else at `path` stays."""
     folder = FoldsFolder(path)

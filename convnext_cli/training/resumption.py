@@ -17,7 +17,7 @@ from convnext_cli.progress import Notice
 from convnext_cli.recipes.plan import Plan, read_plan
 from convnext_cli.recipes.settings import READING_SETTINGS, Choice, declare_settings, default_settings
 from convnext_cli.runs.folder import RESTART_REMEDY, RUN_REMEDY, RunFolder
-from convnext_cli.runs.folds import FoldsFolder, open_folder
+from convnext_cli.runs.folds import FoldsFolder, is_aborted_start, open_folder
 from convnext_cli.text import quote
 from convnext_cli.training.origin import Origin, check_plan, check_split, read_origin
 from convnext_cli.training.preparation import Preparation
@@ -100,9 +100,12 @@ def _check_resume_request(request: TrainRequest, run: RunFolder) -> None:
             "Leave out all options but --devices, --no-cache, --no-autotune, --no-onnx, --track, --json, and the data "
             "folder if it has moved",
         )
+    check_unlocked(run.path)
+    if is_aborted_start(run.path):
+        problem = f"{run.path} was stopped before its training had begun: there is nothing to resume"
+        raise RunError(problem, "Start it again, with the same --output")
     if not run.is_begun:
         raise RunError(f"{run.path} is not a run that has begun", RUN_REMEDY)
-    check_unlocked(run.path)
     if run.is_finished:
         run.drop_temporary()
     check_unfinished(run)

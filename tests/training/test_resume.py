@@ -30,6 +30,7 @@ from convnext_cli.models.forward import forward_batches
 from convnext_cli.progress import Notice, Progress
 from convnext_cli.recipes.settings import Choice
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.folds import FoldsFolder
 from convnext_cli.training import step
 from convnext_cli.training.checkpoint import read_checkpoint
 from convnext_cli.training.compute import compute_config
@@ -189,6 +190,17 @@ def test_aborted_start_can_be_replaced(few_digits: Path, uninterrupted: RunFolde
     Path("run/plan.toml").unlink()
     with pytest.raises(UsageError, match="exists already"):  # it may not be a run
         train(tiny_request(few_digits, "run"))
+
+
+def test_aborted_start_has_nothing_to_resume() -> None:
+    for folder in (RunFolder(Path("run")), FoldsFolder(Path("cv")).run(1)):
+        folder.create(overwrite=False)
+    for name in ("run", "cv"):
+        with pytest.raises(RunError, match=r"stopped before its training had begun.*Start it again"):
+            resume(name)
+    Path("empty").mkdir()
+    with pytest.raises(RunError, match="is not a run"):
+        resume("empty")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
