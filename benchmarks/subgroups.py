@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.data.attributes import Attribute
-from convnext_cli.inference import subgroups
 from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.subgroups import SubgroupEvaluation, measure_subgroups
 from convnext_cli.metrics.intervals import score_interval
@@ -121,7 +120,7 @@ def evaluate(scenario: Scenario, seed: int) -> SubgroupEvaluation:
     """Return the subgroups of one run, without intervals, which take most of the time."""
     empty: Any = defaultdict(lambda: None)
     none = SimpleNamespace(overall=empty, per_class=[empty] * 10)
-    with mock.patch.object(subgroups, "compute_intervals", return_value=none):
+    with mock.patch.object(EvaluatedImages, "compute_intervals", return_value=none):
         return finish(measure_subgroups(*draw(scenario, seed)))
 
 
