@@ -113,12 +113,16 @@ class ImageMeasures:
 
 
 def measure_drift(
-    classifier: Classifier, calibration: Calibration | None, test_set: TestSet, outputs: Outputs
+    classifier: Classifier,
+    calibration: Calibration | None,
+    test_set: TestSet,
+    outputs: Outputs,
+    fit_set: TestSet | None,
 ) -> Steps[tuple[Drift | None, list[Notice]]]:
     """Compare the images of an evaluation of other data, whose outputs have features, with the run's validation images.
 
     Those of a cross-validation are the validation images of all folds. Their OOD scores are of different models, and
-    are not compared.
+    are not compared. `fit_set` has the images that the calibration was fitted on again, if it was.
 
     Returns:
         The drift with notes on it; None, with the reason, where there is nothing to compare with.
@@ -147,7 +151,7 @@ def measure_drift(
     if scores is not None and calibration is not None and calibration.novelty_threshold is not None:
         flagged = float((scores > calibration.novelty_threshold).mean())
         drift = replace(drift, flagged=flagged, expected=calibration.novelty_rate)
-    return drift, describe_drift(drift)
+    return drift, describe_drift(drift, is_recalibrated=fit_set is not None)
 
 
 def _list_members(classifier: Classifier) -> list[TorchClassifier]:
@@ -248,7 +252,7 @@ def compare_samples(task: Task, classes: Sequence[str], validation: ImageMeasure
     return Drift(measures=tuple(measures), validation_images=len(one), images=len(two), flagged=None, expected=0.0)
 
 
-def describe_drift(drift: Drift) -> list[Notice]:
+def describe_drift(drift: Drift, *, is_recalibrated: bool) -> list[Notice]:
     """Return a warning for drift of the images, and one for another balance of the classes; else a note."""
     if not drift.is_tested:
         text = (
@@ -266,10 +270,12 @@ def describe_drift(drift: Drift) -> list[Notice]:
         for is_class in (False, True)
     )
     if images:
-        text = (
-            f"drift: these images differ from the run's validation images: {images}. The run's "
-            "calibration and thresholds may not hold here; --recalibrate fits the calibration on a few of them"
-        )
+        text = f"drift: these images differ from the run's validation images: {images}"
+        if not is_recalibrated:
+            text += (
+                ". The run's calibration and thresholds may not hold here; --recalibrate fits the calibration on a few "
+                "of them"
+            )
         notices.append(Notice(text, "warning"))
     if balance:
         effect = "Metrics that depend on their distribution, such as predictive values and R2, do not carry over"

@@ -275,7 +275,7 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
         calibration=calibration,
         groups=test_set.groups,
     )
-    drift, drift_notes = (None, []) if is_own else (yield from measure_drift(classifier, own, test_set, outputs))
+    drift, notices = (None, []) if is_own else (yield from measure_drift(classifier, own, test_set, outputs, fit_set))
     augmentation = None
     if request.tta:
         images, augmentation = yield from _augment(run, test_set, images, seconds, cache=request.cache)
@@ -303,7 +303,7 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
         is_own=is_own,
         images=images,
     )
-    return replace(evaluation, notes=(*notes, *drift_notes, *_list_warnings(evaluation, trained_on)))
+    return replace(evaluation, notes=(*notes, *notices, *_list_warnings(evaluation, trained_on)))
 
 
 def _check_targets(run: RunFolder, request: EvalRequest) -> None:

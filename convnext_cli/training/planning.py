@@ -309,6 +309,7 @@ def _read_left_out(request: TrainRequest, index: Index, values: Mapping[str, Any
         notes.append("the data's own splits are not used: each fold has its own")
     index = replace(
         index,
+        splits=("",) * len(index),
         folds=tuple(fold_of.get(value, "") for value in attribute.values),
         fold_names=names,
         notes=(*index.notes, *notes),

@@ -1,7 +1,8 @@
 """The preparation of a training, new or resumed, and the notices that follow from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from convnext_cli.data.audit.findings import Finding, Kind
 from convnext_cli.data.dataset import Dataset
 from convnext_cli.data.groups import find_groups_across_splits
 from convnext_cli.data.index import Index, describe_skipped
@@ -56,7 +57,7 @@ class Preparation:
         data = self.dataset.list_notices() if self.dataset is not None else ()
         return (
             *data,
-            *self._list_fold_notices(),
+            *(Notice(f"{f.title}; {f.effect}. {f.action}", f.severity) for f in self._find_broken_folds()),
             *self._list_split_notices(),
             *self.plan_notices,
             *self.device_notices,
@@ -67,11 +68,12 @@ class Preparation:
         index, audit = self.fold_index or self.index, self.dataset and self.dataset.audit
         run.write_split(index)
         if audit:
+            audit = replace(audit, findings=(*audit.findings, *self._find_broken_folds()))
             run.write(AUDIT, audit.to_dict())
             run.write_arrays(IMAGE_HASHES, audit.list_image_hashes(index))
 
-    def _list_fold_notices(self) -> list[Notice]:
-        """Return a warning if the table's own folds separate groups or duplicates."""
+    def _find_broken_folds(self) -> list[Finding]:
+        """Return a finding if the table's own folds, or the values left out, separate groups or duplicates."""
         if self.dataset is None or not self.dataset.index.folds or not self.plan.settings.folds:
             return []
         groups, folds = self.dataset.index.groups, self.dataset.index.folds
@@ -80,17 +82,14 @@ class Preparation:
         if not count:
             return []
         number = format_count(count, "group or duplicate is", "groups or duplicates are")
-        text = (
-            f"leakage: {number} in more than one of the table's folds; validation scores will be too high. "
-            "--resplit draws folds that keep them together"
-        )
+        title = f"leakage: {number} in more than one of the table's folds"
+        effect, action = "validation scores will be too high", "--resplit draws folds that keep them together"
         if self.index.fold_names:
             number = format_count(count, "group or duplicate has", "groups or duplicates have")
-            text = (
-                f"leakage: {number} images with two values of "
-                f"{self.plan.settings.leave_out}; external metrics will be too high. `check` names duplicates"
-            )
-        return [Notice(text, "warning")]
+            title = f"leakage: {number} images with two values of {self.plan.settings.leave_out}"
+            effect, action = "external metrics will be too high", "`check` names duplicates"
+        kind = Kind.GROUPS_ACROSS_SPLITS
+        return [Finding(kind=kind, severity="warning", title=title, count=count, effect=effect, action=action)]
 
     def _advise_on_validation(self) -> str:
         """Return what makes the validation split larger."""

@@ -169,6 +169,7 @@ def test_recalibration_is_fitted_and_evaluated_on_different_images(
     evaluate(run_copy.path, split="val", targets=["sensitivity=0.9:1"])
     plain, result = evaluate(run_copy.path, data), evaluate(run_copy.path, data, recalibrate=40)
     old, new = (each.operating_points[0].threshold for each in (plain, result))
+    assert [any("--recalibrate fits" in note.text for note in each.notes) for each in (plain, result)] == [True, False]
     assert old.target == new.target
     assert old.threshold != new.threshold
     assert new.reached >= 0.9

@@ -157,6 +157,10 @@ def test_group_in_two_sites_is_a_warning(digits: Path, tmp_path: Path) -> None:
     planned = next(event for event in cross_validate_steps(request) if isinstance(event, Planned))
     [warning] = [notice.text for notice in planned.notices if "two values of site" in notice.text]
     assert warning.startswith("leakage: ")
+    (tmp_path / "written").mkdir()
+    prepare(request).write_data(RunFolder(tmp_path / "written"))
+    [finding] = [f for f in json.loads((tmp_path / "written/audit.json").read_text())["findings"] if f["falsifies"]]
+    assert warning.startswith(finding["title"]), "`eval` states it too, and does not call the run free of leakage"
     assert any("1 image without a value of site" in text for text in list_texts(list(planned.notices)))
 
 
