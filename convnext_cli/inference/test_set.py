@@ -40,6 +40,11 @@ _SELECTION_BIAS = (
     "the best epoch and the calibration are chosen on them where there are enough; metrics may be slightly too high"
 )
 
+TEACHER_LABELS = (
+    "the labels are the teacher's predictions, so that the metrics are the agreement with the teacher; "
+    "`convnext eval RUN DATA` takes the labels of DATA"
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TestSet:
@@ -225,15 +230,15 @@ def _find_index(run: RunFolder, trained_on: Index, request: EvalRequest) -> Step
 
     Where the data are the run's own, it has the run's split and groups, and the targets of the data.
     """
-    data, group_column = request.data, request.group_column
-    if data is None or data.resolve() == trained_on.root.resolve():
+    data, group_column, settings = request.data, request.group_column, _read_settings(run)
+    has_own_labels = not settings.get("unlabelled")
+    if data is None or (has_own_labels and data.resolve() == trained_on.root.resolve()):
         if not trained_on.root.is_dir():
             raise DataError(
                 f"the run's data folder {trained_on.root} is gone", "Give the folder of images to evaluate on"
             )
         check_cache_outside(list_data_folders(trained_on))
-        return trained_on, []
-    settings = _read_settings(run)
+        return trained_on, [] if has_own_labels else [Notice(TEACHER_LABELS, "warning")]
     index = _scan_like_run(settings, trained_on, data, request)
     index, grouping = yield from _group_like_run(settings, index, group_column)
     given = _select_own(trained_on, index)

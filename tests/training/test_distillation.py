@@ -272,6 +272,23 @@ def test_images_without_labels(few_digits: Path, teacher: RunFolder) -> None:
     assert Path("run/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
 
 
+def test_run_on_images_without_labels_is_evaluated_on_the_labels_of_its_folder(
+    few_digits: Path, teacher: RunFolder
+) -> None:
+    data = Path("data")
+    for digit, name in (("0", "1"), ("1", "0"), ("2", "2")):  # the teacher calls each what the other is
+        shutil.copytree(few_digits / digit, data / name)
+    train(tiny_request(data, "run", teacher=str(teacher.path), unlabelled=True, epochs=1))
+    text = "the metrics are the agreement with the teacher"
+    own, labelled = evaluate("run", split="all"), evaluate("run", data, split="all")
+    assert any(text in note.text for note in own.notes)
+    assert not any(text in note.text for note in labelled.notes)
+    index = labelled.test_set.index
+    names = [index.classes[index.labels[row]] for row in labelled.test_set.rows]
+    assert names == [index.paths[row].split("/")[0] for row in labelled.test_set.rows]
+    assert np.mean(own.images.targets == labelled.images.targets) < 0.5
+
+
 def test_impossible_teachers_are_refused(few_digits: Path) -> None:
     with pytest.raises(UsageError, match="there is no teacher 'nonsense': no such path, and no model of timm"):
         finetune(few_digits, teacher="nonsense", output="run", **STUDENT)  # type: ignore[arg-type]
