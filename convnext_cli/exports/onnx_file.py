@@ -3,6 +3,7 @@
 import warnings
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -68,8 +69,18 @@ def write_graph(classifier: TorchClassifier, metadata: Metadata, path: Path) -> 
         output_size_limit=MAX_BYTES,
         should_fold=lambda node: False if any(value and value.name == "bank" for value in node.inputs) else None,
     )
+    _drop_traces(program.model.graph)
     program.model.metadata_props.update(metadata.to_strings())
     program.save(path)
+
+
+def _drop_traces(graph: Any) -> None:
+    """Remove the exporter's notes on each node and value: paths on this machine, and numbers that count its calls."""
+    graph.metadata_props.clear()
+    for node in graph:
+        node.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)):
+        value.metadata_props.clear()
 
 
 def write_metadata(path: Path, metadata: Metadata) -> None:

@@ -104,6 +104,16 @@ def test_onnx_file_alone_gives_the_same_probabilities(mine: RunFolder, pictures:
         assert own == pytest.approx(dict(zip(expected.classes, expected.probabilities, strict=True)), abs=1e-4)
 
 
+def test_onnx_files_of_a_run_are_the_same_bytes_without_paths_of_this_machine(mine: RunFolder, tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.onnx" for number in range(2)]
+    for file in files:
+        finish(export_steps(mine, ExportRequest(output=file)))
+    one, two = (file.read_bytes() for file in files)
+    assert one == two
+    assert b"wrapper.py" not in one
+    assert str(Path(torch.__file__).parent).encode() not in one
+
+
 def test_what_a_killed_export_left_is_removed_by_the_next(mine: RunFolder) -> None:
     assert not list(mine.path.glob(".*.tmp"))
 
