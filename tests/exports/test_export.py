@@ -3,6 +3,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +113,14 @@ def test_onnx_files_of_a_run_are_the_same_bytes_without_paths_of_this_machine(mi
     assert one == two
     assert b"wrapper.py" not in one
     assert str(Path(torch.__file__).parent).encode() not in one
+
+
+def test_pt2_file_has_no_paths_of_this_machine(mine: RunFolder, tmp_path: Path) -> None:
+    finish(export_steps(mine, ExportRequest(output=tmp_path / "model.pt2", format="pt2")))
+    with zipfile.ZipFile(tmp_path / "model.pt2") as archive:
+        content = b"".join(archive.read(name) for name in archive.namelist())
+    assert b"wrapper.py" not in content
+    assert str(Path(torch.__file__).parent).encode() not in content
 
 
 def test_what_a_killed_export_left_is_removed_by_the_next(mine: RunFolder) -> None:
