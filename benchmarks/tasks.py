@@ -11,6 +11,7 @@
 """
 
 import argparse
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,10 @@ SETTINGS: dict[str, Any] = {
     "freeze_epochs": 0, "augment": "none", "hflip": 0.0, "min_crop_area": 1.0, "mixup": 0.0, "cutmix": 0.0,
     "audit": False, "onnx": False, "offline": True, "autotune": False,
 }  # fmt: skip
+STARTS: dict[str, dict[str, Any]] = {
+    "in package": {}, "in package, lr 3e-3": {"lr": 3e-3}, "random": {"weights": "none"},
+}  # fmt: skip
+"""Weights that numbers are learned from, with settings."""
 FEW = tuple(0.7**k for k in range(DIGITS))
 """Frequencies of digits of which the last ones are rare."""
 
@@ -154,18 +159,19 @@ def score_grades(targets: NDArray[Any], decisions: NDArray[Any]) -> dict[str, fl
 
 
 def measure_numbers(out: Path, seeds: int, epochs: int) -> None:
-    """Print the metrics of numbers, and the coverage of their 90% prediction intervals."""
+    """Print the metrics of numbers by start, and the coverage of their 90% prediction intervals."""
     draws: dict[str, Callable[[np.random.Generator], tuple[Pixels, float]]] = {
         "angle": draw_rotation, "shapes": draw_shapes, "thickness": draw_thickness,
     }  # fmt: skip
-    for name, draw in draws.items():
+    own: dict[str, Any] = {"epochs": epochs, "task": "regression", "label_column": "value"}
+    for (name, draw), (start, settings) in itertools.product(draws.items(), STARTS.items()):
         results = []
         for seed in range(seeds):
             table = write_numbers(out / f"{name}-{seed}", draw, IMAGES, seed)
-            evaluation = train(table, out / "run", seed, epochs=epochs, task="regression", label_column="value")
+            evaluation = train(table, out / "run", seed, **own, **settings)
             result = {key: getattr(evaluation.metrics, key) for key in ("mae", "r2", "coverage")}
             results.append(result | {"spread of the numbers": float(evaluation.images.targets.std())})
-        print(f"{name:10}", describe(results), flush=True)
+        print(f"{name:10} {start:24}", describe(results), flush=True)
 
 
 def describe(results: list[dict[str, float]]) -> str:
