@@ -62,7 +62,7 @@ def show_data(report: ReportData) -> Section:
             f"The audit found nothing: all files readable, no duplicates, no leakage between splits{shortcuts}."
         )
     for finding in findings:
-        text = f"{finding.describe()}. Action taken: {finding.action}."
+        text = f"{finding.describe()}. In training: {finding.action}."
         sentences.append(Notice(text, "warning" if finding.falsifies else "note"))
         if finding.examples:
             blocks.append(Listing(title=f"Examples: {finding.title}", lines=finding.examples))

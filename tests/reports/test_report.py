@@ -286,8 +286,8 @@ def test_examples_of_a_finding_are_listed_if_there_are_some(run: RunFolder, augm
     unseen = FINDING | {"kind": Kind.UNSEEN_AREA}  # of a centre crop, which need not be the run's framing
     audit = msgspec.convert({"findings": [first, second, unseen]}, AuditRecord)
     section = show_data(ReportData(evaluation=replace(augmented, audit=audit), run=run, config=run.read_config()))
-    assert [text for text in list_texts(section) if "Action taken" in text] == [
-        f"2 x {title}. Too good. Action taken: kept." for title in "ab"
+    assert [text for text in list_texts(section) if "In training" in text] == [
+        f"2 x {title}. Too good. In training: kept." for title in "ab"
     ]
     assert [block.title for block in section.blocks if isinstance(block, Listing)] == ["Examples: a"]
 
