@@ -3,6 +3,7 @@
 import io
 import json
 import warnings
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,9 @@ def write_program(classifier: TorchClassifier, metadata: Metadata, path: Path) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter deprecates its own parts
         program = torch.export.export(module, example, dynamic_shapes=list_dynamic_shapes())
-        for graph_module in program.graph_module.modules():
-            for node in getattr(graph_module, "graph", torch.fx.Graph()).nodes:
-                node.meta.pop("stack_trace", None)  # it has paths of this machine
+        graphs = (part.graph for part in program.graph_module.modules() if isinstance(part, torch.fx.GraphModule))
+        for node in chain.from_iterable(graph.nodes for graph in graphs):
+            node.meta.pop("stack_trace", None)  # it has paths of this machine
         torch.export.save(program, archive, extra_files={METADATA_FILE: json.dumps(metadata.to_strings(), indent=1)})
     path.write_bytes(archive.getbuffer())
 
