@@ -164,7 +164,7 @@ def test_heat_map_folder_must_lie_outside_the_data(run: RunFolder, tmp_path: Pat
         (copies, copied / "deep/heat"),  # other data in class folders
         (copies, copied / "deep/0/heat"),
     ):
-        with pytest.raises(UsageError, match="would lie in the data .* Give a place outside of it with --explain"):
+        with pytest.raises(UsageError, match=r"would lie in the data .* Give a place outside of it with --explain"):
             predict(chosen, run.path, explain=folder)
     (tmp_path / "link").symlink_to(data)
     with pytest.raises(UsageError, match="would lie in the data folder"):
