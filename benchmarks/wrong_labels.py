@@ -65,8 +65,9 @@ def main(out: Path, images: int) -> None:
         root = evaluation.test_set.index.root
         is_wrong = [(root / row["path"]).as_posix() in wrong for row in rows]
         contradictions = sum(row["class"] != row["label"] for row in rows)
-        first, found = sum(is_wrong[: len(wrong)]), sum(is_wrong[:contradictions])
-        print(f"{name:8} {len(rows):6}  {len(wrong):12}  {first:21}  {contradictions:14}  {found:24}", flush=True)
+        in_first, in_contradictions = sum(is_wrong[: len(wrong)]), sum(is_wrong[:contradictions])
+        counts = f"{len(wrong):12}  {in_first:21}  {contradictions:14}  {in_contradictions:24}"
+        print(f"{name:8} {len(rows):6}  {counts}", flush=True)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,10 @@ class Preparation:
         data = self.dataset.list_notices() if self.dataset is not None else ()
         return (
             *data,
-            *(Notice(f"{f.title}; {f.effect}. {f.action}", f.severity) for f in self._find_broken_folds()),
+            *(
+                Notice(f"{finding.title}; {finding.effect}. {finding.action}", finding.severity)
+                for finding in self._find_broken_folds()
+            ),
             *self._list_split_notices(),
             *self.plan_notices,
             *self.device_notices,
