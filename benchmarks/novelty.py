@@ -1,17 +1,19 @@
 """Comparison of OOD scores over pairs of data sets.
 
-    python -m benchmarks.novelty OUT [EPOCHS]
+    python -m benchmarks.novelty OUT [--epochs 2] [--sizes]
 
 A small model is fine-tuned on each training set from the weights in the package (64 px). Every score is
 fitted on up to 2,000 training images; its threshold is set so that 5% of the validation images lie above it, as in
 `convnext`. Printed for each pair: ROC AUC (own test images against the OOD set), and the percentage of OOD images
-above the threshold. CONVNEXT_TEST_DATA names the data sets (see `datasets.py`).
+above the threshold. `--sizes` prints instead how the ROC AUC of the score in use depends on the number of training
+images of a class that it is fitted on. CONVNEXT_TEST_DATA names the data sets (see `datasets.py`).
 """
 
-import sys
+import argparse
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ Floats = NDArray[Any]
 Score = Callable[["Views", "Views"], Floats]
 MAX_IMAGES = 2000
 NEIGHBOUR = 10
+SIZES = (25, 50, 100, 200, 400, 1000)  # training images of a class
 PAIRS = (
     ("pets", "cxr3"), ("pets", "photos"), ("pets", "digits"), ("pets", "noise"),
     ("cxr3", "pets"), ("cxr3", "ultrasound"), ("cxr3", "digits"), ("cxr3", "noise"),
@@ -146,11 +149,11 @@ def find_ood_sets(out: Path) -> dict[str, list[Path]]:
                     target = folder / subset / file
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(archive.read(name))
-    random = np.random.default_rng(0)
     noise = out / "noise"
     if not noise.is_dir():
         from PIL import Image
 
+        random = np.random.default_rng(0)
         noise.mkdir(parents=True)
         for i in range(200):
             side = int(random.choice([4, 8, 16, 64]))
@@ -159,24 +162,31 @@ def find_ood_sets(out: Path) -> dict[str, list[Path]]:
             )
     sets = {"cxr3": shared() / "cxr3" / "test", "pets": shared() / "pets", "noise": noise, "digits": out / "digits"}
     sets |= {name: folder / name for name in ("photos", "ultrasound")}
+    random = np.random.default_rng(0)
     paths_by_set = {name: find_images(path, Counter())[0] for name, path in sets.items()}
     return {name: [paths[i] for i in random.permutation(len(paths))[:500]] for name, paths in paths_by_set.items()}
 
 
-def compare_scores(out: Path, epochs: int) -> None:
-    """Print the tables."""
-    from convnext_cli.images.decode import decode_image
-    from convnext_cli.images.transforms import transform_for_eval
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """The outputs of a model on images of its own set, and on the OOD sets that it is compared with."""
 
+    name: str
+    train: Views
+    labels: NDArray[np.int64]
+    """(N,) classes of the images of `train`."""
+    val: Views
+    test: Views
+    ood_sets: dict[str, Views]
+
+
+def train_all(out: Path, epochs: int) -> Iterator[Trained]:
+    """Fine-tune a model on each training set where OUT has none, and yield its outputs."""
     indexes = {
         "pets": scan_folder(shared() / "pets"), "cxr3": scan_folder(shared() / "cxr3"), "digits": find_digits(out),
         "unseen": find_unseen(out),
     }  # fmt: skip
     ood_sets = find_ood_sets(out)
-    areas: dict[str, list[float]] = {name: [] for name in SCORES}
-    flagged: dict[str, list[float]] = {name: [] for name in SCORES}
-    own_flagged: dict[str, list[float]] = {name: [] for name in SCORES}
-    done: list[str] = []
     for name, index in indexes.items():
         run = RunFolder(out / f"run-{name}")
         if not run.is_finished:
@@ -184,28 +194,65 @@ def compare_scores(out: Path, epochs: int) -> None:
                 index.root, output=run.path, weights="builtin", epochs=epochs, image_size=64, resplit=True, onnx=False,
                 overwrite=True, audit=False, val_fraction=0.15, test_fraction=0.15,
             )  # fmt: skip
-        classifier, split = TorchClassifier(run.path), run.read_split()
-        random = np.random.default_rng(0)
+        classifier, split, random = TorchClassifier(run.path), run.read_split(), np.random.default_rng(0)
+        rows = {
+            part: random.permutation(split.rows(part))[:most]
+            for part, most in (("train", MAX_IMAGES), ("val", 500), ("test", 500))
+        }
+        own = {
+            part: view(classifier, [split.root / split.paths[row] for row in chosen]) for part, chosen in rows.items()
+        }
+        others = {other: view(classifier, ood_sets[other]) for mine, other in PAIRS if mine == name}
+        yield Trained(name=name, labels=np.array(split.labels)[rows["train"]], ood_sets=others, **own)
 
-        def views(paths: list[Path], classifier: TorchClassifier = classifier) -> Views:
-            return Views(
-                classifier, lambda at: transform_for_eval(decode_image(paths[at]), classifier.preprocessing), len(paths)
-            )
 
-        parts = {}
-        for part, most in (("train", MAX_IMAGES), ("val", 500), ("test", 500)):
-            rows = random.permutation(split.rows(part))[:most]
-            parts[part] = views([split.root / split.paths[row] for row in rows])
-        for own, other in PAIRS:
-            if own != name:
-                continue
-            done.append(f"{own}/{other}")
-            unlike = views(ood_sets[other])
+def view(classifier: TorchClassifier, paths: list[Path]) -> Views:
+    """Return a model's outputs on images."""
+    from convnext_cli.images.decode import decode_image
+    from convnext_cli.images.transforms import transform_for_eval
+
+    def load(at: int) -> NDArray[np.uint8]:
+        return transform_for_eval(decode_image(paths[at]), classifier.preprocessing)
+
+    return Views(classifier, load, len(paths))
+
+
+def measure_area(known: Floats, unknown: Floats) -> float:
+    """Return the ROC AUC of an OOD score: own images against those of another set."""
+    truth = np.r_[np.zeros(len(known)), np.ones(len(unknown))]
+    return float(roc_auc_score(truth, np.r_[known, unknown]))
+
+
+def compare_sizes(out: Path, epochs: int) -> None:
+    """Print the ROC AUC by the number of training images of a class that the score in use is fitted on."""
+    print("images of a class" + "".join(f"{size:>7}" for size in SIZES))
+    areas: list[list[float]] = []
+    for trained in train_all(out, epochs):
+        for other, unlike in trained.ood_sets.items():
+            areas.append([])
+            for size in SIZES:
+                rows = np.concatenate([np.flatnonzero(trained.labels == k)[:size] for k in set(trained.labels)])
+                fitted = fit_novelty(trained.train.features[rows], trained.train.statistics[rows])
+                known, unknown = (fitted.score(views.features, views.statistics) for views in (trained.test, unlike))
+                areas[-1].append(measure_area(known, unknown))
+            print(f"{f'{trained.name}, {other}':17}" + "".join(f"{100 * area:>7.1f}" for area in areas[-1]))
+    for title, values in (("worst", np.min(areas, axis=0)), ("mean", np.mean(areas, axis=0))):
+        print(f"{title:17}" + "".join(f"{100 * area:>7.1f}" for area in values))
+
+
+def compare_scores(out: Path, epochs: int) -> None:
+    """Print the tables of all scores."""
+    areas: dict[str, list[float]] = {name: [] for name in SCORES}
+    flagged: dict[str, list[float]] = {name: [] for name in SCORES}
+    own_flagged: dict[str, list[float]] = {name: [] for name in SCORES}
+    done: list[str] = []
+    for trained in train_all(out, epochs):
+        for other, unlike in trained.ood_sets.items():
+            done.append(f"{trained.name}/{other}")
             for title, score in SCORES.items():
-                threshold = choose_novelty_threshold(score(parts["train"], parts["val"]), 0.05)
-                known, unknown = score(parts["train"], parts["test"]), score(parts["train"], unlike)
-                truth = np.r_[np.zeros(len(known)), np.ones(len(unknown))]
-                areas[title].append(float(roc_auc_score(truth, np.r_[known, unknown])))
+                threshold = choose_novelty_threshold(score(trained.train, trained.val), 0.05)
+                known, unknown = score(trained.train, trained.test), score(trained.train, unlike)
+                areas[title].append(measure_area(known, unknown))
                 flagged[title].append(float((unknown > threshold).mean()))
                 own_flagged[title].append(float((known > threshold).mean()))
     for heading, table in (("ROC AUC %", areas), ("flagged of the OOD set %", flagged), ("own test %", own_flagged)):
@@ -216,5 +263,15 @@ def compare_scores(out: Path, epochs: int) -> None:
             print(f"{title:34}{cells} {100 * worst:>6.1f} {100 * np.mean(values):>6.1f}")
 
 
+def main() -> None:
+    """Print the tables that the command asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--sizes", action="store_true", help="print how the number of training images matters")
+    options = parser.parse_args()
+    (compare_sizes if options.sizes else compare_scores)(options.out, options.epochs)
+
+
 if __name__ == "__main__":
-    compare_scores(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 2)
+    main()

@@ -22,7 +22,7 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.task import Targets
 
 SCRAMBLED_IMAGES = 64  # validation images that are scrambled to test the OOD score
-BANK_IMAGES_PER_CLASS = 200  # training images in the bank; `benchmarks/README.md` has the ROC AUC for 25 to 500
+BANK_IMAGES_PER_CLASS = 200  # training images in the bank; `benchmarks/novelty.py --sizes`
 
 
 def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Threshold, ...] = ()) -> Steps[Calibration]:
