@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from convnext_cli.data.audit.duplicates import Duplicates
 from convnext_cli.data.audit.findings import Finding, Kind
@@ -26,42 +25,50 @@ _SHORTCUTS = {
 _EXACT, _NEAR = "the same pixels", "saved again or scaled"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evidence:
-    """Everything that the rules look at."""
+def find_grave(index: Index, grouping: Grouping, duplicates: Duplicates, across: Support | None) -> Iterator[Finding]:
+    """Yield conflicting labels and leakage, the gravest first.
 
-    index: Index
-    grouping: Grouping
-    measurements: Measurements
-    duplicates: Duplicates
-    shortcuts: Sequence[Shortcut]
-    unseen: Mapping[float, Unseen]
-    across: Support | None = None
-    """Similarity of images of one group in two splits; None if it was not measured."""
+    `across` is the similarity of images of one group in two splits; None if it was not measured.
+    """
+    yield from _find_conflicting_labels(index, duplicates)
+    yield from _find_leaked_duplicates(index, duplicates)
+    yield from _find_leaked_groups(index, grouping, across)
 
 
-def find_all(evidence: Evidence) -> Iterator[Finding]:
-    """Yield the findings, the gravest first."""
-    for rule in _RULES:
-        yield from rule(evidence)
+def find_notes(
+    index: Index,
+    measurements: Measurements,
+    duplicates: Duplicates,
+    shortcuts: Sequence[Shortcut],
+    unseen: Mapping[float, Unseen],
+) -> Iterator[Finding]:
+    """Yield all other findings, the gravest first."""
+    yield from _find_unreadable(measurements.errors)
+    yield from _find_duplicates(index, duplicates)
+    yield from _find_similar(index, duplicates)
+    yield from _find_alike_names(index.classes)
+    yield from _find_small_classes(index)
+    yield from _find_shortcuts(shortcuts)
+    yield from _find_unseen_area(unseen.get(1.0))
+    yield from _find_uncompared(duplicates.unchecked)
 
 
-def _find_conflicting_labels(evidence: Evidence) -> Iterator[Finding]:
-    if clusters := _list_conflicts(evidence):
+def _find_conflicting_labels(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
+    if clusters := _list_conflicts(index, duplicates):
         yield Finding(
             kind=Kind.CONFLICTING_LABELS,
             severity="warning",
             title=f"conflicting labels: {_count_images(clusters)} stored more than once, with different labels",
             count=len(clusters),
-            examples=_show(evidence.index, clusters, with_label=True),
+            examples=_show(index, clusters, with_label=True),
             effect="at least one label of each is wrong, in training or in testing",
             action="kept; correct the labels, or leave the images out with --exclude",
             leave_out=tuple(row for rows in clusters for row in rows),
         )
 
 
-def _find_leaked_duplicates(evidence: Evidence) -> Iterator[Finding]:
-    exact, near = _split_leaked(evidence)
+def _find_leaked_duplicates(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
+    exact, near = _split_leaked(index, duplicates)
     for kind, name, clusters in (
         (Kind.DUPLICATES_ACROSS_SPLITS, f"duplicates ({_EXACT})", exact),
         (Kind.NEAR_DUPLICATES_ACROSS_SPLITS, f"near-duplicates ({_NEAR})", near),
@@ -72,16 +79,15 @@ def _find_leaked_duplicates(evidence: Evidence) -> Iterator[Finding]:
                 severity="warning",
                 title=f"leakage: {_count_images(clusters)} in more than one split, as {name}",
                 count=len(clusters),
-                examples=_show(evidence.index, clusters),
-                effect=_explain_leak([{evidence.index.splits[row] for row in rows} for rows in clusters]),
+                examples=_show(index, clusters),
+                effect=_explain_leak([{index.splits[row] for row in rows} for rows in clusters]),
                 action="the data's own splits are kept; --resplit draws new splits, or --exclude with the list of "
                 "`convnext check --fix-list` leaves the training copies out",
-                leave_out=tuple(row for rows in clusters for row in _list_copies(evidence.index, rows)),
+                leave_out=tuple(row for rows in clusters for row in _list_copies(index, rows)),
             )
 
 
-def _find_leaked_groups(evidence: Evidence) -> Iterator[Finding]:
-    index, grouping = evidence.index, evidence.grouping
+def _find_leaked_groups(index: Index, grouping: Grouping, across: Support | None) -> Iterator[Finding]:
     across_splits = find_groups_across_splits(index.groups, index.splits) if index.groups else {}
     if not across_splits:
         return
@@ -89,15 +95,15 @@ def _find_leaked_groups(evidence: Evidence) -> Iterator[Finding]:
     for row, group in enumerate(index.groups):
         if group in rows_of:
             rows_of[group].append(row)
-    is_certain = _are_groups_certain(evidence, rows_of.values())
+    is_certain = _are_groups_certain(index, grouping, across, rows_of.values())
     scores = "test" if any("test" in splits for splits in across_splits.values()) else "validation"
     effect = (
         f"images of one patient resemble each other, so {scores} scores {'will' if is_certain else 'may'} be too high"
     )
     if grouping.is_guess:
         effect += (
-            f". The groups are a guess from the names. {_explain_guess(evidence)}. The patients of each split may be "
-            "numbered independently"
+            f". The groups are a guess from the names. {_explain_guess(grouping, across)}. The patients of each split "
+            "may be numbered independently"
         )
     ignore = "; --group-from none ignores the names" if grouping.is_guess else ""
     yield Finding(
@@ -116,9 +122,8 @@ def _find_leaked_groups(evidence: Evidence) -> Iterator[Finding]:
     )
 
 
-def _find_unreadable(evidence: Evidence) -> Iterator[Finding]:
-    if errors := evidence.measurements.errors:
-        rows = list(errors)
+def _find_unreadable(errors: Mapping[int, str]) -> Iterator[Finding]:
+    if rows := list(errors):
         yield Finding(
             kind=Kind.UNREADABLE,
             title=format_count(len(rows), "file cannot be read as an image", "files cannot be read as images"),
@@ -130,17 +135,17 @@ def _find_unreadable(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _find_duplicates(evidence: Evidence) -> Iterator[Finding]:
-    leaked_exact, leaked_near = _split_leaked(evidence)
-    reported = {*_list_conflicts(evidence), *leaked_exact, *leaked_near}
-    exact, near = _split_by_kind(evidence.duplicates, lambda rows: len(rows) > 1)
+def _find_duplicates(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
+    leaked_exact, leaked_near = _split_leaked(index, duplicates)
+    reported = {*_list_conflicts(index, duplicates), *leaked_exact, *leaked_near}
+    exact, near = _split_by_kind(duplicates, lambda rows: len(rows) > 1)
     for kind, name, every in ((Kind.DUPLICATES, _EXACT, exact), (Kind.NEAR_DUPLICATES, _NEAR, near)):
         if clusters := [rows for rows in every if rows not in reported]:
             yield Finding(
                 kind=kind,
                 title=f"{kind}: {_count_images(clusters)} stored more than once ({name})",
                 count=len(clusters),
-                examples=_show(evidence.index, clusters),
+                examples=_show(index, clusters),
                 effect="these images count more than once",
                 action="kept, always in one split; --exclude with the list of `convnext check --fix-list` leaves all "
                 "but one of each out",
@@ -148,10 +153,9 @@ def _find_duplicates(evidence: Evidence) -> Iterator[Finding]:
             )
 
 
-def _find_similar(evidence: Evidence) -> Iterator[Finding]:
+def _find_similar(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
     """Yield pairs of very similar images that no group connects: those across splits, or else those within one."""
-    index = evidence.index
-    pairs = [(a, b) for a, b in evidence.duplicates.similar if not index.groups or index.groups[a] != index.groups[b]]
+    pairs = [(a, b) for a, b in duplicates.similar if not index.groups or index.groups[a] != index.groups[b]]
     across = [pair for pair in pairs if index.splits[pair[0]] != index.splits[pair[1]]]
     shown = across or pairs
     if not shown:
@@ -172,8 +176,8 @@ def _find_similar(evidence: Evidence) -> Iterator[Finding]:
     )
 
 
-def _find_alike_names(evidence: Evidence) -> Iterator[Finding]:
-    if alike := find_alike(evidence.index.classes):
+def _find_alike_names(classes: Sequence[str]) -> Iterator[Finding]:
+    if alike := find_alike(classes):
         yield Finding(
             kind=Kind.ALIKE_CLASS_NAMES,
             title="class names that differ only in case, hyphens or zeros",
@@ -184,8 +188,7 @@ def _find_alike_names(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _find_small_classes(evidence: Evidence) -> Iterator[Finding]:
-    index = evidence.index
+def _find_small_classes(index: Index) -> Iterator[Finding]:
     small = [(name, n) for name, n in zip(index.classes, index.count_classes(), strict=True) if n < MIN_IMAGES]
     if small and len(index.classes) > 1:  # else they are numbers, or have no labels
         whose = "its" if len(small) == 1 else "their"
@@ -199,8 +202,8 @@ def _find_small_classes(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _find_shortcuts(evidence: Evidence) -> Iterator[Finding]:
-    for shortcut in evidence.shortcuts:
+def _find_shortcuts(shortcuts: Sequence[Shortcut]) -> Iterator[Finding]:
+    for shortcut in shortcuts:
         if shortcut.is_predictive:
             kind, name = _SHORTCUTS[shortcut.name]
             score, spread, chance = map(format_percent, (shortcut.score, shortcut.spread, shortcut.chance))
@@ -214,8 +217,7 @@ def _find_shortcuts(evidence: Evidence) -> Iterator[Finding]:
             )
 
 
-def _find_unseen_area(evidence: Evidence) -> Iterator[Finding]:
-    unseen = evidence.unseen.get(1.0)
+def _find_unseen_area(unseen: Unseen | None) -> Iterator[Finding]:
     if unseen and unseen.is_notable:
         ordered = sorted(unseen.by_class.items(), key=lambda item: -item[1])
         yield Finding(
@@ -228,8 +230,8 @@ def _find_unseen_area(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _find_uncompared(evidence: Evidence) -> Iterator[Finding]:
-    if pairs := evidence.duplicates.unchecked:
+def _find_uncompared(pairs: int) -> Iterator[Finding]:
+    if pairs:
         yield Finding(
             kind=Kind.NOT_COMPARED,
             title=f"{format_count(pairs, 'pair of similar images was', 'pairs of similar images were')} not compared: "
@@ -240,23 +242,8 @@ def _find_uncompared(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-_RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
-    _find_conflicting_labels,
-    _find_leaked_duplicates,
-    _find_leaked_groups,
-    _find_unreadable,
-    _find_duplicates,
-    _find_similar,
-    _find_alike_names,
-    _find_small_classes,
-    _find_shortcuts,
-    _find_unseen_area,
-    _find_uncompared,
-)
-
-
-def _list_conflicts(evidence: Evidence) -> list[tuple[int, ...]]:
-    return [rows for rows in evidence.duplicates.clusters if evidence.index.have_conflict(rows)]
+def _list_conflicts(index: Index, duplicates: Duplicates) -> list[tuple[int, ...]]:
+    return [rows for rows in duplicates.clusters if index.have_conflict(rows)]
 
 
 def _explain_leak(leaks: Sequence[set[str]]) -> str:
@@ -268,10 +255,10 @@ def _explain_leak(leaks: Sequence[set[str]]) -> str:
     return "the model is validated on images it was trained on; validation scores will be too high"
 
 
-def _split_leaked(evidence: Evidence) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+def _split_leaked(index: Index, duplicates: Duplicates) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Return the clusters that lie in more than one split: by exact duplicates, and by near-duplicates only."""
-    splits = evidence.index.splits
-    return _split_by_kind(evidence.duplicates, lambda rows: len({splits[row] for row in rows}) > 1)
+    splits = index.splits
+    return _split_by_kind(duplicates, lambda rows: len({splits[row] for row in rows}) > 1)
 
 
 def _split_by_kind(
@@ -284,14 +271,15 @@ def _split_by_kind(
     return exact, [rows for rows in matching if rows not in set(exact)]
 
 
-def _are_groups_certain(evidence: Evidence, groups: Iterable[Sequence[int]]) -> bool:
+def _are_groups_certain(
+    index: Index, grouping: Grouping, across: Support | None, groups: Iterable[Sequence[int]]
+) -> bool:
     """Return True if the groups across splits are given, or if the images support the guess in both splits."""
-    grouping, across = evidence.grouping, evidence.across
     if not grouping.is_guess:
         return True
     if grouping.certainty != "supported":
         return False
-    return across is None or across.verdict == "supported" or _shares_class(evidence.index, groups, across)
+    return across is None or across.verdict == "supported" or _shares_class(index, groups, across)
 
 
 def _shares_class(index: Index, groups: Iterable[Sequence[int]], across: Support) -> bool:
@@ -309,10 +297,9 @@ def _shares_class(index: Index, groups: Iterable[Sequence[int]], across: Support
     )
 
 
-def _explain_guess(evidence: Evidence) -> str:
-    across = evidence.across
+def _explain_guess(grouping: Grouping, across: Support | None) -> str:
     if across is None or across.verdict != "refuted":
-        return capitalise(evidence.grouping.evidence)
+        return capitalise(grouping.evidence)
     return (
         f"Images of one group in two splits are no more alike than images of different groups ({describe_test(across)})"
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from convnext_cli.data.audit.duplicates import find_duplicates
 from convnext_cli.data.audit.findings import Finding
 from convnext_cli.data.audit.measurements import Measurements, measure_images
-from convnext_cli.data.audit.rules import Evidence, find_all
+from convnext_cli.data.audit.rules import find_grave, find_notes
 from convnext_cli.data.audit.shortcuts import Shortcut, find_shortcuts
 from convnext_cli.data.audit.support import weigh_groups
 from convnext_cli.data.groups import Grouping
@@ -115,15 +115,6 @@ def audit_index(index: Index, grouping: Grouping) -> Steps[Audit]:
     duplicates = yield from find_duplicates(index, measurements)
     shortcuts = find_shortcuts(index, measurements)
     unseen = measure_centre_crops(_list_shapes(index, measurements))
-    evidence = Evidence(
-        index=index,
-        grouping=grouping,
-        measurements=measurements,
-        duplicates=duplicates,
-        shortcuts=shortcuts,
-        unseen=unseen,
-        across=across,
-    )
     return Audit(
         index=index,
         grouping=grouping,
@@ -131,7 +122,10 @@ def audit_index(index: Index, grouping: Grouping) -> Steps[Audit]:
         formats=_count_formats(index, measurements),
         shortcuts=shortcuts,
         unseen=unseen,
-        findings=tuple(find_all(evidence)),
+        findings=(
+            *find_grave(index, grouping, duplicates, across),
+            *find_notes(index, measurements, duplicates, shortcuts, unseen),
+        ),
         unreadable=tuple(measurements.errors),
         clusters=duplicates.clusters,
         duplicate_sets=duplicates.duplicate_sets,
