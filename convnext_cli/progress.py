@@ -1,7 +1,7 @@
 """Long operations: generators that yield events and return their result, composed with `yield from`."""
 
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -73,17 +73,6 @@ def map_events(
     steps: Generator[Yielded, None, Result], change: Callable[[Yielded], Changed]
 ) -> Generator[Changed, None, Result]:
     """Run a long operation as part of another one: yield `change(event)` for each event, and return its result."""
-
-    def expand(event: Yielded) -> Iterator[Changed]:
-        yield change(event)
-
-    return expand_events(steps, expand)
-
-
-def expand_events(
-    steps: Generator[Yielded, None, Result], expand: Callable[[Yielded], Iterable[Changed]]
-) -> Generator[Changed, None, Result]:
-    """Run a long operation as part of another one: yield all of `expand(event)` for each event, return its result."""
     try:
         while True:
             try:
@@ -91,6 +80,6 @@ def expand_events(
             except StopIteration as end:
                 result: Result = end.value
                 return result
-            yield from expand(event)
+            yield change(event)
     finally:
         steps.close()

@@ -108,6 +108,16 @@ def read_steps(request: DatasetRequest) -> Steps[tuple[Index, Grouping]]:
         DataError: the data or the list of images to leave out cannot be used.
         UsageError: the pattern for groups is invalid, or a chosen setting has no effect.
     """
+    return (yield from group_steps(read_index(request), request.group_from))
+
+
+def read_index(request: DatasetRequest) -> Index:
+    """Scan data, without opening an image.
+
+    Raises:
+        DataError: the data or the list of images to leave out cannot be used.
+        UsageError: a chosen setting has no effect.
+    """
     if request.unlabelled:
         index = scan_unlabelled(request.data, exclude=request.exclude)
     else:
@@ -117,8 +127,7 @@ def read_steps(request: DatasetRequest) -> Steps[tuple[Index, Grouping]]:
         index = replace(index, splits=("",) * len(index), folds=())
     elif request.resplit_val:
         index = release_val(index)
-    index = replace(index, notes=(*index.notes, *_list_unused_fractions(request.chosen, index)))
-    return (yield from group_steps(index, request.group_from))
+    return replace(index, notes=(*index.notes, *_list_unused_fractions(request.chosen, index)))
 
 
 def _check_effects(chosen: Sequence[str], index: Index) -> None:

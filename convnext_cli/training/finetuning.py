@@ -1,15 +1,13 @@
 """Fine-tune one model."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from threading import Thread
 
 from convnext_cli.errors import UsageError
 from convnext_cli.machine import get_local_rank
-from convnext_cli.progress import Progress, expand_events
+from convnext_cli.progress import Progress, map_events
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.events import Complete, FinetuneResult, TrainSteps
-from convnext_cli.training.planning import check_sources, fetch_weights, prepare_steps
+from convnext_cli.training.planning import Scan, check_sources, fetch_weights, plan_steps, prepare_steps, scan_request
 from convnext_cli.training.preparation import Preparation
 from convnext_cli.training.request import TrainRequest
 from convnext_cli.training.resumption import continue_if_restarted
@@ -47,30 +45,34 @@ def prepare_while_importing(request: TrainRequest) -> TrainSteps[Preparation]:
     checking the images may take long.
     """
     request = continue_if_restarted(request)
+    if request.resume is not None:
+        return (yield from prepare_steps(request))
+    scan = scan_request(request)
+    fetches = get_local_rank() == 0
+    if fetches:
+        yield from fetch_weights(scan.request, scan.model)
     failures: list[Exception] = []
-    importing = Thread(target=_import_libraries, args=[request, failures], name="import")
+    importing = Thread(target=_import_libraries, args=[scan, failures], name="import")
 
-    def start(event: Progress) -> Iterator[Progress]:
+    def start(event: Progress) -> Progress:
         if importing.ident is None:
-            if get_local_rank() == 0:
-                yield from fetch_weights(request)
             importing.start()
         if failures:
             raise failures[0]
-        yield event
+        return event
 
-    preparation = yield from expand_events(prepare_steps(request), start)
+    preparation = yield from map_events(plan_steps(scan), start)
     if importing.is_alive():
         yield Progress(done=0, total=1, activity="loading PyTorch")
         importing.join()
     if failures:
         raise failures[0]
-    if get_local_rank() == 0:  # those of a recommended model; others are there
-        yield from fetch_weights(replace(preparation.request, model=preparation.plan.model))
+    if fetches:  # where unreadable images or the images' size change what is recommended
+        yield from fetch_weights(preparation.request, preparation.plan.model)
     return preparation
 
 
-def _import_libraries(request: TrainRequest, failures: list[Exception]) -> None:
+def _import_libraries(scan: Scan, failures: list[Exception]) -> None:
     """Import what a training needs, and check with it what the request names.
 
     An error is kept: a second import of PyTorch would fail for another reason.
@@ -78,6 +80,6 @@ def _import_libraries(request: TrainRequest, failures: list[Exception]) -> None:
     try:
         import convnext_cli.training.lifecycle  # noqa: F401
 
-        check_sources(request)
+        check_sources(scan.request, scan.model)
     except Exception as error:
         failures.append(error)

@@ -1,13 +1,14 @@
 """Data, split, model and plan of a training, from its request. Without torch, so that errors in them come at once."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from convnext_cli.data.attributes import parse_attributes, read_attributes
-from convnext_cli.data.dataset import Dataset, DatasetRequest, audit_steps, read_steps
+from convnext_cli.data.dataset import Dataset, DatasetRequest, audit_steps, read_index
+from convnext_cli.data.groups import group_steps
 from convnext_cli.data.index import NONE, Index, check_trainable, digest_images, list_untrained_classes
 from convnext_cli.data.outside import check_outside_data
 from convnext_cli.data.split import Folds, choose_fold, leave_out, name_fold, split_index
@@ -46,6 +47,18 @@ from convnext_cli.training.request import TRACKERS, TrainRequest
 from convnext_cli.training.resumption import prepare_resumed
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scan:
+    """A request that is checked, and its data as their folders and tables tell: no image is opened yet."""
+
+    request: TrainRequest
+    """The request, with weights resolved."""
+    dataset_request: DatasetRequest
+    index: Index
+    model: str
+    """The model that the request names, or the recommended one for this number of images."""
+
+
 def prepare(request: TrainRequest) -> Preparation:
     """Do `prepare_steps` without events, and return its result."""
     return finish(prepare_steps(request))
@@ -60,25 +73,63 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
         WeightsError: the weights do not exist.
         RunError: the run to resume is missing or damaged.
     """
-    _check_trackers(request.track, request.data)
     if request.resume is not None:
+        _check_trackers(request.track, request.data)
         return prepare_resumed(request, request.resume)
+    return (yield from plan_steps(scan_request(request)))
 
+
+def scan_request(request: TrainRequest) -> Scan:
+    """Check the request for a new run, scan its data, and choose the model.
+
+    Raises:
+        UsageError: as `prepare_steps`.
+        DataError: as `prepare_steps`.
+        WeightsError: as `prepare_steps`.
+    """
     # 1. The request: all that can be checked without the data.
+    _check_trackers(request.track, request.data)
     if request.data is None:
         raise UsageError("no data", "Name the folder of images, or use --resume RUN; see `convnext finetune --help`")
     data = request.data
-    request = _resolve_weights(request)
-    values = default_settings() | {name: choice.value for name, choice in request.choices.items()}
+    model, weights = resolve_weights(request.model, request.weights)
+    request = replace(request, model=model, weights=weights)
+    values = _list_values(request)
     _check_request(request, data, values)
 
-    # 2. The data and their split.
-    request, dataset = yield from _load_data(request, data, values)
+    # 2. The data, and the model, which their number decides on if the user does not.
+    reading = {name: values[name] for name in (*READING_SETTINGS, "unlabelled")}
+    cuts = parse_attributes(values["leave_out"], "--leave-out") if values["leave_out"] != NONE else {}
+    dataset_request = DatasetRequest(
+        data=data, audit=request.audit, chosen=request.chosen, attributes=tuple(cuts), **reading
+    )
+    index = read_index(dataset_request)
+    check_outside_data(request.output or RUNS, index)
+    if not values["unlabelled"]:
+        check_trainable(index)
+    return Scan(
+        request=request,
+        dataset_request=dataset_request,
+        index=index,
+        model=_choose_model(request, len(index), detect_machine()),
+    )
+
+
+def plan_steps(scan: Scan) -> Steps[Preparation]:
+    """Check and split the images of a scan, and make the plan.
+
+    Raises:
+        UsageError: as `prepare_steps`.
+        DataError: as `prepare_steps`.
+    """
+    # 1. The data and their split.
+    values = _list_values(scan.request)
+    request, dataset = yield from _load_data(scan, values)
     if values["leave_out"] != NONE:
         values |= {"folds": request.choices["folds"].value}
     index, fold_index = _split(dataset, values)
 
-    # 3. The model, the user's or the recommended one, and the plan.
+    # 2. The model, the user's or the recommended one, and the plan.
     machine, fingerprint = detect_machine(), compute_fingerprint(dataset.index)
     if fingerprint.unreadable == fingerprint.sampled:
         number = format_count(fingerprint.sampled, "sampled image")
@@ -101,39 +152,35 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
     )
 
 
-def fetch_weights(request: TrainRequest) -> Steps[None]:
-    """Download the pretrained weights of the model that a request names, unless this machine has them.
+def fetch_weights(request: TrainRequest, model: str) -> Steps[None]:
+    """Download the pretrained weights of a model, unless this machine has them or the request names others.
 
     Raises:
         WeightsError: they do not exist, or the Hub cannot be reached.
     """
-    request = _resolve_weights(request)
-    if request.resume is None and request.model is not None and request.weights == "auto":
-        yield from find_weights_steps(*find_model(request.model), offline=request.offline)
+    if request.weights == "auto":
+        yield from find_weights_steps(*find_model(model), offline=request.offline)
 
 
-def check_sources(request: TrainRequest) -> None:
+def check_sources(request: TrainRequest, model: str) -> None:
     """Check what a new model would learn from: its file of weights, and its teacher. Imports torch.
 
     Raises:
-        WeightsError: the weights cannot be read, or are of another model than the request names; those of a teacher of
-            timm cannot be had.
+        WeightsError: the weights cannot be read, or are of another model; those of a teacher of timm cannot be had.
         UsageError: there is no such teacher.
     """
     from convnext_cli.inference.teacher import check_source
     from convnext_cli.models.weights import check_weights
 
-    request = _resolve_weights(request)
-    if request.resume is None and request.model is not None and request.weights not in ("auto", "none"):
-        check_weights(Path(request.weights), find_model(request.model)[0])
+    if request.weights not in ("auto", "none"):
+        check_weights(Path(request.weights), find_model(model)[0])
     if request.teacher is not None:
         check_source(request.teacher, offline=request.offline)
 
 
-def _resolve_weights(request: TrainRequest) -> TrainRequest:
-    """Return a request whose model and weights are those that its names mean."""
-    model, weights = resolve_weights(request.model, request.weights)
-    return replace(request, model=model, weights=weights)
+def _list_values(request: TrainRequest) -> dict[str, Any]:
+    """Return the value of each setting, the default where the request has none."""
+    return default_settings() | {name: choice.value for name, choice in request.choices.items()}
 
 
 def plan_again(preparation: Preparation, machine: Machine) -> Preparation:
@@ -148,17 +195,27 @@ def plan_again(preparation: Preparation, machine: Machine) -> Preparation:
     )
 
 
+def _choose_model(
+    request: TrainRequest,
+    images: int,
+    machine: Machine,
+    counts: DataCounts | None = None,
+    fingerprint: Fingerprint | None = None,
+) -> str:
+    """Return the name of the model that the request names, or of the recommended one."""
+    model = request.model
+    if model is None:
+        model = recommend(
+            images, machine=machine, recipe=request.recipe, counts=counts, fingerprint=fingerprint
+        ).plan.model
+    check_head(find_model(model)[0], request.choices)
+    return model
+
+
 def _choose_inputs(request: TrainRequest, index: Index, machine: Machine, fingerprint: Fingerprint) -> PlanInputs:
     """Return what the plan is made from, with the recommended model where the request names none."""
     counts = DataCounts.from_index(index, fingerprint)
-    if request.model is None:
-        best = recommend(
-            len(index), machine=machine, recipe=request.recipe, counts=counts, fingerprint=fingerprint
-        ).best
-        architecture, tag = best.model, best.tag
-    else:
-        architecture, tag = find_model(request.model)
-    check_head(architecture, request.choices)
+    architecture, tag = find_model(_choose_model(request, len(index), machine, counts, fingerprint))
     guess = choose_augmentation(None, request.recipe, fingerprint) if request.augment is None else None
     return PlanInputs(
         model=architecture,
@@ -195,25 +252,17 @@ def _check_request(request: TrainRequest, data: Path, values: Mapping[str, Any])
         raise UsageError(f"--weights {request.weights!r} is not Unicode, so no plan can store it", "Rename the file")
 
 
-def _load_data(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> Steps[tuple[TrainRequest, Dataset]]:
-    """Load the data of a request; images without labels get those of the teacher.
+def _load_data(scan: Scan, values: Mapping[str, Any]) -> Steps[tuple[TrainRequest, Dataset]]:
+    """Group and check the images of a scan; images without labels get those of the teacher.
 
-    What their folders and tables tell is checked before the images are, which may take long.
+    What their tables tell is checked before the images are, which may take long.
 
     Returns:
         The request, with the number of folds for `--leave-out`; and the data set.
     """
-    reading = {name: values[name] for name in (*READING_SETTINGS, "unlabelled")}
-    leaves_out = values["leave_out"] != NONE
-    cuts = parse_attributes(values["leave_out"], "--leave-out") if leaves_out else {}
-    dataset_request = DatasetRequest(
-        data=data, audit=request.audit, chosen=request.chosen, attributes=tuple(cuts), **reading
-    )
-    index, grouping = yield from read_steps(dataset_request)
-    check_outside_data(request.output or RUNS, index)
-    if not values["unlabelled"]:
-        check_trainable(index)
-    if leaves_out:
+    request, dataset_request = scan.request, scan.dataset_request
+    index, grouping = yield from group_steps(scan.index, dataset_request.group_from)
+    if values["leave_out"] != NONE:
         request, index = yield from _read_left_out(request, index, values)
     dataset = yield from audit_steps(dataset_request, index, grouping)
     gone = [name for at, name in enumerate(index.fold_names, 1) if name_fold(at) not in dataset.index.folds]

@@ -204,6 +204,7 @@ def test_missing_weights_end_a_training_before_the_images_are_checked(digits: Pa
     for model, error in (
         ("convnextv2_small", "no pretrained weights exist"),
         ("convnext_xlarge", "HF_HUB_OFFLINE is set"),
+        (None, "HF_HUB_OFFLINE is set"),  # the recommended model
     ):
         with pytest.raises(WeightsError, match=error):
             next(finetune_steps(small_request(digits, tmp_path / "run", model=model, weights="auto")))
@@ -218,7 +219,7 @@ def test_wrong_files_end_a_training_before_the_plan(digits: Path, run: RunFolder
         ),
         ({"weights": str(tmp_path / "bad.pth")}, "cannot be read as weights"),
         ({"teacher": "nonsense"}, "there is no teacher 'nonsense'"),
-        ({"model": None, "weights": "auto"}, "HF_HUB_OFFLINE is set"),  # of the recommended model
+        ({"model": None, "weights": str(run.path)}, "does not fit convnextv2_tiny"),  # the recommended model
     ):
         events: list[Any] = []
         with pytest.raises(ConvnextError, match=error):

@@ -258,7 +258,8 @@ def test_a_part_that_holds_all_images_of_a_class_is_named(
             dose = number if not digit else 30
             lines.append(f"{path},{digit},{'A' if not digit else 'BC'[number % 2]},{dose},{digit + 1}")
     Path("table.csv").write_text("\n".join([*lines, ""]))
-    outcome = convnext("finetune", "table.csv", *words.split(), "--group-from", "none", "--no-check", "-o", "run")
+    tiny = "--model test_convnext --weights none --group-from none --no-check -o run"
+    outcome = convnext("finetune", "table.csv", *words.split(), *tiny.split())
     assert outcome.code == 3
     assert f"error: {error}" in outcome.err
     assert not Path("run").exists()
