@@ -51,8 +51,7 @@ def measure(images: int, classes: int) -> dict[str, Seconds]:
         intervals=compute_intervals(ClassCalculator(logits, labels), resamples=200), operating_points=(),
         augmentation=None, test_number=1, notes=(), overlap=None, decision_curves=(), per_group=None, audit=None,
         subgroups=None, drift=None, recalibration=None,
-        is_own=True,
-        test_set=TestSet(index=index, split="test", rows=list(range(images))),
+        test_set=TestSet(index=index, is_own=True, split="test", rows=list(range(images))),
         images=EvaluatedImages(task=SINGLE, classes=names, logits=logits, targets=labels, groups=None),
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-from convnext_cli.encoding import fold_name
+from convnext_cli.encoding import compose_name, fold_name
 from convnext_cli.errors import DataError
 from convnext_cli.tasks.reading import RawTargets
 from convnext_cli.text import format_count, format_part
@@ -129,8 +129,8 @@ class Index:
         return [self.groups[row] for row in rows] if self.groups else None
 
     def has_split_of(self, other: "Index") -> bool:
-        """Return True if both have the same images in the same splits."""
-        return (self.paths, self.splits) == (other.paths, other.splits)
+        """Return True if both have the same images in the same splits; a copy's names may have another Unicode form."""
+        return self.splits == other.splits and [*map(compose_name, self.paths)] == [*map(compose_name, other.paths)]
 
     def count_classes(self, split: str | None = None) -> list[int]:
         """Return the number of images per class, in all splits or in one."""

@@ -119,14 +119,16 @@ def measure_drift(
     outputs: Outputs,
     fit_set: TestSet | None,
 ) -> Steps[tuple[Drift | None, list[Notice]]]:
-    """Compare the images of an evaluation of other data, whose outputs have features, with the run's validation images.
+    """Compare the images of an evaluation with the run's validation images; the outputs of other data have features.
 
     Those of a cross-validation are the validation images of all folds. Their OOD scores are of different models, and
     are not compared. `fit_set` has the images that the calibration was fitted on again, if it was.
 
     Returns:
-        The drift with notes on it; None, with the reason, where there is nothing to compare with.
+        The drift with notes on it; None for the run's own data, and with the reason where it has nothing to compare.
     """
+    if test_set.is_own:
+        return None, []
     members = _list_members(classifier)
     is_single = len(members) == 1
     calibrations = [calibration] if is_single else [read_calibration(member.run) for member in members]

@@ -21,6 +21,7 @@ from convnext_cli.inference.classifier import Classifier, Outputs
 from convnext_cli.inference.drift import Drift, measure_drift
 from convnext_cli.inference.ensemble import Ensemble
 from convnext_cli.inference.evaluated_images import EvaluatedImages, describe_worse_calibration
+from convnext_cli.inference.leakage import audit_steps, find_leakage
 from convnext_cli.inference.operating_points import TEST_TARGETS, add_targets, measure_points, trace_curves
 from convnext_cli.inference.overlap import Overlap
 from convnext_cli.inference.per_group import GroupEvaluation, check_groups, check_negative, evaluate_groups
@@ -33,7 +34,7 @@ from convnext_cli.inference.recalibration import (
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
 from convnext_cli.inference.run_checks import check_comparable, check_records, describe_progress
 from convnext_cli.inference.subgroups import SubgroupEvaluation, measure_subgroups, read_subgroups
-from convnext_cli.inference.test_set import TestSet, audit_steps, choose_test_set, find_leakage
+from convnext_cli.inference.test_set import TestSet, choose_test_set
 from convnext_cli.inference.torch_classifier import TorchClassifier, open_classifier
 from convnext_cli.metrics.comparison import Comparison
 from convnext_cli.metrics.decision import DecisionCurve
@@ -61,7 +62,7 @@ class AugmentationGain:
     """Augmented minus plain."""
 
 
-_LEFT_OUT = ("audit", "test_set", "is_own", "images", "per_group")  # of the JSON output, or there in another form
+_LEFT_OUT = ("audit", "test_set", "images", "per_group")  # of the JSON output, or there in another form
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,8 +106,6 @@ class Evaluation:
     """Effect of a calibration on a part of the images on the others; None if not requested."""
     test_set: TestSet
     """The images, as rows of an index."""
-    is_own: bool
-    """True if the images are of the run's own split."""
     images: EvaluatedImages
     """The images with their outputs and the calibration."""
 
@@ -114,6 +113,11 @@ class Evaluation:
     def task(self) -> Task:
         """Return the task of the run."""
         return self.images.task
+
+    @property
+    def is_own(self) -> bool:
+        """Return True if the images are of the run's own split."""
+        return self.test_set.is_own
 
     @property
     def fitted_on(self) -> str:
@@ -265,8 +269,7 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
     notes += audit_notes + leakage + calibration_notes + refit_notes
     if request.save_calibration is not None and calibration is not None:
         write_calibration(request.save_calibration, calibration, overwrite=request.overwrite)
-    is_own = test_set.index.has_split_of(trained_on)
-    outputs, seconds = yield from _classify(classifier, test_set, "evaluating", features=not is_own)
+    outputs, seconds = yield from _classify(classifier, test_set, "evaluating", features=not test_set.is_own)
     images = EvaluatedImages(
         task=classifier.task,
         classes=classifier.classes,
@@ -275,7 +278,7 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
         calibration=calibration,
         groups=test_set.groups,
     )
-    drift, notices = (None, []) if is_own else (yield from measure_drift(classifier, own, test_set, outputs, fit_set))
+    drift, notices = yield from measure_drift(classifier, own, test_set, outputs, fit_set)
     augmentation = None
     if request.tta:
         images, augmentation = yield from _augment(run, test_set, images, seconds, cache=request.cache)
@@ -300,7 +303,6 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
         drift=drift,
         recalibration=measure_recalibration(images, own, fit_set),
         test_set=test_set,
-        is_own=is_own,
         images=images,
     )
     return replace(evaluation, notes=(*notes, *notices, *_list_warnings(evaluation, trained_on)))
@@ -348,6 +350,8 @@ def _choose_images(
     notes: list[Notice] = []
     if test_set is None:
         test_set, notes = yield from choose_test_set(run, trained_on, request)
+    else:
+        test_set = replace(test_set, is_own=test_set.index.has_split_of(trained_on))
     if request.per == "group":
         check_groups(request, test_set)
     _check_calibration_file(request, test_set)

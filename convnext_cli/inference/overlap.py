@@ -54,8 +54,12 @@ def read_image_hashes(run: RunFolder, index: Index) -> Steps[dict[str, NDArray[A
     return measured if measured["digest"].any() else None
 
 
-def find_equal_fraction(known: Mapping[str, NDArray[Any]], measured: Mapping[str, NDArray[Any]]) -> float:
-    """Return the fraction of images with equal pixels; both are in the same order."""
+def measure_equal(run: RunFolder, trained_on: Index, copy: Index) -> Steps[float | None]:
+    """Return the fraction of images with the pixels of the run's own, in the same order; None if that is not known."""
+    known = yield from read_image_hashes(run, trained_on)
+    if known is None:
+        return None
+    measured = yield from measure_content(copy)
     return float((known["digest"] == measured["digest"]).all(axis=1).mean())
 
 

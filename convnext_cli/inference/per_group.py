@@ -208,7 +208,7 @@ def _prepare_pooling(
         return pooling, [Notice(f"{UNCALIBRATED}: {pooling.unfitted_reason}")]
     run = classifier.run
     blank = Pooling(weights=run.fingerprint_weights(), negative_class=negative, group_from=request.group_from)
-    index = _group_own_split(run, test_set.index, request.group_from)
+    index = _group_own_split(run, test_set, request.group_from)
     notes = _list_shared_names(index, test_set)
     pooling = fit_pooling(run, classifier, calibration, index, blank)
     if index.groups:
@@ -218,11 +218,11 @@ def _prepare_pooling(
     return pooling, notes
 
 
-def _group_own_split(run: RunFolder, evaluated: Index, group_from: str) -> Index:
+def _group_own_split(run: RunFolder, test_set: TestSet, group_from: str) -> Index:
     """Return the run's split, with the groups of the evaluated images where these are its own, or by `group_from`."""
+    if test_set.is_own:
+        return test_set.index
     index = run.read_split()
-    if index.has_split_of(evaluated):
-        return evaluated
     return index if group_from == AUTO else group_index(index, group_from)[0]
 
 

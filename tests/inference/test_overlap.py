@@ -9,9 +9,10 @@ from PIL import Image
 
 from convnext_cli.data.index import Index
 from convnext_cli.data.sources import scan_data
+from convnext_cli.inference.leakage import find_leakage
 from convnext_cli.inference.overlap import Overlap, measure_content
 from convnext_cli.inference.request import EvalRequest
-from convnext_cli.inference.test_set import choose_test_set, find_leakage
+from convnext_cli.inference.test_set import choose_test_set
 from convnext_cli.progress import Progress, finish
 from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
@@ -103,6 +104,22 @@ def test_different_images_of_the_same_names_are_all_evaluated(trained: tuple[Run
     images, notes, overlap = evaluate(run, tmp_path / "other")
     assert (images, overlap) == (40, Overlap(trained=0, trained_near=0, validated=0))
     assert any("all 40 images count as new" in note for note in notes)
+
+
+def test_different_images_of_the_same_names_and_splits_count_as_new(tmp_path: Path) -> None:
+    for place, split in enumerate(("train", "val", "test")):
+        numbers = range(16 * place, 16 * place + 16)
+        draw(tmp_path / "data" / split, numbers)
+        draw(tmp_path / "other" / split, numbers, start=700)
+    for path in sorted(tmp_path.rglob("*.png")):
+        path.rename(path.with_name(f"person{int(path.stem) // 4}_{path.name}"))
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.write_split(scan_data(tmp_path / "data"))
+    images, notes, overlap = evaluate(run, tmp_path / "other")
+    assert (images, overlap) == (16, Overlap(trained=0, trained_near=0, validated=0))
+    assert any("all 48 images count as new" in note for note in notes)
+    assert any("rely on 12 guessed groups" in note for note in notes)
 
 
 def test_moved_images_keep_their_split(trained: tuple[RunFolder, Index], tmp_path: Path) -> None:

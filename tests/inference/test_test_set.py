@@ -14,9 +14,10 @@ from convnext_cli.data.sources import scan_data
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.classifier import Classifier
+from convnext_cli.inference.leakage import find_leakage
 from convnext_cli.inference.operating_points import add_targets
 from convnext_cli.inference.request import EvalRequest
-from convnext_cli.inference.test_set import choose_test_set, find_leakage
+from convnext_cli.inference.test_set import choose_test_set
 from convnext_cli.metrics.thresholds import parse_target
 from convnext_cli.progress import Notice, finish
 from convnext_cli.runs.files import AUDIT
@@ -152,7 +153,8 @@ def test_moved_folder_is_read_with_the_options_of_the_run(run: RunFolder, tmp_pa
     for path in sorted((tmp_path / "moved").rglob("*.png")):
         path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))  # as a copy by way of a Mac has them
     test_set, _ = finish(choose_test_set(run, run.read_split(), EvalRequest(data=tmp_path / "moved")))
-    assert (test_set.split, len(test_set.rows)) == ("test", 2)
+    assert (test_set.split, len(test_set.rows), test_set.is_own) == ("test", 2, True)
+    assert test_set.index.has_split_of(run.read_split())
     assert all((test_set.index.root / path).is_file() for path in test_set.index.paths)
 
 

@@ -1,0 +1,102 @@
+"""Leakage between the images of an evaluation and those that the run was trained on, and the audit of these."""
+
+from collections import Counter
+
+from convnext_cli.data.audit.summary import audit_index
+from convnext_cli.data.groups import Grouping
+from convnext_cli.data.index import Index, select_rows
+from convnext_cli.errors import RunError
+from convnext_cli.inference.overlap import Overlap, find_overlap, measure_content, read_image_hashes
+from convnext_cli.inference.test_set import TestSet
+from convnext_cli.progress import Notice, Steps
+from convnext_cli.runs.files import AUDIT
+from convnext_cli.runs.folder import RunFolder
+from convnext_cli.runs.records import AuditRecord, convert_record
+from convnext_cli.text import format_count, format_part
+
+_SELECTION_BIAS = (
+    "the best epoch and the calibration are chosen on them where there are enough; metrics may be slightly too high"
+)
+
+
+def audit_steps(run: RunFolder) -> Steps[tuple[AuditRecord | None, list[Notice]]]:
+    """Return the run's audit of its data, with notes; repeat the audit where `audit.json` is damaged.
+
+    It is None where the run has no audit, or it can be neither read nor repeated.
+    """
+    try:
+        audit = run.read(AUDIT, AuditRecord)
+    except RunError as error:
+        index = run.read_split()
+        missing = sum(not (index.root / path).is_file() for path in index.paths)
+        if missing:
+            number = format_part(missing, len(index), "image", "is", "are")
+            text = f"{error.problem}. Leakage between splits is unknown: {number} gone, so the audit cannot be repeated"
+            return None, [Notice(text, "warning")]
+        groups = len(set(index.groups) - {""})
+        grouping = Grouping(source="split", rule="the groups of split.csv", groups=groups)
+        measured = yield from audit_index(index, grouping)
+        audit = convert_record(measured.to_dict(), AuditRecord, AUDIT.path(run.path), error.remedy)
+        return audit, [Notice(f"{error.problem}. The audit was repeated")]
+    if audit is None:
+        return None, [Notice(f"the run has no {AUDIT.name}: leakage between splits was not checked")]
+    return audit, []
+
+
+def find_leakage(
+    run: RunFolder, trained_on: Index, test_set: TestSet, audit: AuditRecord | None
+) -> Steps[tuple[list[Notice], Overlap | None]]:
+    """Return notes on images that the model was trained on, and their number.
+
+    The run's own split was checked by its audit. Other images are compared with those of the run by content.
+    """
+    index = test_set.index
+    if test_set.is_own:
+        has_own_groups = index.groups == trained_on.groups
+        return _list_split_notes(test_set) + _list_audit_notes(audit, has_own_groups=has_own_groups), None
+    known = yield from read_image_hashes(run, trained_on)
+    if known is None:
+        text = (
+            f"not compared with the training images: the run has no digests of them, and {trained_on.root} is gone. "
+            "Leakage is unknown"
+        )
+        return [Notice(text, "warning")], None
+    selected = select_rows(index, test_set.rows)
+    measured = yield from measure_content(selected)
+    overlap = find_overlap(known, trained_on, measured)
+    notes, near = [], overlap.trained_near
+    if trained := overlap.trained + near:
+        number = format_part(trained, len(selected), "image", "was", "were")
+        of_these = f" ({format_count(near, 'as near-duplicate', 'as near-duplicates')})" if near else ""
+        notes.append(Notice(f"leakage: {number} trained on{of_these}; the scores are too high", "warning"))
+    if overlap.validated:
+        number = format_part(
+            overlap.validated, len(selected), "image", "is a validation image", "are validation images"
+        )
+        notes.append(Notice(f"{number}: {_SELECTION_BIAS}", "warning"))
+    return notes, overlap
+
+
+def _list_split_notes(test_set: TestSet) -> list[Notice]:
+    """Return a note where images of the run's own split were trained on, or chosen by."""
+    counts, images = Counter(test_set.index.splits[row] for row in test_set.rows), len(test_set.rows)
+    if counts["train"]:
+        trained = "these images" if counts["train"] == images else f"{counts['train']:,} of these {images:,} images"
+        text = f"the model was trained on {trained}: the metrics do not show its performance on new images"
+        return [Notice(text, "warning")]
+    return [Notice(f"validation images: {_SELECTION_BIAS}", "warning")] if counts["val"] else []
+
+
+def _list_audit_notes(audit: AuditRecord | None, *, has_own_groups: bool) -> list[Notice]:
+    """Return notes on guessed groups, where these are evaluated, and on findings that affect the metrics."""
+    if audit is None:
+        return []
+    notes = []
+    if has_own_groups and audit.groups.certainty == "unsure":
+        text = f"the 95% CIs rely on guessed groups: {audit.groups.evidence}; --group-from none ignores them"
+        notes.append(Notice(text))
+    return notes + [
+        Notice(finding.describe(), "warning" if finding.falsifies else "note")
+        for finding in audit.findings
+        if finding.falsifies or finding.leaves_doubt
+    ]
