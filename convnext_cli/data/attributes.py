@@ -11,9 +11,8 @@ from pathlib import Path
 
 from convnext_cli.data.headers import read_dicom_attribute
 from convnext_cli.data.index import Index
-from convnext_cli.data.tables.columns import find_columns
+from convnext_cli.data.tables.columns import list_path_columns
 from convnext_cli.data.tables.files import FileFinder
-from convnext_cli.data.tables.options import AUTO_OPTIONS
 from convnext_cli.data.tables.table import find_named, list_tables, read_table
 from convnext_cli.errors import DataError, UsageError, suggest
 from convnext_cli.progress import Steps
@@ -135,25 +134,22 @@ def _match_paths(index: Index, table: Table, attribute: str) -> dict[int, int]:
     Raises:
         DataError: the table gives an image two values of the attribute.
     """
+    images = _locate(index.root, index.paths)
+    cells = table.columns[attribute]
     for root in dict.fromkeys((index.root, table.path.parent)):
         finder = FileFinder(root, None, search=True, encoding=table.encoding)
-        try:
-            column = find_columns(table, finder, AUTO_OPTIONS)["path"]
-        except DataError:
-            continue
-        named = finder.find_images(table.columns[column])
-        images = _locate(index.root, index.paths)
-        cells = table.columns[attribute]
-        places: dict[str, int] = {}
-        for row, path in zip(named.rows, _list_absolute(root, named.paths), strict=True):
-            if cells[places.setdefault(path, row)] != cells[row] and path in images:
-                raise DataError(
-                    f"{table.path} gives {table.columns[column][row]} two values of {attribute!r}: "
-                    f"{cells[places[path]]!r} and {cells[row]!r}",
-                    "Give one row per image",
-                )
-        if rows := {row: places[path] for path, row in images.items() if path in places}:
-            return rows
+        for column in list_path_columns(table, finder):
+            named = finder.find_images(table.columns[column])
+            places: dict[str, int] = {}
+            for row, path in zip(named.rows, _list_absolute(root, named.paths), strict=True):
+                if cells[places.setdefault(path, row)] != cells[row] and path in images:
+                    raise DataError(
+                        f"{table.path} gives {table.columns[column][row]} two values of {attribute!r}: "
+                        f"{cells[places[path]]!r} and {cells[row]!r}",
+                        "Give one row per image",
+                    )
+            if rows := {row: places[path] for path, row in images.items() if path in places}:
+                return rows
     return {}
 
 

@@ -6,6 +6,7 @@ import pytest
 from convnext_cli.data.attributes import Attribute, parse_attributes, read_attributes
 from convnext_cli.data.index import Index
 from convnext_cli.data.sources import scan_data
+from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.progress import finish
 from tests.conftest import save_image
@@ -78,6 +79,17 @@ def test_columns_of_a_table_beside_class_folders_are_found(tmp_path: Path) -> No
     (tmp_path / "data/extra.csv").write_text("file,weight\n" + "".join(f"{'ab'[n % 2]}/{n},{n}\n" for n in range(6)))
     [weight] = read(scan_data(tmp_path / "data"), "weight")
     assert sorted(weight.values) == list("012345")
+
+
+def test_columns_of_a_table_with_two_columns_of_images_belong_to_those_of_the_data(tmp_path: Path) -> None:
+    rows = ["left,right,patient,device_of_right,label"]
+    for number in range(8):
+        for eye in ("l", "r"):
+            save_image(tmp_path / f"{eye}{number}.png", seed=2 * number + (eye == "r"))
+        rows.append(f"l{number},r{number},p{number // 2},D{number % 2},{'ab'[number // 4]}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    [device] = read(scan_data(tmp_path, table_options=TableOptions(path_column="right")), "device_of_right")
+    assert device.values == ("D0", "D1") * 4
 
 
 def test_second_table_matches_by_path_without_suffix_or_by_group(tmp_path: Path) -> None:

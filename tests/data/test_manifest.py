@@ -312,6 +312,15 @@ REFUSED = {
 }
 
 
+def test_rows_of_several_readers_name_images_under_any_heading(images: Path) -> None:
+    rows = [
+        f"{name};{reader};{'sick' if name < 'c' else 'well'}" for name in "abcd" for reader in ("Ada", "Ben", "Cem")
+    ]
+    index = scan_data(write(images / "export.csv", "\n".join(["SOPInstanceUID;Befunder;label", *rows])))
+    assert len(index) == 4
+    assert index.skipped == {"row that repeats a file": 8}
+
+
 @pytest.mark.parametrize("case", READ)
 def test_table_is_read(case: str, images: Path) -> None:
     text, classes, notes = READ[case]

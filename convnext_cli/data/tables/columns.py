@@ -1,9 +1,8 @@
 """Recognise the columns of a table by name and content, and read its splits, folds and groups."""
 
-import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from convnext_cli.data.folders.masks import has_mask_words
 from convnext_cli.data.folders.splits import UNLABELLED, find_simple_split, find_split
@@ -60,6 +59,7 @@ _VECTOR = re.compile(r"\[[\d.,\s]+\]")
 """A list of numbers, such as a one-hot vector beside its columns."""
 MAX_ARMS = 3  # values of a column `group` that are the arms of a study, such as control and treated
 MAX_FOLDS = 50
+MAX_READERS = 10  # rows of an image, each with the finding of one reader
 MAX_TITLES = 5  # rows among which a header is searched
 
 
@@ -71,7 +71,7 @@ def find_columns(table: Table, finder: FileFinder, options: TableOptions) -> dic
     """
     chosen = _find_chosen(table, options)
     name_of = {fold_column(name): name for name in table.columns if name not in chosen.values()}
-    columns = {"path": chosen.get("path") or _find_path_column(table, name_of, finder)}
+    columns = {"path": chosen.get("path") or _find_path_column(table, chosen.values(), finder)}
     _check_header(table, columns["path"], finder)
     columns |= _guess_columns(table, name_of, columns)
     columns |= chosen
@@ -137,23 +137,27 @@ def _guess_columns(table: Table, name_of: dict[str, str], columns: dict[str, str
     return columns
 
 
-def _find_path_column(table: Table, name_of: dict[str, str], finder: FileFinder) -> str:
+def list_path_columns(table: Table, finder: FileFinder) -> Iterator[str]:
+    """Yield the columns that may hold paths: those that name files, then folders, then those that look like it."""
+    name_of = {fold_column(name): name for name in table.columns}
     candidates = [name_of[known] for known in _PATH_NAMES if known in name_of]
     others = [
         name
         for name in table.columns
-        if name not in candidates and _varies(table.columns[name]) and not has_mask_words(set(list_words(name)))
+        if name not in candidates and _may_name(table.columns[name]) and not has_mask_words(set(list_words(name)))
     ]
     numbered_last = sorted((*candidates, *others), key=lambda name: all(map(str.isdecimal, table.columns[name])))
-    of_files = (name for name in numbered_last if finder.matches(table.columns[name]))
-    of_folders = (
-        name
-        for name in numbered_last
-        if fold_column(name) not in _LABEL_NAMES and finder.folders.matches(table.columns[name])
-    )
-    path = next(itertools.chain(of_files, of_folders), candidates[0] if candidates else None)
-    if path is None:
-        path = next((name for name in others if _most(table.columns[name], has_image_suffix)), None)
+    yield from (name for name in numbered_last if finder.matches(table.columns[name]))
+    for name in numbered_last:
+        is_label = fold_column(name) in _LABEL_NAMES or not (name in candidates or _may_name(table.columns[name], 2))
+        if not is_label and finder.folders.matches(table.columns[name]):
+            yield name
+    yield from candidates
+    yield from (name for name in others if _most(table.columns[name], has_image_suffix))
+
+
+def _find_path_column(table: Table, chosen: Collection[str], finder: FileFinder) -> str:
+    path = next((name for name in list_path_columns(table, finder) if name not in chosen), None)
     if path is None and len(table.columns) == 1:
         raise DataError(
             f"{table.path} has one column only ({shorten(min(table.columns))})",
@@ -254,9 +258,9 @@ def list_patients(table: Table) -> list[str]:
     return [name for name, words in words_of.items() if words & _PATIENT_WORDS and words <= _PATIENT_WORDS | _ID_WORDS]
 
 
-def _varies(cells: Sequence[str]) -> bool:
-    """Return True if a column can hold paths: its cells are not the same again and again."""
-    return len(set(cells[:SAMPLE])) > min(len(cells), SAMPLE) / 2
+def _may_name(cells: Sequence[str], rows: int = MAX_READERS) -> bool:
+    """Return True if a column can hold paths: its cells have fewer than `rows` rows each, on average."""
+    return len(set(cells[:SAMPLE])) > min(len(cells), SAMPLE) / rows
 
 
 def _most(cells: Sequence[str], matches: Callable[[str], bool]) -> bool:
