@@ -4,7 +4,6 @@ A target bounds one or several of sensitivity, specificity, PPV and NPV from bel
 confidence that the true values reach the bounds.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,15 +42,16 @@ class Bound(Struct, frozen=True, rename={"metric": "figure"}):
         """Return the metric's name in a sentence."""
         return METRICS[self.metric].title if self.metric in PREDICTIVE else self.metric
 
-    def is_above(self, value: float) -> bool:
-        """Return True if the bound is above a value of the metric, by more than rounding."""
-        return value < self.value - 1e-9
+    @property
+    def least(self) -> float:
+        """Return the smallest value of the metric that reaches the bound: rounding of 19 / 20 must not miss 0.95."""
+        return self.value - 1e-9
 
     def format(self, value: float | None) -> str:
         """Return a value of the metric in percent; one below the bound is not rounded up to it: `>94.9`."""
         if value is None:
             return MISSING
-        return format_inside(100 * value, 1, 0, 100 * self.value if self.is_above(value) else 100)
+        return format_inside(100 * value, 1, 0, 100 * self.value if value < self.least else 100)
 
     def __str__(self) -> str:
         return f"{self.metric}={self.value:g}"
@@ -156,19 +156,19 @@ class Threshold:
             raise ValueError(f"{values} for {bounds}")
 
     @property
-    def all_reached(self) -> tuple[Reached, ...]:
-        """Return the values of all bounds, in their order."""
+    def reached_bounds(self) -> tuple[tuple[Bound, Reached], ...]:
+        """Return each bound of the target with its value on the images that the threshold was set on."""
         first = Reached(value=self.reached, images=self.images, confidence=self.confidence)
-        return (first, *self.also)
+        return tuple(zip(self.target.bounds, (first, *self.also), strict=True))
 
     @property
     def unreachable(self) -> tuple[Bound, ...]:
         """Return the bounds that this threshold does not reach on the images that it was set on."""
-        asked = self.target.confidence
+        asked = self.target.confidence or 0.0
         return tuple(
             bound
-            for bound, part in zip(self.target.bounds, self.all_reached, strict=True)
-            if bound.is_above(part.value) or (asked is not None and (part.confidence or 0.0) < asked)
+            for bound, reached in self.reached_bounds
+            if reached.value < bound.least or (reached.confidence or 0.0) < asked
         )
 
 
@@ -186,7 +186,7 @@ class BoundResult:
     @property
     def is_missed(self) -> bool:
         """True if the metric is below the bound."""
-        return self.value is not None and self.bound.is_above(self.value)
+        return self.value is not None and self.value < self.bound.least
 
     def __str__(self) -> str:
         ci = f", 95% CI {format_ci(self.interval)}" if self.interval else ""
@@ -298,7 +298,7 @@ def find_threshold(
         raise ValueError("a threshold needs images of the class and of others")
     prevalence = float(positive.mean()) if target.prevalence is None else target.prevalence
     candidates = _list_candidates(scores, positive, groups)
-    chosen = candidates.select(np.array([_choose(candidates, target, positive, prevalence)]))
+    chosen = candidates.select(np.array([_choose(candidates, target, prevalence)]))
     counts = {"sensitivity": int(positive.sum()), "specificity": int((~positive).sum())}
     first, *also = (
         Reached(
@@ -329,9 +329,9 @@ def _list_candidates(scores: Floats, positive: NDArray[np.bool_], groups: Sequen
     )
 
 
-def _choose(candidates: _Candidates, target: Target, positive: NDArray[np.bool_], prevalence: float) -> int:
+def _choose(candidates: _Candidates, target: Target, prevalence: float) -> int:
     """Return the number of the candidate that reaches the bounds of a target at the least cost."""
-    reaching = [_reach(candidates, bound, positive, prevalence, target.confidence) for bound in target.bounds]
+    reaching = [_reach(candidates, bound, prevalence, target.confidence) for bound in target.bounds]
     for count in range(len(reaching), 0, -1):
         numbers = np.flatnonzero(np.all(reaching[:count], axis=0))
         if not len(numbers):
@@ -353,20 +353,9 @@ def _choose(candidates: _Candidates, target: Target, positive: NDArray[np.bool_]
     return int(nearest[0] if first.metric in _FALLING else nearest[-1])
 
 
-def _reach(
-    candidates: _Candidates,
-    bound: Bound,
-    positive: NDArray[np.bool_],
-    prevalence: float,
-    confidence: float | None,
-) -> NDArray[np.bool_]:
+def _reach(candidates: _Candidates, bound: Bound, prevalence: float, confidence: float | None) -> NDArray[np.bool_]:
     """Return which candidates reach a bound, with the confidence that is asked for."""
-    values = candidates.measure(bound.metric, prevalence)
-    total = {"sensitivity": positive.sum(), "specificity": (~positive).sum()}.get(bound.metric)
-    if total is None:
-        reached = np.nan_to_num(values, nan=-1.0) >= bound.value - 1e-9
-    else:
-        reached = np.round(values * total) >= _count_needed(bound.value, int(total))
+    reached = candidates.measure(bound.metric, prevalence) >= bound.least
     if confidence is not None:
         numbers = np.flatnonzero(reached)
         reached[numbers] = candidates.select(numbers).measure_confidence(bound, prevalence) >= confidence
@@ -431,7 +420,7 @@ def show_missed(target: Target, record: float | dict[str, float | None] | None) 
     """Return the bounds that a record of `OperatingPoint.to_record` does not reach; an empty string where it does."""
     values = record if isinstance(record, dict) else {target.metric: record}
     pairs = ((bound, values.get(bound.metric)) for bound in target.bounds)
-    return ", ".join(f"{b.metric} {b.format(value)}%" for b, value in pairs if value is not None and b.is_above(value))
+    return ", ".join(f"{b.metric} {b.format(value)}%" for b, value in pairs if value is not None and value < b.least)
 
 
 def describe_met(point: OperatingPoint) -> str:
@@ -449,9 +438,9 @@ def describe_unreachable(threshold: Threshold, fitted_on: str = "validation imag
         return None
     target, asked = threshold.target, threshold.target.confidence
     parts = [
-        f"{bound.metric} {bound.format(part.value)}%"
-        + (f" with confidence {show_confidence(part.confidence)}" if asked else "")
-        for bound, part in zip(target.bounds, threshold.all_reached, strict=True)
+        f"{bound.metric} {bound.format(reached.value)}%"
+        + (f" with confidence {show_confidence(reached.confidence)}" if asked else "")
+        for bound, reached in threshold.reached_bounds
     ]
     missing = " and ".join(map(str, threshold.unreachable))
     together = " together with the others" if target.also else ""
@@ -461,8 +450,3 @@ def describe_unreachable(threshold: Threshold, fitted_on: str = "validation imag
 def show_confidence(confidence: float | None) -> str:
     """Return a confidence in whole percent; only what is exact is shown as 0% or 100%."""
     return MISSING if confidence is None else f"{format_percent(confidence)}%"
-
-
-def _count_needed(fraction: float, total: int) -> int:
-    """Return the smallest count that is at least a fraction of `total`; rounding of 0.95 x 20 must not give 20."""
-    return max(1, math.ceil(fraction * total - 1e-9))

@@ -82,14 +82,14 @@ def _tabulate_bounds(points: Sequence[OperatingPoint], fitted_on: str, note: str
     rows = [
         (
             str(point.threshold.target),
-            result.bound.title,
-            Cell(text=result.bound.format(reached.value), note=f"of {reached.images:,}"),
-            Cell(text=result.bound.format(result.value), note=format_ci(result.interval)),
+            bound.title,
+            Cell(text=bound.format(reached.value), note=f"of {reached.images:,}"),
+            Cell(text=bound.format(result.value), note=format_ci(result.interval)),
             show_confidence(result.confidence),
             MISSING if result.value is None else "missed" if result.is_missed else "met",
         )
         for point in points
-        for reached, result in zip(point.threshold.all_reached, point.results, strict=True)
+        for (bound, reached), result in zip(point.threshold.reached_bounds, point.results, strict=True)
     ]
     return Table(
         title=f"Targets on {fitted_on} and on these images",
