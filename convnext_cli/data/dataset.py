@@ -17,10 +17,15 @@ from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.text import capitalise, format_count
 
-REPLACED_VAL = {  # settings that leave no val split to draw again, with the reason
-    "resplit": "all splits are drawn again",
-    "folds": "each fold is the validation split in turn",
-    "leave_out": "the data's own splits are not used",
+REPLACED: dict[str, dict[str, str]] = {  # settings without effect beside others, with the reason
+    "resplit_val": {
+        "resplit": "all splits are drawn again",
+        "folds": "each fold is the validation split in turn",
+        "leave_out": "the data's own splits are not used",
+    },
+    "split_column": {"resplit": "all splits are drawn again", "leave_out": "the data's own splits are not used"},
+    "group_column": {"group_from": "it is the source of the groups"},
+    "label_column": {"label_columns": "they are the labels"},
 }
 
 
@@ -137,14 +142,13 @@ def _check_effects(chosen: Sequence[str], index: Index) -> None:
         UsageError: one has none.
     """
     for name in chosen:
-        flag, reason = f"--{name.replace('_', '-')}", index.task.ignored.get(name)
+        flag, reason = f"--{name.replace('_', '-')}", (index.ignored | index.task.ignored).get(name)
         if reason:
             raise UsageError(f"{flag} has no effect on {index.task.title}: {reason}", "Leave it out")
-        if name == "resplit_val" and (others := [other for other in REPLACED_VAL if other in chosen]):
-            other = others[0]
-            raise UsageError(
-                f"{flag} has no effect with --{other.replace('_', '-')}: {REPLACED_VAL[other]}", "Leave it out"
-            )
+        for other, reason in REPLACED.get(name, {}).items():
+            if other in chosen:
+                problem = f"{flag} has no effect with --{other.replace('_', '-')}: {reason}"
+                raise UsageError(problem, "Leave it out")
         if name == "resplit_val" and "val" not in index.splits:
             raise UsageError(f"{flag} has no effect: {index.location} has no val split", "Leave it out")
         if name in COLUMN_OPTIONS and index.table is None:
@@ -159,7 +163,7 @@ def _list_unused_fractions(chosen: Sequence[str], index: Index) -> list[str]:
     own = f"the data have their own splits ({', '.join(splits)}), {again}"
     reasons = {"val_fraction": own * ("val" in splits), "test_fraction": own * bool(splits)}
     if "folds" in chosen:
-        reasons["val_fraction"] = REPLACED_VAL["folds"]
+        reasons["val_fraction"] = REPLACED["resplit_val"]["folds"]
     if "leave_out" in chosen:
         reasons = {"test_fraction": "the images of each value of the column are a test split"}
     names = [name for name in chosen if reasons.get(name)]

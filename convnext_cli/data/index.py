@@ -65,6 +65,8 @@ class Index:
     """The targets of each row where they are not one class: a value for each label, nan if unknown, or one number."""
     task_record: dict[str, Any] | None = None
     """The task as `Task.to_dict` gives it; None for one class per image."""
+    ignored: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Options of reading that have no effect on targets of this form, each with the reason."""
     table: Path | None = None
     """The CSV file that it was read from, or the folder of those of the splits; None for class folders."""
     source: Path | None = field(default=None, compare=False)
@@ -148,6 +150,7 @@ class TargetFields(TypedDict):
     labels: tuple[int, ...]
     values: tuple[tuple[float, ...], ...]
     task_record: dict[str, Any] | None
+    ignored: dict[str, str]
 
 
 def number_targets(targets: RawTargets, rows: Sequence[int]) -> TargetFields:
@@ -163,6 +166,7 @@ def number_targets(targets: RawTargets, rows: Sequence[int]) -> TargetFields:
         "labels": tuple(numbers),
         "values": values,
         "task_record": describe_task(targets.task),
+        "ignored": dict(targets.ignored),
     }
 
 

@@ -121,6 +121,7 @@ class Multilabel(Task):
             classes=names,
             values=values,
             notes=tuple(notes),
+            ignored=dict.fromkeys(("blank", "uncertain"), "it is for a column per label"),
             join=_unite_rows,
             join_rule="an image has the labels of all its rows",
         )
@@ -159,6 +160,7 @@ class Multilabel(Task):
             classes=tuple(normalise_name(name) for name in names),
             values=tuple(zip(*values, strict=True)),
             notes=tuple(notes),
+            ignored={"label_sep": "each label has a column of its own"},
             join=_count_votes,
             join_rule="a label is the majority of an image's rows (readers), and -1 (uncertain) in a tie",
         )

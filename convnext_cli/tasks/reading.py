@@ -5,8 +5,8 @@ No NumPy, so that a small table is read at once.
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -125,6 +125,8 @@ class RawTargets:
     values: tuple[tuple[float, ...], ...] = ()
     notes: tuple[str, ...] = ()
     """Notes on what was decided, and how to overrule it."""
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    """Options of reading that have no effect on targets of this form, each with the reason."""
     join: Callable[[Sequence[tuple[float, ...]]], tuple[float, ...]] | None = None
     """Returns the values of an image from those of its rows; None if all rows of an image must have the same."""
     join_rule: str = ""

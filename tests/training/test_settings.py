@@ -83,6 +83,27 @@ def test_labels_may_be_blank_and_uncertain_and_numbers_logarithmic(few_digits: P
         prepare(tiny_request(table, "run", audit=False, **number, blank="negative"))
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("task=multilabel label_columns=a,b label_sep=;", "label-sep has no effect on several .* a column of its own"),
+        ("task=multilabel label_column=tags blank=negative", "blank has no effect on several .* for a column per lab"),
+        ("task=multilabel label_column=tags uncertain=positive", "uncertain has no effect on several labels per image"),
+        ("task=multilabel label_columns=a,b label_column=tags", "label-column has no effect with --label-columns"),
+        ("group_column=tags group_from=[0-9]+", "group-column has no effect with --group-from"),
+        ("split_column=none resplit=", "split-column has no effect with --resplit"),
+    ],
+)
+def test_option_of_a_table_without_effect_is_refused(few_digits: Path, words: str, problem: str) -> None:
+    names = sorted(path.relative_to(few_digits).as_posix() for path in few_digits.rglob("*.png"))
+    cells = [f"{few_digits / name},{i % 2},{i % 3 % 2},{('x', 'y', 'x;y')[i % 3]}" for i, name in enumerate(names)]
+    Path("labels.csv").write_text("\n".join(["path,a,b,tags", *cells]))
+    pairs = [word.split("=") for word in words.split()]
+    options = {name: value or True for name, value in pairs}
+    with pytest.raises(UsageError, match=f"--{problem}"):
+        prepare(tiny_request(Path("labels.csv"), "run", audit=False, **options))
+
+
 def test_training_without_validation_images_says_what_gives_some(few_digits: Path) -> None:
     notices = prepare(tiny_request(few_digits, "run", audit=False, val_fraction=0.0)).notices
     [text] = [notice.text for notice in notices if notice.severity == "warning"]
