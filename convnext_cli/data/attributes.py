@@ -12,7 +12,7 @@ from pathlib import Path
 from convnext_cli.data.headers import read_dicom_attribute
 from convnext_cli.data.index import Index
 from convnext_cli.data.tables.columns import list_path_columns
-from convnext_cli.data.tables.files import FileFinder
+from convnext_cli.data.tables.files import FileFinder, Listing
 from convnext_cli.data.tables.table import find_named, list_tables, read_table
 from convnext_cli.errors import DataError, UsageError, suggest
 from convnext_cli.progress import Steps
@@ -137,7 +137,7 @@ def _match_paths(index: Index, table: Table, attribute: str) -> dict[int, int]:
     images = _locate(index.root, index.paths)
     cells = table.columns[attribute]
     for root in dict.fromkeys((index.root, table.path.parent)):
-        finder = FileFinder(root, None, search=True, encoding=table.encoding)
+        finder = FileFinder(Listing(root), None, search=True, encoding=table.encoding)
         for column in list_path_columns(table, finder):
             named = finder.find_images(table.columns[column])
             places: dict[str, int] = {}

@@ -161,9 +161,8 @@ def _find_extension(tables: dict[Files, Index], folders: Index, source: Path) ->
     Raises:
         DataError: a table contradicts the folders.
     """
-    extensions = []
+    extensions, label_of = [], dict(zip(_list_files(folders), folders.labels, strict=True))
     for names, table in tables.items():
-        label_of = dict(zip(_list_files(folders), folders.labels, strict=True))
         files = _list_files(table)
         pairs = Counter(
             (label_of[file], label) for file, label in zip(files, table.labels, strict=True) if file in label_of

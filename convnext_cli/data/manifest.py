@@ -12,7 +12,7 @@ from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.folders.words import describe_joined
 from convnext_cli.data.index import NONE, Index, number_targets
 from convnext_cli.data.tables.columns import find_columns, list_patients, read_folds, read_groups, read_splits
-from convnext_cli.data.tables.files import FileFinder, Images, find_files
+from convnext_cli.data.tables.files import FileFinder, Images, Listing, find_files
 from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
 from convnext_cli.data.tables.table import SAMPLE, join_tables, list_columns, read_table, select_cells, select_columns
 from convnext_cli.data.tables.targets import read_targets
@@ -52,7 +52,7 @@ def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
         OtherTaskError: the targets are not of the task that was asked for.
         DataError: a column is missing, a file does not exist, or rows are inconsistent; all such rows are counted.
     """
-    return _read_rows(_locate_images(read_table(path), options), options)
+    return _read_rows(_read_located(path, options), options)
 
 
 def read_split_manifests(paths: Mapping[str, Path], options: TableOptions) -> tuple[Index, tuple[Path, ...]]:
@@ -69,15 +69,16 @@ def read_split_manifests(paths: Mapping[str, Path], options: TableOptions) -> tu
         OtherTaskError: the targets are not of the task that was asked for.
         DataError: as in `read_manifest`.
     """
-    train = _locate_images(read_table(paths["train"]), options)
+    train = _read_located(paths["train"], options)
     label_columns = read_targets(train.table, train.columns, options).columns
     parts, notes = {"train": train}, []
     for split, path in list(paths.items())[1:]:
         table = select_columns(read_table(path), train.table.columns)
-        if problem := _explain_no_split(table, [train.columns["path"], *label_columns], options):
+        finder = _make_finder(table, options, train.listing)
+        if problem := _explain_no_split(table, finder, [train.columns["path"], *label_columns]):
             notes.append(f"{path.name} is no {split} split: {problem}")
         else:
-            parts[split] = _locate_images(table, options, train.columns)
+            parts[split] = _locate_images(table, finder, train.columns)
     if len(parts) == 1:
         return _read_rows(replace(train, notes=notes + train.notes), options), (paths["train"],)
     files = tuple(paths[split] for split in parts)
@@ -88,25 +89,19 @@ def read_split_manifests(paths: Mapping[str, Path], options: TableOptions) -> tu
         cells = [split for split, part in parts.items() for _ in part.paths]
         table, columns = replace(table, columns=table.columns | {"split": cells}), columns | {"split": "split"}
         notes.insert(0, f"splits by the names of tables: {', '.join(path.name for path in files)}")
-    joined = _Located(
-        table=table,
-        root=train.root,
-        columns=columns,
-        paths=[path for part in located for path in part.paths],
-        are_in_folders=train.are_in_folders,
-        notes=list(dict.fromkeys([*notes, *(note for part in located for note in part.notes)])),
-    )
-    return _read_rows(joined, options), files
+    paths_of_all = [path for part in located for path in part.paths]
+    notes = list(dict.fromkeys([*notes, *(note for part in located for note in part.notes)]))
+    return _read_rows(replace(train, table=table, columns=columns, paths=paths_of_all, notes=notes), options), files
 
 
-def _explain_no_split(table: Table, names: Sequence[str], options: TableOptions) -> str:
+def _explain_no_split(table: Table, finder: FileFinder, names: Sequence[str]) -> str:
     """Return why a table is not read as a split; empty if it is. `names` are the columns of paths and of labels."""
     if missing := [name for name in names if name not in table.columns]:
         return f"it has no column {missing[0]!r}"
     path_column, *label_columns = names
     if all(len(set(table.columns[name])) < 2 for name in label_columns):
         return "all its labels are the same or blank"
-    cells, finder = table.columns[path_column], _make_finder(table, options)
+    cells = table.columns[path_column]
     return "" if finder.matches(cells) or finder.folders.matches(cells) else "its images are not there"
 
 
@@ -115,17 +110,17 @@ class _Located:
     """A table with a row for each image."""
 
     table: Table
-    root: Path
+    listing: Listing
     columns: dict[str, str]
     """As `find_columns` gives them."""
     paths: list[str]
-    """Of the images, from the root."""
+    """Of the images, from the root of the listing."""
     are_in_folders: bool
     notes: list[str]
 
 
-def _make_finder(table: Table, options: TableOptions) -> FileFinder:
-    """Return the finder of a table's files.
+def _make_finder(table: Table, options: TableOptions, listing: Listing | None = None) -> FileFinder:
+    """Return the finder of a table's files; `listing` is that of their root, if it is known.
 
     Raises:
         DataError: the folder that the options give does not exist.
@@ -134,21 +129,27 @@ def _make_finder(table: Table, options: TableOptions) -> FileFinder:
     root = table.path.parent if is_auto else Path(options.image_root)
     if not is_auto and not root.is_dir():
         raise DataError(f"--image-root {root} is not a folder", "Give the folder that the paths of the CSV begin in")
-    return FileFinder(root, find_split(table.path.stem), search=is_auto, encoding=table.encoding)
+    listing = listing or Listing(root)
+    return FileFinder(listing, find_split(table.path.stem), search=is_auto, encoding=table.encoding)
 
 
-def _locate_images(table: Table, options: TableOptions, columns: dict[str, str] | None = None) -> _Located:
-    """Return a table with a row for each image; `columns` are the known ones, None to find them.
+def _read_located(path: Path, options: TableOptions) -> _Located:
+    """Read a table, and find its columns and its images. Raises the errors of `read_manifest`."""
+    table = read_table(path)
+    finder = _make_finder(table, options)
+    return _locate_images(table, finder, find_columns(table, finder, options))
+
+
+def _locate_images(table: Table, finder: FileFinder, columns: dict[str, str]) -> _Located:
+    """Return a table with a row for each image.
 
     Raises:
-        DataError: there is no column of paths, or a file does not exist.
+        DataError: a file does not exist.
     """
-    finder = _make_finder(table, options)
-    columns = find_columns(table, finder, options) if columns is None else columns
     images = find_files(table, finder, columns["path"])
     return _Located(
         table=select_cells(table, images.rows) if images.are_in_folders else table,
-        root=Path(finder.root),
+        listing=finder.listing,
         columns=columns,
         paths=images.paths,
         are_in_folders=images.are_in_folders,
@@ -203,7 +204,7 @@ def _read_rows(located: _Located, options: TableOptions) -> Index:
         folders=table.columns[columns["path"]] if located.are_in_folders else (),
         is_joined=bool(joined),
     )
-    return _make_index(table, located.root, rows, notes)
+    return _make_index(table, Path(located.listing.root), rows, notes)
 
 
 @dataclass(frozen=True, slots=True)

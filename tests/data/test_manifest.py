@@ -2,6 +2,7 @@ import errno
 import os
 import unicodedata
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from convnext_cli.data.attributes import read_attributes
 from convnext_cli.data.groups import group_index
+from convnext_cli.data.manifest import read_split_manifests
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import Folds, choose_fold, split_index
 from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
@@ -872,3 +874,19 @@ def test_a_table_that_is_no_split_is_left_out_with_the_reason(images: Path, text
     index = scan_data(images)
     assert index.list_splits() == ["train", "val"]
     assert f"test.csv is no test split: {reason}" in index.notes
+
+
+def test_the_tables_of_splits_read_each_folder_once(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = {
+        "train": write(images / "train.csv", "id,label\na,x\nb,y\n"),
+        "val": write(images / "val.csv", "id,label\nc,x\nd,y\n"),
+    }
+    read, scan = Counter[str](), os.scandir
+
+    def count(path: str) -> object:
+        read[path] += 1
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", count)
+    read_split_manifests(tables, AUTO_OPTIONS)
+    assert read[str(images / "images")] == 1

@@ -4,6 +4,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,26 @@ class Images(NamedTuple):
     """True if the names are those of folders."""
 
 
+class Listing:
+    """The names in the folders below a root; each folder is read once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root)
+        self._names: dict[str, tuple[list[str], list[str]]] = {}
+
+    def read(self, folder: str) -> tuple[list[str], list[str]]:
+        """Return the names of the files and of the folders in a folder; none if it cannot be read."""
+        if folder not in self._names:
+            files, folders = self._names[folder] = [], []
+            with suppress(OSError), os.scandir(os.path.join(self.root, folder)) as entries:  # noqa: PTH118
+                for entry in entries:
+                    if is_file(entry):
+                        files.append(entry.name)
+                    elif is_folder(entry):
+                        folders.append(entry.name)
+        return self._names[folder]
+
+
 class FileFinder:
     """Finds the files that a table names, and by `folders` the folders.
 
@@ -38,17 +59,18 @@ class FileFinder:
     separate folders if no file has them in its name. If paths begin on another machine, their beginning is cut.
 
     Args:
-        root: the folder that the paths begin in.
+        listing: of the folder that the paths begin in.
         split: the split that the table's own name means, whose folder is preferred.
-        search: True to search in the folders below `root` too.
+        search: True to search in the folders below it too.
         encoding: of the table.
         find_folders: True to find folders in place of files.
     """
 
     def __init__(
-        self, root: Path, split: str | None, *, search: bool, encoding: str, find_folders: bool = False
+        self, listing: Listing, split: str | None, *, search: bool, encoding: str, find_folders: bool = False
     ) -> None:
-        self.root, self.split, self.search, self.encoding = str(root), split, search, encoding
+        self.listing, self.root, self.split = listing, listing.root, split
+        self.search, self.encoding = search, encoding
         self._find_folders = find_folders
         self.notes: list[str] = []
         self.ambiguous: list[str] = []
@@ -58,7 +80,7 @@ class FileFinder:
     @cached_property
     def folders(self) -> "FileFinder":
         """Finds folders by the same rules."""
-        return FileFinder(Path(self.root), self.split, search=self.search, encoding=self.encoding, find_folders=True)
+        return FileFinder(self.listing, self.split, search=self.search, encoding=self.encoding, find_folders=True)
 
     def find_images(self, names: Sequence[str]) -> Images:
         """Return the images that names stand for: files, or where no name is one, all images below folders."""
@@ -144,13 +166,8 @@ class FileFinder:
         if folder in self._listings:
             return self._listings[folder]
         listing: dict[str, list[str]] = defaultdict(list)
-        is_wanted = is_folder if self._find_folders else is_file
-        try:
-            with os.scandir(os.path.join(self.root, folder)) as entries:  # noqa: PTH118
-                names = [entry.name for entry in entries if is_wanted(entry)]
-        except OSError:
-            names = []
-        for name in names:
+        files, folders = self.listing.read(folder)
+        for name in folders if self._find_folders else files:
             for key in _make_keys(name):
                 listing[key].append(name)
             stem, dot, _ = name.rpartition(".")
@@ -185,7 +202,12 @@ class FileFinder:
         if self._below is None:
             self._below, level = defaultdict(list), [""]
             for _ in range(MAX_DEPTH):
-                level = [inner for folder in level for inner in _list_subfolders(self.root, folder)]
+                level = [
+                    os.path.join(folder, name)  # noqa: PTH118
+                    for folder in level
+                    for name in sorted(self.listing.read(folder)[1])
+                    if name[0] != "."
+                ]
                 for folder in level:
                     for key, names in self._list(folder).items():
                         self._below[key] += [f"{folder}/{name}" for name in names]
@@ -241,15 +263,6 @@ def _list_images(root: str, folder: str | None) -> list[str]:
     except OSError:
         return []
     return sorted(os.path.join(folder, path[len(place) :]) for path in images)  # noqa: PTH118
-
-
-def _list_subfolders(root: str, folder: str) -> list[str]:
-    try:
-        with os.scandir(os.path.join(root, folder)) as entries:  # noqa: PTH118
-            names = sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
-    except OSError:
-        return []
-    return [f"{folder}/{name}" if folder else name for name in names]
 
 
 def _split_path(text: str) -> list[str]:
