@@ -48,6 +48,7 @@ def measure(images: int, classes: int) -> dict[str, Seconds]:
     )
     evaluation = Evaluation(
         run=Path(), data=Path(), split="test", metrics=metrics, uncalibrated=metrics, calibration=None,
+        own_calibration=None,
         intervals=compute_intervals(ClassCalculator(logits, labels), resamples=200), operating_points=(),
         augmentation=None, test_number=1, notes=(), overlap=None, decision_curves=(), per_group=None, audit=None,
         subgroups=None, drift=None, recalibration=None,

@@ -44,7 +44,7 @@ from convnext_cli.metrics.summary import MetricSet, describe_absent
 from convnext_cli.metrics.thresholds import OperatingPoint, Target, describe_missed, describe_unreachable, parse_target
 from convnext_cli.options import make_path, make_request
 from convnext_cli.progress import Notice, OnEvent, Progress, Steps, finish
-from convnext_cli.runs.files import CALIBRATION, MODEL
+from convnext_cli.runs.files import CALIBRATION, MODEL, POOLING
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.runs.records import AuditRecord, to_plain
@@ -62,7 +62,8 @@ class AugmentationGain:
     """Augmented minus plain."""
 
 
-_LEFT_OUT = ("audit", "test_set", "images", "per_group")  # of the JSON output, or there in another form
+_LEFT_OUT = ("audit", "own_calibration", "test_set", "images", "per_group")
+"""Fields that the JSON output lacks, or has in another form."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +83,8 @@ class Evaluation:
     uncalibrated: MetricSet
     """Of the uncalibrated probabilities."""
     calibration: Calibration | None
+    own_calibration: Calibration | None
+    """The run's own calibration, with the thresholds of new targets; None for a cross-validation."""
     operating_points: tuple[OperatingPoint, ...]
     """The threshold of each target, and what it reaches."""
     augmentation: AugmentationGain | None
@@ -194,7 +197,7 @@ def evaluate(
 def evaluate_all_steps(request: EvalRequest) -> Steps[list[Evaluation]]:
     """Evaluate all runs of a request on the images of the first; the newest run where it names none.
 
-    All runs are evaluated before the first evaluation on a test split is recorded.
+    All runs are evaluated before anything is written into the first.
     """
     runs = [open_folder(path) for path in request.runs] or [find_newest_run(EVAL_RUN)]
     if len(runs) > 1:
@@ -208,7 +211,7 @@ def evaluate_all_steps(request: EvalRequest) -> Steps[list[Evaluation]]:
     for run in runs:
         test_set = evaluations[0].test_set if evaluations else None
         evaluations.append((yield from _measure_steps(run, request, test_set)))
-    return [_record(run, evaluation) for run, evaluation in zip(runs, evaluations, strict=True)]
+    return [_record(run, request, evaluation) for run, evaluation in zip(runs, evaluations, strict=True)]
 
 
 def compare(
@@ -249,11 +252,11 @@ def compare(
 
 def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | None = None) -> Steps[Evaluation]:
     """Evaluate a run, as `evaluate` does, on the images of the request, or those that another run was evaluated on."""
-    return _record(run, (yield from _measure_steps(run, request, test_set)))
+    return _record(run, request, (yield from _measure_steps(run, request, test_set)))
 
 
 def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | None) -> Steps[Evaluation]:
-    """Evaluate a run as `evaluate_steps` does, without recording that in the run."""
+    """Evaluate a run as `evaluate_steps` does, without recording it in the run."""
     operating_targets = [parse_target(text) for text in request.targets]
     trained_on = run.read_split()
     run.drop_leftovers()
@@ -267,8 +270,6 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
     own, calibration_notes = yield from _prepare_calibration(run, classifier, operating_targets)
     calibration, refit_notes = yield from refit_calibration(classifier, fit_set, own, run)
     notes += audit_notes + leakage + calibration_notes + refit_notes
-    if request.save_calibration is not None and calibration is not None:
-        write_calibration(request.save_calibration, calibration, overwrite=request.overwrite)
     outputs, seconds = yield from _classify(classifier, test_set, "evaluating", features=not test_set.is_own)
     images = EvaluatedImages(
         task=classifier.task,
@@ -293,6 +294,7 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
         intervals=images.compute_intervals(),
         uncalibrated=replace(images, calibration=None).compute_metrics(),
         calibration=calibration,
+        own_calibration=own,
         operating_points=points,
         augmentation=augmentation,
         overlap=overlap,
@@ -425,15 +427,27 @@ def _classify(
     return outputs, time.perf_counter() - started
 
 
-def _record(run: RunFolder, evaluation: Evaluation) -> Evaluation:
-    """Record an evaluation on a test split in the run, and return it with its number; others as they are."""
-    if evaluation.split != "test":
-        return evaluation
+def _record(run: RunFolder, request: EvalRequest, evaluation: Evaluation) -> Evaluation:
+    """Write what an evaluation has fitted; return it, with its number if it is on a test split, which is recorded."""
+    if evaluation.split == "test":
+        evaluation = replace(evaluation, test_number=_record_test(run, evaluation))
+    calibration, own, groups = evaluation.calibration, evaluation.own_calibration, evaluation.per_group
+    if request.save_calibration is not None and calibration is not None:
+        write_calibration(request.save_calibration, calibration, overwrite=request.overwrite)
+    if request.targets and own is not None:
+        run.write_calibration(own.to_dict(), run.read_calibration_arrays())
+    if groups is not None and groups.keeps_pooling:
+        run.write(POOLING, to_plain(groups.pooling))
+    return evaluation
+
+
+def _record_test(run: RunFolder, evaluation: Evaluation) -> int:
+    """Record an evaluation on a test split in the run, and return its number."""
     points = {"image": evaluation.operating_points}
     if evaluation.per_group is not None:
         points["group"] = evaluation.per_group.operating_points
     recalibration = evaluation.recalibration
-    number = run.record_test(
+    return run.record_test(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "data": str(evaluation.data),
@@ -447,4 +461,3 @@ def _record(run: RunFolder, evaluation: Evaluation) -> Evaluation:
             },
         }
     )
-    return replace(evaluation, test_number=number)

@@ -75,12 +75,9 @@ def find_missed(
 
 
 def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, targets: Sequence[Target]) -> Calibration:
-    """Set thresholds for new targets on the validation split, and write them into the run beside the old ones.
+    """Return a run's calibration with thresholds for new targets, set on the validation split, beside the old ones.
 
     A target that the run has already is set again.
-
-    Returns:
-        The calibration with all thresholds.
 
     Raises:
         UsageError: the model has no such class, or the validation split is too small or has no image of it.
@@ -114,6 +111,4 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
                 "Leave out --target, or fine-tune with such validation images",
             )
         thresholds[renamed] = find_threshold(probabilities[:, k], positive, renamed, groups, known)
-    calibration = replace(calibration, thresholds=tuple(thresholds.values()))
-    run.write_calibration(calibration.to_dict(), run.read_calibration_arrays())
-    return calibration
+    return replace(calibration, thresholds=tuple(thresholds.values()))

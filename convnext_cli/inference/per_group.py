@@ -22,13 +22,13 @@ from convnext_cli.metrics.summary import MetricSet, describe_absent
 from convnext_cli.metrics.thresholds import OperatingPoint, describe_missed
 from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice
-from convnext_cli.runs.files import POOLING
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import to_plain
 from convnext_cli.tasks.task import Targets, Task
 from convnext_cli.text import format_count, format_part
 
 UNCALIBRATED = "groups are pooled by the mean, without a calibration of their own"
+_LEFT_OUT = ("names", "sizes", "pooled", "notes", "keeps_pooling")  # of the JSON output, or there in another form
 MAX_SEVERAL = 0.1  # fraction of groups with several classes beside the negative one; more is a warning
 
 
@@ -45,6 +45,8 @@ class GroupEvaluation:
     mixed_target: str
     """The target of such a group, in words."""
     pooling: Pooling
+    keeps_pooling: bool
+    """True if the run keeps the pooling: it was fitted on the run's own groups."""
     metrics: MetricSet
     """`images` counts groups here."""
     intervals: Intervals
@@ -79,7 +81,7 @@ class GroupEvaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the single groups, for JSON."""
-        kept = [field.name for field in fields(self) if field.name not in ("names", "sizes", "pooled", "notes")]
+        kept = [field.name for field in fields(self) if field.name not in _LEFT_OUT]
         return {name: to_plain(getattr(self, name)) for name in kept} | {"notes": [note.text for note in self.notes]}
 
 
@@ -120,7 +122,7 @@ def evaluate_groups(
 ) -> GroupEvaluation:
     """Pool the images of each group, and compute the metrics of groups with their 95% CIs.
 
-    Where the run has validation groups, the rule is chosen and calibrated on these, and kept in the run.
+    Where the run has validation groups, the rule is chosen and calibrated on these.
 
     Raises:
         RunError: the validation logits in the run are damaged.
@@ -128,7 +130,7 @@ def evaluate_groups(
     """
     task, classes = images.task, images.classes
     negative = choose_negative(task, classes, request.negative_class)
-    pooling, notes = _prepare_pooling(classifier, test_set, calibration, request, negative)
+    pooling, keeps_pooling, notes = _prepare_pooling(classifier, test_set, calibration, request, negative)
     groups = images.groups or ()  # `check_groups` refuses images without
     units = number_units(len(groups), groups)
     members = np.split(np.argsort(units, kind="stable"), np.cumsum(np.bincount(units))[:-1])
@@ -161,6 +163,7 @@ def evaluate_groups(
         mixed=mixed,
         mixed_target=mixed_target,
         pooling=pooling,
+        keeps_pooling=keeps_pooling,
         metrics=metrics,
         intervals=pooled.compute_intervals(),
         operating_points=points,
@@ -198,24 +201,22 @@ def _prepare_pooling(
     calibration: Calibration | None,
     request: EvalRequest,
     negative: str | None,
-) -> tuple[Pooling, list[Notice]]:
-    """Return the pooling of a run, fitted on its validation groups and kept in it, with notes.
+) -> tuple[Pooling, bool, list[Notice]]:
+    """Return the pooling of a run, fitted on its validation groups, whether the run keeps it, and notes.
 
     A cross-validation has no validation images of its own: the mean is used, as it is.
     """
     if not isinstance(classifier, TorchClassifier):
         pooling = Pooling(weights="", unfitted_reason=NO_GROUPS_OF_OWN, negative_class=negative)
-        return pooling, [Notice(f"{UNCALIBRATED}: {pooling.unfitted_reason}")]
+        return pooling, False, [Notice(f"{UNCALIBRATED}: {pooling.unfitted_reason}")]
     run = classifier.run
     blank = Pooling(weights=run.fingerprint_weights(), negative_class=negative, group_from=request.group_from)
     index = _group_own_split(run, test_set, request.group_from)
     notes = _list_shared_names(index, test_set)
     pooling = fit_pooling(run, classifier, calibration, index, blank)
-    if index.groups:
-        run.write(POOLING, to_plain(pooling))
     if not pooling.is_fitted:
         notes.append(Notice(f"{UNCALIBRATED}: {pooling.unfitted_reason}", "warning"))
-    return pooling, notes
+    return pooling, bool(index.groups), notes
 
 
 def _group_own_split(run: RunFolder, test_set: TestSet, group_from: str) -> Index:

@@ -24,6 +24,10 @@ from tests.conftest import Convnext, change_json
 from tests.inference.conftest import shrink_validation
 
 
+def read_folder(path: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
 def test_fine_tuned_run_is_calibrated(run: RunFolder) -> None:
     calibration = read_calibration(run)
     assert calibration is not None
@@ -240,11 +244,26 @@ def test_comparison_that_a_later_run_refuses_is_recorded_in_none(run_copy: RunFo
     assert calibration is not None
     few = structs.replace(calibration, unfitted_reason="the validation split is small")
     other.write_calibration(few.to_dict(), {})
-    before = run_copy.read_tests()
+    before = read_folder(run_copy.path)
     request = EvalRequest(runs=(run_copy.path, other.path), split="test", targets=("sensitivity=0.9:1",))
     with pytest.raises(UsageError, match="no threshold can be set"):
         finish(evaluate_all_steps(request))
-    assert run_copy.read_tests() == before
+    assert read_folder(run_copy.path) == before
+
+
+def test_evaluation_that_fails_writes_no_threshold_pooling_or_calibration(run_copy: RunFolder, tmp_path: Path) -> None:
+    index, data = run_copy.read_split(), tmp_path / "data"
+    for row in index.rows("test"):
+        (data / index.paths[row]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(index.root / index.paths[row], data / index.paths[row])
+    damaged = sorted(data.rglob("*.png"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    before, kept = read_folder(run_copy.path), tmp_path / "site.json"
+    for options in ({"per": "group", "group_from": "(.)[.]png"}, {"recalibrate": 20, "save_calibration": kept}):
+        with pytest.raises(ImageError, match=str(damaged)):
+            evaluate(run_copy.path, data, targets=["sensitivity=0.9:1"], **options)
+        assert read_folder(run_copy.path) == before
+    assert not kept.exists()
 
 
 def test_runs_of_different_classes_are_not_compared(
