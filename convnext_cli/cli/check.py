@@ -90,7 +90,7 @@ def _show(audit: "Audit") -> None:
     counts = zip(*(index.count_classes(split) for split in splits), strict=True)
     columns = [split or "images" for split in splits]
     console.show_table(
-        ["class", *columns],
+        [index.task.display.target_word, *columns],
         ((shorten_name(name), *(f"{n:,}" for n in row)) for name, row in zip(index.classes, counts, strict=True)),
         numbers=columns,
         part="class",

@@ -146,7 +146,6 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     )
     console.show(f"95% CI: bootstrap, {intervals.resamples:,} resamples of {unit}")
     _show_calibration(evaluation)
-    console.show("")
     display, groups = evaluation.task.display, evaluation.per_group
     _show_classes(display, metrics, intervals)
     _show_confusion(evaluation)
@@ -154,7 +153,6 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     _show_augmentation(evaluation)
     if groups is not None:
         show_groups(evaluation, groups)
-        console.show("")
         _show_classes(display, groups.metrics, groups.intervals, unit="groups")
         show_points(groups.operating_points)
     if evaluation.subgroups is not None:
@@ -183,12 +181,13 @@ def _show_classes(display: "Display", metrics: "MetricSet", intervals: "Interval
     """Show a row for each class, label or grade; `unit` is what is counted."""
     if not metrics.per_class:
         return
+    console.show("")
     columns = [unit if title == "images" else title for _, title in display.class_counts]
     for number, key in enumerate(display.class_estimates):
         columns += [METRICS[key].short_heading, f"95% CI{' ' * number}"]
     columns += [METRICS[key].short_heading for key in display.class_values]
     console.show_table(
-        ["class", *columns],
+        [display.target_word, *columns],
         (
             (shorten_name(entry.name), *_list_class_cells(entry, class_intervals, display))
             for entry, class_intervals in zip(metrics.per_class, intervals.per_class, strict=True)

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from convnext_cli.data.index import Index
@@ -12,7 +12,6 @@ from convnext_cli.text import format_count
 
 MIN_VAL_IMAGES = 50  # the 95% CI of accuracy is then 12 points to either side at worst
 TOO_FEW = "too few to choose the best epoch by"
-RESPLIT_ADVICE = "--resplit-val draws a larger one from train and val"
 MORE_VALIDATION = (
     "Fine-tune with more validation images (--resplit-val if the data have a val split, else --val-fraction)"
 )
@@ -178,6 +177,15 @@ def explain_small_validation(index: Index) -> str | None:
     if len(rows) >= MIN_VAL_IMAGES and not few:
         return None
     return f"the validation split has only {format_count(len(rows), 'image')}{f' ({few})' if few else ''}"
+
+
+def advise_on_validation(own: Collection[str], val_fraction: float) -> str:
+    """Return what makes the validation split larger, where the data have the splits `own`."""
+    if "val" in own:
+        return "--resplit-val draws a larger one from train and val"
+    if not val_fraction:
+        return "A --val-fraction above 0, or a val folder, gives one"
+    return f"Collect more images, or raise --val-fraction (now {val_fraction:g})"
 
 
 def _find_units(index: Index, duplicate_sets: Sequence[Sequence[int]]) -> list[int]:

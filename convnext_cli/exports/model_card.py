@@ -125,7 +125,8 @@ def _describe_data(index: Index) -> str:
     groups = "Groups, such as patients, are not known"
     if num_groups:
         groups = format_count(num_groups, "group, such as a patient", "groups, such as patients")
-    return f"{_render_table(('class', *splits), rows)}\n\n{format_count(len(index), 'image')}. {groups}."
+    table = _render_table((index.task.display.target_word, *splits), rows)
+    return f"{table}\n\n{format_count(len(index), 'image')}. {groups}."
 
 
 def _describe_validation(run: RunFolder) -> str:
@@ -169,7 +170,7 @@ def _describe_evaluation(evaluation: Evaluation) -> str:
     parts = [
         f"{format_count(metrics.images, 'image')} of the {evaluation.split} split.{number}",
         _render_table(("metric", "value", "95% CI"), rows),
-        *([_render_table(("class", "images", *class_heading), class_rows)] if class_rows else []),
+        *([_render_table((display.target_word, "images", *class_heading), class_rows)] if class_rows else []),
         f"95% CIs: bootstrap with {intervals.resamples:,} resamples of {units}.",
         *(f"{note.severity.capitalize()}: {escape_markdown(note.text)}." for note in evaluation.notes),
     ]

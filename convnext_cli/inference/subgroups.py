@@ -381,7 +381,7 @@ def _explain_small(images: EvaluatedImages) -> str | None:
     for k, name in enumerate(images.classes):
         positive, known = images.select_known(k)
         if known.any() and (count := int((positive & known).sum())) < SMALL_CLASS:
-            few.append(f"{count} of {name}")
+            few.append(f"{count} of {images.task.call(name)}")
     return shorten_names(few) if few else None
 
 
@@ -416,8 +416,8 @@ def describe_gaps(evaluation: SubgroupEvaluation) -> list[str]:
     significant = evaluation.list_significant()
     unit = "groups" if evaluation.clustered else "images"
     method = (
-        f"permutation test over {unit} within classes, Holm-corrected for {format_count(evaluation.tests, 'gap')}, "
-        f"at most {evaluation.permutations:,} permutations"
+        f"permutation test over {unit}, stratified by target, Holm-corrected for "
+        f"{format_count(evaluation.tests, 'gap')}, at most {evaluation.permutations:,} permutations"
     )
     if not significant:
         return [f"No gap to the rest is significant at 0.05 ({method}). A small subgroup can hide a gap."]

@@ -149,6 +149,8 @@ class _DataSummary:
     classes: int | None
     fingerprint: Fingerprint | None
     index: Index | None = None
+    small_validation: str | None = None
+    """Why the validation split is too small, and what to do; None if it is not."""
 
 
 def recommend(
@@ -271,8 +273,8 @@ def _summarise_data(request: RecommendRequest) -> _DataSummary:
         counts = request.counts or DataCounts.from_total(request.dataset_size)
         return _DataSummary(counts=counts, classes=request.classes, fingerprint=request.fingerprint)
     from convnext_cli.data.dataset import DatasetRequest, read_steps  # NumPy, which a number of images does without
-    from convnext_cli.data.index import check_trainable
-    from convnext_cli.data.split import split_index
+    from convnext_cli.data.index import NONE, check_trainable
+    from convnext_cli.data.split import TOO_FEW, advise_on_validation, explain_small_validation, split_index
     from convnext_cli.recipes.fingerprint import compute_fingerprint
 
     values = default_settings() | dict(request.settings)
@@ -281,8 +283,17 @@ def _summarise_data(request: RecommendRequest) -> _DataSummary:
     check_trainable(index)
     fingerprint = compute_fingerprint(index)
     splitting = {name: values[name] for name in ("val_fraction", "test_fraction", "seed")}
-    counts = DataCounts.from_index(split_index(index, **splitting), fingerprint)
-    return _DataSummary(counts=counts, classes=len(index.classes), fingerprint=fingerprint, index=index)
+    drawn = split_index(index, **splitting)
+    has_folds = values["folds"] or values["leave_out"] != NONE
+    reason = None if has_folds else explain_small_validation(drawn)
+    advice = advise_on_validation(index.splits, values["val_fraction"])
+    return _DataSummary(
+        counts=DataCounts.from_index(drawn, fingerprint),
+        classes=len(index.classes),
+        fingerprint=fingerprint,
+        index=index,
+        small_validation=f"{reason}: {TOO_FEW}. {advice}" if reason else None,
+    )
 
 
 def _choose_machine(request: RecommendRequest) -> Machine | None:
@@ -445,11 +456,7 @@ def _list_warnings(data: _DataSummary, best: Candidate, candidates: Sequence[Can
         warnings.append(f"{per_class} very few: expect wide confidence intervals, and collect more if you can")
     if images < MIN_IMAGES:
         warnings.append(f"with under {MIN_IMAGES} images the test split is too small for reliable metrics")
-    if data.index is not None and "val" in data.index.splits:
-        from convnext_cli.data.split import RESPLIT_ADVICE, TOO_FEW, explain_small_validation
-
-        reason = explain_small_validation(data.index)
-        warnings.append(reason and f"{reason}: {TOO_FEW}. {RESPLIT_ADVICE}")
+    warnings.append(data.small_validation)
     return [warning for warning in warnings if warning]
 
 

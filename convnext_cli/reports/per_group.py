@@ -46,9 +46,9 @@ def show_groups(report: ReportData) -> Section | None:
         )
     ]
     if result.metrics.per_class:
-        title, shown = f"{display.class_heading}, per group", [METRICS[key] for key in display.class_estimates]
+        shown = [METRICS[key] for key in display.class_estimates]
         rows = zip(result.metrics.per_class, result.intervals.per_class, strict=True)
-        blocks.append(make_class_table(title, {"images": "groups"}, shown, rows))
+        blocks.append(make_class_table(display.target_word, {"images": "groups"}, shown, rows))
     if result.operating_points:
         fields = ("sensitivity", "specificity")
         blocks.append(tabulate_points(result.operating_points, "Operating points per group", fields))

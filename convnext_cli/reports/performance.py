@@ -110,7 +110,7 @@ def _tabulate_classes(evaluation: Evaluation) -> list[Table | Plots]:
     if key := display.class_order:
         rows.sort(key=lambda row: -np.inf if getattr(row[0], key) is None else getattr(row[0], key), reverse=True)
     shown = [METRICS[key] for key in (*display.class_estimates, *display.class_values)]
-    table = make_class_table(display.class_heading, dict(display.class_counts), shown, rows)
+    table = make_class_table(display.target_word, dict(display.class_counts), shown, rows)
     return [table, *_show_confusion(evaluation)]
 
 

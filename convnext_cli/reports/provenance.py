@@ -46,9 +46,10 @@ def show_data(report: ReportData) -> Section:
     blocks: list[Table | Listing] = []
     counts = {split: index.count_classes(split) for split in index.list_splits()}
     if counts:
-        columns = [Column(heading="class", is_number=False), *(Column(heading=split) for split in counts)]
+        word = index.task.display.target_word
+        columns = [Column(heading=word, is_number=False), *(Column(heading=split) for split in counts)]
         rows = [(name, *(f"{n[k]:,}" for n in counts.values())) for k, name in enumerate(index.classes)]
-        blocks.append(Table(title="Images by class and split", columns=columns, rows=rows))
+        blocks.append(Table(title=f"Images by {word} and split", columns=columns, rows=rows))
     if audit is None:
         sentences.append("Leakage and duplicates are unknown: the audit was switched off, or cannot be read.")
         return Section(title="Data", sentences=sentences, blocks=blocks)

@@ -139,16 +139,18 @@ def make_cell(metric: Metric, value: float | None, interval: Interval | None) ->
 
 
 def make_class_table(
-    title: str, counts: Mapping[str, str], metrics: Sequence[Metric], rows: Iterable[tuple[Any, Any]]
+    word: str, counts: Mapping[str, str], metrics: Sequence[Metric], rows: Iterable[tuple[Any, Any]]
 ) -> Table:
     """Return a table with a row for each class; `counts` has attributes of its metrics with their headings.
+
+    `word` is what the task calls a class.
 
     The rows are pairs of the metrics of a class and their 95% CIs by key.
     """
     return Table(
-        title=title,
+        title=f"Metrics by {word}{', per group' * ('groups' in counts.values())}",
         columns=[
-            Column(heading="class", is_number=False),
+            Column(heading=word, is_number=False),
             *(Column(heading=heading) for heading in counts.values()),
             *map(make_column, metrics),
         ],

@@ -327,7 +327,8 @@ class RunFolder:
         try:
             config = read_record(path, Config, MODEL_REMEDY)
         except FileNotFoundError as error:
-            raise RunError(f"{self.path} has no trained model: {path.name} is missing", MODEL_REMEDY) from error
+            reason = f"has no trained model: {path.name} is missing" if self.path.exists() else "does not exist"
+            raise RunError(f"{self.path} {reason}", MODEL_REMEDY) from error
         if problem := config.find_problem(path):
             raise RunError(f"{path} cannot be read: {problem}", MODEL_REMEDY)
         if DATA.path(self.path).exists() and self.read_data().classes != config.label_names:

@@ -84,7 +84,7 @@ class Multilabel(Task):
         subgroups=("macro_roc_auc", "macro_recall", "macro_specificity", "macro_ece"),
         card=("macro_roc_auc", "macro_pr_auc", "macro_f1", "exact_match", "macro_ece"),
         plots=("roc", "pr", "reliability"),
-        class_heading="Metrics by label",
+        target_word="label",
         class_order="roc_auc",
         confidence_note="The probabilities of all known labels are sorted into 15 bins of equal size.",
         calibration=(("log_loss", "log_loss"), ("ece", "macro_ece")),
@@ -237,7 +237,8 @@ class Multilabel(Task):
     def explain_small_validation(self, targets: Targets, classes: Sequence[str]) -> str:
         """Return which labels have too few validation images, if most have; rare ones must not hold up the others."""
         counts = np.minimum((targets == 1).sum(axis=0), (targets == 0).sum(axis=0))
-        few = [f"{n} of {name}" for name, n in zip(classes, counts.tolist(), strict=True) if n < MIN_VAL_PER_CLASS]
+        pairs = zip(classes, counts.tolist(), strict=True)
+        few = [f"{n} of {self.call(name)}" for name, n in pairs if n < MIN_VAL_PER_CLASS]
         return shorten_names(few) if 2 * len(few) > len(classes) else ""
 
     # Model outputs

@@ -56,7 +56,7 @@ class Ordinal(Single):
         class_estimates=("recall", "class_mae"),
         class_values=("precision", "specificity", "f1", "roc_auc"),
         compared=("quadratic_kappa", "grade_mae", "top1"),
-        class_heading="Metrics by grade",
+        target_word="grade",
         subgroups=("quadratic_kappa", "grade_mae", "ece"),
         subgroups_of_two=(),
         card=("quadratic_kappa", "grade_mae", "within_one", "top1", "ece"),

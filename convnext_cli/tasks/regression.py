@@ -85,6 +85,7 @@ class Regression(Task):
         subgroups=("mae", "bias", "coverage"),
         card=("mae", "rmse", "r2", "pearson", "coverage"),
         plots=("agreement", "bland_altman"),
+        target_word="number",
         curves_heading="Agreement",
     )
 

@@ -72,7 +72,8 @@ class Display:
     """Of a subgroup of images, whose gap to the rest is tested: overall metrics."""
     subgroups_of_two: tuple[str, ...] = ()
     """The same where there are two classes: metrics of the positive one, or overall ones; empty for `subgroups`."""
-    class_heading: str = "Metrics by class"
+    target_word: str = "class"
+    """What a target is called in headings."""
     class_order: str | None = None
     """Of each class: the metric by which the report sorts them, the best first; None keeps their order."""
     curves_heading: str = "Curves"
@@ -249,8 +250,12 @@ class Task(ABC):
     def explain_small_validation(self, targets: Targets, classes: Sequence[str]) -> str:
         """Return which classes have too few validation images to choose the best epoch by; an empty string if none."""
         counts = self.count(targets, len(classes))
-        few = [f"{n} of {name}" for name, n in zip(classes, counts, strict=True) if n < MIN_VAL_PER_CLASS]
+        few = [f"{n} of {self.call(name)}" for name, n in zip(classes, counts, strict=True) if n < MIN_VAL_PER_CLASS]
         return shorten_names(few)
+
+    def call(self, name: str) -> str:
+        """Return the name of a target for a sentence, with what it is where the name is a number: `grade 2`."""
+        return f"{self.display.target_word} {name}" if name.isdecimal() else name
 
     def fit_targets(self, targets: Targets) -> Self:
         """Return the task with the parameters that follow from the training targets."""

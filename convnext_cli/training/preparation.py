@@ -6,7 +6,7 @@ from convnext_cli.data.audit.findings import Finding, Kind
 from convnext_cli.data.dataset import Dataset
 from convnext_cli.data.groups import find_groups_across_splits
 from convnext_cli.data.index import Index, describe_skipped
-from convnext_cli.data.split import RESPLIT_ADVICE, TOO_FEW, explain_small_validation
+from convnext_cli.data.split import TOO_FEW, advise_on_validation, explain_small_validation
 from convnext_cli.machine import Machine
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.progress import Notice
@@ -99,11 +99,8 @@ class Preparation:
         settings = self.plan.settings
         if settings.folds and not self.index.fold_names:
             return "Fewer folds make it larger"
-        if self.dataset is not None and "val" in self.dataset.index.splits and not self.index.fold_names:
-            return RESPLIT_ADVICE
-        if not settings.val_fraction:
-            return "A --val-fraction above 0, or a val folder, gives one"
-        return f"Collect more images, or raise --val-fraction (now {settings.val_fraction:g})"
+        own = () if self.dataset is None or self.index.fold_names else self.dataset.index.splits
+        return advise_on_validation(own, settings.val_fraction)
 
     def _list_split_notices(self) -> list[Notice]:
         """Return notices about a small validation split, missing test images, and skipped files."""

@@ -287,3 +287,13 @@ def test_check_ends_with_the_next_command(convnext: Convnext, tmp_path: Path) ->
     outcome = convnext("check", "split")
     assert outcome.code == 3
     assert outcome.out.splitlines()[-1] == "Next: convnext check split --fix-list leave-out.csv"  # labels differ too
+
+
+def test_targets_are_called_what_they_are(tmp_path: Path, convnext: Convnext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{number}.png,{number + 0.5}" for number in range(12)]
+    for number in range(12):
+        save_image(tmp_path / f"{number}.png", seed=number)
+    (tmp_path / "areas.csv").write_text("\n".join(["path,area", *rows]))
+    lines = convnext("check", "areas.csv").out.splitlines()
+    assert [line.split() for line in lines[1:3]] == [["number", "images"], ["area", "12"]]

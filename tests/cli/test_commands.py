@@ -70,6 +70,7 @@ BAD_INPUT = [
     (2, "--fold 0/5 is no fold. Give --fold from 1/5 to 5/5", "finetune good --fold 0/5"),
     (2, "'exam' is not one of", "eval run --split exam"),
     (3, "has no trained model", "predict good/a/0.png --run empty"),
+    (3, "absent does not exist. Give a folder that", "predict good/a/0.png --run absent"),
     (3, "text.png cannot be read as an image", "predict text.png --run run"),
     (3, "nowhere.png does not exist", "predict nowhere.png --run run"),
     (3, "no images in empty", "predict empty --run run"),

@@ -202,7 +202,7 @@ def test_uploads_and_connections_are_limited(monkeypatch: pytest.MonkeyPatch) ->
     ("words", "code", "problem"),
     [
         ("", 2, "no run folder. Make one with `convnext demo`, then: python examples/serve.py RUN"),
-        ("nowhere", 3, "nowhere has no trained model"),
+        ("nowhere", 3, "nowhere does not exist"),
         ("RUN --port TAKEN", 2, "cannot listen on port"),
     ],
 )

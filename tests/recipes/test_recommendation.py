@@ -69,16 +69,20 @@ def test_very_few_images_per_class_give_a_warning() -> None:
     assert any("very few" in warning for warning in recommend(60, classes=4).warnings)
 
 
-@pytest.mark.parametrize("split", ["val", "test"])
-def test_a_val_split_that_is_too_small_gives_a_warning(tmp_path: Path, split: str) -> None:
+@pytest.mark.parametrize(
+    ("split", "advice"),
+    [
+        ("val", "--resplit-val draws a larger one from train and val"),
+        ("", "Collect more images, or raise --val-fraction (now 0.15)"),
+    ],
+)
+def test_a_val_split_that_is_too_small_gives_a_warning(tmp_path: Path, split: str, advice: str) -> None:
     for number in range(24):
-        save_image(tmp_path / "data" / ("train" if number < 20 else split) / "ab"[number % 2] / f"{number}.png")
-    warnings = [
-        text for text in recommend(tmp_path / "data").warnings if "the validation split has only 4 images" in text
-    ]
-    assert [text.partition(". ")[2] for text in warnings] == ["--resplit-val draws a larger one from train and val"] * (
-        split == "val"
-    )
+        folder = tmp_path / "data" / (split and ("train" if number < 20 else split))
+        save_image(folder / "ab"[number % 2] / f"{number}.png")
+    [warning] = [text for text in recommend(tmp_path / "data").warnings if "the validation split has only 4" in text]
+    assert warning.partition(". ")[2] == advice
+    assert not [text for text in recommend(tmp_path / "data", folds=3).warnings if "the validation split" in text]
 
 
 def test_preferences_order_the_candidates() -> None:

@@ -5,12 +5,17 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from convnext_cli.tasks.ordinal import Ordinal
 from convnext_cli.tasks.reading import TaskName
 from convnext_cli.tasks.registry import TASKS
 
 
 def test_each_task_can_be_named() -> None:
     assert get_args(TaskName) == ("auto", *TASKS)
+
+
+def test_names_that_are_numbers_are_told_from_counts() -> None:
+    assert Ordinal().explain_small_validation(np.array([0, 0, 1]), ("2", "3 severe")) == "2 of grade 2, 1 of 3 severe"
 
 
 @pytest.mark.parametrize("name", TASKS)

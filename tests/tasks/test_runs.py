@@ -71,7 +71,7 @@ def test_a_run_learns_and_is_evaluated(kind: str, task_run: Runs) -> None:
     assert evaluation.calibration.is_fitted
     json.dumps(evaluation.to_dict(), default=str)
     text = write_report(evaluation).read_text()
-    assert evaluation.task.display.class_heading in text or not evaluation.metrics.per_class
+    assert f"Metrics by {evaluation.task.display.target_word}" in text or not evaluation.metrics.per_class
 
 
 def test_uncalibrated_labels_have_the_threshold_of_the_training(task_run: Runs, tmp_path: Path) -> None:
