@@ -12,7 +12,7 @@ from typer.models import TyperPath
 
 from convnext_cli.cli.completion import complete_model, complete_run
 from convnext_cli.cli.help import show_full_help
-from convnext_cli.options import Declaration, Option, check_options, convert_value, describe_options, make_request
+from convnext_cli.options import Declaration, Option, check_options, convert_value, describe_options
 from convnext_cli.recipes.settings import declare_settings
 from convnext_cli.text import quote
 
@@ -22,15 +22,11 @@ _COMPLETIONS = {"model": complete_model, "run": complete_run, "": None}
 
 
 class OptionValues(dict[str, Any]):
-    """The options that the command line or the environment sets, by name."""
+    """The options that the command line or the environment sets, by name, converted and checked."""
 
     def make(self, request: type[Request], **more: Any) -> Request:
-        """Return a request with its own options of these, checked.
-
-        Raises:
-            UsageError: a value has the wrong type or lies out of bounds.
-        """
-        return make_request(request, self.select(request) | more)
+        """Return a request with its own options of these."""
+        return request(**self.select(request) | more)
 
     def select(self, request: type) -> dict[str, Any]:
         """Return those that a request class declares."""
@@ -52,14 +48,14 @@ def with_options(
     def change(command: Callable[[typer.Context, OptionValues], None]) -> Callable[..., None]:
         def call(context: typer.Context, **values: Any) -> None:
             values.pop("help_all", None)
-            chosen = OptionValues({name: value for name, value in values.items() if value is not None})
-            complete = {
-                name: convert_value(declared[name], value)
+            chosen = {name: convert_value(declared[name], value) for name, value in values.items() if value is not None}
+            unparsed = {
+                name: value
                 for name, value in chosen.items()
-                if declared[name].option.parse is None or not isinstance(value, str)  # else it is parsed already
+                if declared[name].option.parse is None or not isinstance(value, str)  # else it is checked already
             }
-            check_options(complete, declared, kind="option", is_command_line=True)
-            command(context, chosen)
+            check_options(unparsed, declared, kind="option", is_command_line=True)
+            command(context, OptionValues(chosen))
 
         parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
         parameters += [_make_parameter(entry) for entry in declared.values()]
