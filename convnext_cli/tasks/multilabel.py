@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -133,23 +134,18 @@ class Multilabel(Task):
         """Return the labels of each row; another column that may hold a class goes first where no task is named."""
         if has_label and options.task == AUTO:
             raise OtherTaskError(f"{table.path} has columns of labels beside a label", "Name them with --label-columns")
-        values = [_read_flags(table, name) for name in names]
+        labels = {name: _read_flags(table, name) for name in names}
         notes = [f"{format_count(len(names), 'column')} of labels: read as several labels per image"]
-        if {value for column in values for value in column} == {1.0, -1.0}:
-            values = [[max(value, 0.0) for value in column] for column in values]
+        if set(chain.from_iterable(labels.values())) == {1.0, -1.0}:
+            labels = {name: [max(value, 0.0) for value in labels[name]] for name in names}
             notes.append("every label is 1 or -1, so -1 is read as 0")
-        has_only_ones = [0.0 not in column and any(value != value for value in column) for column in values]
-        if options.blank == "negative":
-            has_only_ones = [True] * len(names)
-        elif any(has_only_ones):
-            only = [name for name, flag in zip(names, has_only_ones, strict=True) if flag]
-            notes.append(f"{shorten_names(only)}: no cell is 0, so blank cells are read as 0")
-        values = [
-            [0.0 if flag and value != value else value for value in column]
-            for column, flag in zip(values, has_only_ones, strict=True)
-        ]
-        unknown = sum(value != value for column in values for value in column)
-        uncertain = sum(value == -1 for column in values for value in column)
+        without_zero = [name for name in names if 0.0 not in labels[name] and any(map(math.isnan, labels[name]))]
+        if without_zero and options.blank != "negative":
+            notes.append(f"{shorten_names(without_zero)}: no cell is 0, so blank cells are read as 0")
+        for name in names if options.blank == "negative" else without_zero:
+            labels[name] = [0.0 if math.isnan(value) else value for value in labels[name]]
+        unknown = sum(map(math.isnan, chain.from_iterable(labels.values())))
+        uncertain = sum(column.count(-1.0) for column in labels.values())
         if unknown or uncertain:
             reads = "as unknown (--blank negative reads"
             blank = format_count(unknown, f"blank label counts {reads} it", f"blank labels count {reads} them")
@@ -158,7 +154,7 @@ class Multilabel(Task):
             task=cls(),
             columns=tuple(names),
             classes=tuple(normalise_name(name) for name in names),
-            values=tuple(zip(*values, strict=True)),
+            values=tuple(zip(*labels.values(), strict=True)),
             notes=tuple(notes),
             ignored={"label_sep": "each label has a column of its own"},
             join=_count_votes,

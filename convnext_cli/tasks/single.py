@@ -314,19 +314,17 @@ def _read_one_hot(table: Table, names: Sequence[str], *, least: int) -> tuple[tu
     1. Two complementary columns beside a third, such as normal, abnormal and a finding, are three labels.
     """
     rows = [[name for name in names if parse_flag(table.columns[name][row]) == 1.0] for row in range(len(table))]
-    other_than_one = next((classes for classes in rows if len(classes) != 1), None)
-    if other_than_one is not None:
-        others = other_than_one if len(names) > 2 and len(other_than_one) == 2 else ()
-        for other in others:
-            remaining = [[name for name in classes if name != other] for classes in rows]
-            if all(len(classes) == 1 for classes in remaining) and len({name for [name] in remaining}) >= least:
-                rows = remaining
-                break
-        else:
-            return None
-    labels = tuple(classes[0] for classes in rows)
-    different = set(labels)
-    return labels, tuple(name for name in names if name in different)  # without ISIC's UNK, which has no images
+    odd = next((classes for classes in rows if len(classes) != 1), None)
+    if odd is not None and (len(odd) != 2 or len(names) == 2):
+        return None
+    others: Sequence[str | None] = [None] if odd is None else odd
+    for other in others:
+        remaining = [[name for name in classes if name != other] for classes in rows]
+        different = set(chain.from_iterable(remaining))
+        if all(len(classes) == 1 for classes in remaining) and (other is None or len(different) >= least):
+            columns = tuple(name for name in names if name in different)  # without ISIC's UNK, which has no images
+            return tuple(name for [name] in remaining), columns
+    return None
 
 
 def _find_possible_separator(classes: Iterable[str]) -> str:
