@@ -21,10 +21,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from msgspec.structs import asdict
 from numpy.typing import NDArray
 
 from benchmarks.coverage import NAMES, contain, flatten
-from convnext_cli.inference.pooling import Pooling, choose_pooling
+from convnext_cli.inference.calibration import Pooling
+from convnext_cli.inference.pooling import choose_pooling
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import compute_intervals
@@ -73,8 +75,8 @@ def draw_patients(patients: int, seed: int) -> tuple[Floats, Ints, Ints]:
 def calibrate_rule(rule: Rule, seed: int = 10**8) -> Pooling:
     """Return a rule with its calibration on 2,000 validation patients."""
     logits, units, labels = draw_patients(2000, seed)
-    fields = SINGLE.fit_pooled(SINGLE.pool(logits, units, rule), labels, np.ones(len(labels)))
-    return Pooling(weights="", rule=rule, **fields)
+    scaling = SINGLE.fit_pooled(SINGLE.pool(logits, units, rule), labels, np.ones(len(labels)))
+    return Pooling(weights="", rule=rule, **asdict(scaling))
 
 
 def pool(pooling: Pooling, patients: int, seed: int) -> ClassCalculator:
@@ -123,7 +125,8 @@ def compare_bags(bags: Bags, validation_patients: int, seed: int) -> tuple[Rule,
     logits, units, labels = draw_bags(bags, validation_patients, random)
     weights = np.ones(len(labels))
     chosen = choose_pooling(SINGLE, logits, units, labels, weights, BLANK)
-    mean = Pooling(weights="", rule=MEAN, **SINGLE.fit_pooled(SINGLE.pool(logits, units, MEAN), labels, weights))
+    scaling = SINGLE.fit_pooled(SINGLE.pool(logits, units, MEAN), labels, weights)
+    mean = Pooling(weights="", rule=MEAN, **asdict(scaling))
     logits, units, labels = draw_bags(bags, TEST_PATIENTS, random)
     rows = []
     for pooling in (BLANK, mean, chosen):

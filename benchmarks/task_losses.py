@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 from unittest import mock
 
 import numpy as np
@@ -38,10 +38,10 @@ class Corn(Ordinal):
         scores: NDArray[np.float64] = np.maximum(edges[:, :-1] - edges[:, 1:], 1e-9)
         return scores
 
-    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
+    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> Scaling:
         """Fit nothing."""
         del logits, targets, groups
-        return {"temperature": 1.0}
+        return Scaling()
 
     def make_calculator(self, logits: Floats, targets: Targets, scaling: Scaling | None = None) -> OrdinalCalculator:
         """Return the calculator of ordinal metrics, by the logarithms of the probabilities."""

@@ -1,12 +1,12 @@
-"""The calibration of a run, and the files that have it; `calibration_fit.py` fits it."""
+"""The calibrations of a run, of images (`calibration_fit.py` fits it) and of groups (`pooling.py`), and their files."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from msgspec import Meta
+from msgspec import Meta, field
 from numpy.typing import NDArray
 
 from convnext_cli.errors import RunError
@@ -14,10 +14,12 @@ from convnext_cli.files import write_output
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.novelty import NUMBERS, SCORE_NAME, NoveltyModel
+from convnext_cli.metrics.pooling import MEAN, Rule
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import Fraction
 from convnext_cli.metrics.thresholds import Threshold
-from convnext_cli.runs.files import CALIBRATION, CALIBRATION_ARRAYS
+from convnext_cli.options import AUTO
+from convnext_cli.runs.files import CALIBRATION, CALIBRATION_ARRAYS, POOLING, RunFile
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import convert_record, read_json, to_plain
 from convnext_cli.tasks.registry import TASKS
@@ -32,7 +34,7 @@ Nats = Annotated[float, Meta(ge=0, le=1e6)]
 
 
 class Calibration(Scaling, frozen=True, kw_only=True, rename={"unfitted_reason": "weak"}):
-    """Everything fitted on the validation split.
+    """The calibration of images: everything fitted on the validation split.
 
     The field names are keys of `calibration.json`; that of `unfitted_reason` is `weak`.
     """
@@ -73,6 +75,37 @@ class Calibration(Scaling, frozen=True, kw_only=True, rename={"unfitted_reason":
         return self.unfitted_reason is None
 
 
+class Pooling(Scaling, frozen=True, kw_only=True, rename={"unfitted_reason": "weak"}):
+    """The calibration of groups: the rule that pools a group's images, and what was fitted for it.
+
+    The field names are keys of `pooling.json`; that of `unfitted_reason` is `weak`.
+    """
+
+    weights: str
+    """Fingerprint of the weights that it was fitted for."""
+    rule: Rule = MEAN
+    groups: Annotated[int, Meta(ge=0)] = 0
+    """Number of validation groups."""
+    unfitted_reason: str | None = None
+    """The reason why nothing was fitted; None where it was."""
+    group_from: str = AUTO
+    """The source of the groups, as `--group-from` has it; `auto` for the run's own."""
+    negative_class: str | None = None
+    """The class that any other class of a group's images outweighs."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Loss of each rule on the validation groups after calibration: log loss, or of a number the squared error."""
+    thresholds: tuple[Threshold, ...] = ()
+    """Thresholds on the groups' probabilities, one for each target that the validation groups allow."""
+
+    @property
+    def is_fitted(self) -> bool:
+        """Return whether there were enough validation groups to fit anything."""
+        return self.unfitted_reason is None
+
+
+_Either = TypeVar("_Either", Calibration, Pooling)
+
+
 def _drop_empty(values: dict[str, Any]) -> dict[str, Any]:
     """Return values without those that are None or empty."""
     return {key: value for key, value in values.items() if value not in (None, (), [])}
@@ -96,19 +129,17 @@ def describe_unreliable_ood(calibration: Calibration) -> str | None:
     )
 
 
-def check_scaling(
-    scaling: Scaling, thresholds: Sequence[Threshold], classes: Sequence[str], source: object, remedy: str
-) -> None:
-    """Check that a calibration or a pooling is for the classes that the model has.
+def check_classes(calibration: Calibration | Pooling, classes: Sequence[str], source: object, remedy: str) -> None:
+    """Check that a calibration is for the classes that the model has.
 
     Raises:
         RunError: the model does not have a threshold's class, or another number of classes.
     """
     for key in ("label_scale", "label_offset", "label_thresholds"):
-        if (number := len(getattr(scaling, key))) not in (0, len(classes)):
+        if (number := len(getattr(calibration, key))) not in (0, len(classes)):
             problem = f"{format_count(number, 'value')} for {format_count(len(classes), 'class')}"
             raise RunError(f"{source} cannot be read: {key}: {problem}", remedy)
-    for number, threshold in enumerate(thresholds):
+    for number, threshold in enumerate(calibration.thresholds):
         if threshold.target.name not in classes:
             problem = f"the model has no class {threshold.target.name!r}"
             raise RunError(f"{source} cannot be read: thresholds[{number}].target.name: {problem}", remedy)
@@ -120,11 +151,19 @@ def read_calibration(run: RunFolder) -> Calibration | None:
     Raises:
         RunError: the file does not fit its schema, or names classes that the model does not have.
     """
-    calibration = run.read(CALIBRATION, Calibration)
+    return _read_current(run, CALIBRATION, Calibration)
+
+
+def read_pooling(run: RunFolder) -> Pooling | None:
+    """Return the pooling of the run's weights, as `read_calibration` does the calibration."""
+    return _read_current(run, POOLING, Pooling)
+
+
+def _read_current(run: RunFolder, file: RunFile, schema: type[_Either]) -> _Either | None:
+    calibration = run.read(file, schema)
     if calibration is None or calibration.weights != run.fingerprint_weights():
         return None
-    classes, path = run.read_config().label_names, CALIBRATION.path(run.path)
-    check_scaling(calibration, calibration.thresholds, classes, path, CALIBRATION.remedy)
+    check_classes(calibration, run.read_config().label_names, file.path(run.path), file.remedy)
     return calibration
 
 
@@ -147,7 +186,7 @@ def load_calibration(path: Path, weights: str, classes: Sequence[str]) -> Calibr
         raise RunError(f"{path} cannot be read: {error.strerror}", remedy) from error
     if calibration.weights != weights:
         raise RunError(f"{path} is the calibration of another model", remedy)
-    check_scaling(calibration, calibration.thresholds, classes, path, remedy)
+    check_classes(calibration, classes, path, remedy)
     return calibration
 
 

@@ -1,11 +1,11 @@
 """Fit a run's calibration and OOD score on its validation split."""
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from msgspec.structs import replace
+from msgspec.structs import asdict
 
 from convnext_cli.data.index import Index, pick_evenly
 from convnext_cli.data.split import explain_small_validation
@@ -19,7 +19,7 @@ from convnext_cli.metrics.thresholds import Threshold
 from convnext_cli.progress import Steps
 from convnext_cli.recipes.costs import BANK_IMAGES
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.tasks.task import Targets
+from convnext_cli.tasks.task import Scaling, Targets
 
 SCRAMBLED_IMAGES = 64  # validation images that are scrambled to test the OOD score
 BANK_IMAGES_PER_CLASS = 200  # training images in the bank; `benchmarks/novelty.py --sizes`
@@ -50,18 +50,19 @@ def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Thre
     novelty = fit_novelty(training.features, training.statistics)
     scores = novelty.score(validation.features, validation.statistics)
     threshold = choose_novelty_threshold(scores, ABSTAIN_RATE)
-    groups = index.list_groups(val)
-    scaling = model.task.fit_calibration(logits, targets, groups)
-    calibration = Calibration(weights=fingerprint, images=len(val), unfitted_reason=None, **scaling)
-    calibration = replace(
-        calibration,
-        **measure_gain(model, logits, targets, calibration),
+    scaling = model.task.fit_calibration(logits, targets, index.list_groups(val))
+    calibration = Calibration(
+        weights=fingerprint,
+        images=len(val),
+        unfitted_reason=None,
+        **asdict(scaling),
+        **measure_gain(model, logits, targets, scaling),
         thresholds=thresholds,
         novelty_threshold=threshold,
         novelty_detected=_detect_scrambled(model, index, val, novelty, threshold),
         training_images=len(bank_rows),
     )
-    arrays = asdict(novelty) | {
+    arrays = dataclasses.asdict(novelty) | {
         "val_logits": logits,
         "val_labels": targets,
         "val_novelty": scores.astype(np.float32),
@@ -72,11 +73,11 @@ def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Thre
     return calibration
 
 
-def measure_gain(model: Classifier, logits: Floats, targets: Targets, calibration: Calibration) -> dict[str, Any]:
+def measure_gain(model: Classifier, logits: Floats, targets: Targets, scaling: Scaling) -> dict[str, Any]:
     """Return the metrics that calibration changes, before and after, on the images that it was fitted on."""
     task, classes = model.task, model.classes
     before = task.compute_metrics(logits, targets, classes)
-    after = task.compute_metrics(task.calibrate(logits, calibration), targets, classes)
+    after = task.compute_metrics(task.calibrate(logits, scaling), targets, classes)
     return {field: (getattr(before, key), getattr(after, key)) for field, key in task.display.calibration}
 
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.inference.calibration import Calibration
-from convnext_cli.inference.pooling import Pooling
+from convnext_cli.inference.calibration import Calibration, Pooling
 from convnext_cli.metrics.calculator import Calculator, Floats
 from convnext_cli.metrics.comparison import Comparison, compare
 from convnext_cli.metrics.intervals import Intervals, compute_intervals

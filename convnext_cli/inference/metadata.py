@@ -7,7 +7,7 @@ from typing import Any
 
 from convnext_cli.errors import RunError
 from convnext_cli.images.preprocessing import Preprocessing, describe_size
-from convnext_cli.inference.calibration import Calibration, check_scaling
+from convnext_cli.inference.calibration import Calibration, check_classes
 from convnext_cli.runs.records import MAX_SIDE, convert_record, parse_json, to_plain
 from convnext_cli.tasks.registry import read_task
 from convnext_cli.tasks.task import Task
@@ -89,7 +89,7 @@ def read_metadata(strings: dict[str, str], source: object) -> Metadata:
         size = describe_size(metadata.preprocessing)
         raise RunError(f"{source} cannot be read: preprocessing: image_size {size}", REMEDY)
     if metadata.calibration:
-        check_scaling(metadata.calibration, metadata.calibration.thresholds, metadata.classes, source, REMEDY)
+        check_classes(metadata.calibration, metadata.classes, source, REMEDY)
     return metadata
 
 

@@ -8,11 +8,11 @@ import numpy as np
 from convnext_cli.data.groups import group_index
 from convnext_cli.data.index import Index
 from convnext_cli.errors import UsageError
-from convnext_cli.inference.calibration import Calibration
+from convnext_cli.inference.calibration import Calibration, Pooling
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.operating_points import measure_points
-from convnext_cli.inference.pooling import NO_GROUPS_OF_OWN, Pooling, choose_negative, fit_pooling
+from convnext_cli.inference.pooling import NO_GROUPS_OF_OWN, choose_negative, fit_pooling
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.inference.torch_classifier import TorchClassifier

@@ -1,31 +1,30 @@
-"""The pooling of a run: how the images of a group give one prediction, chosen and calibrated on validation groups."""
+"""Choose how the images of a group give one prediction, and calibrate it, on the validation groups of a run."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from msgspec import Meta, field
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from convnext_cli.data.groups import group_index, group_like
 from convnext_cli.data.index import NONE, Index
 from convnext_cli.errors import UsageError
-from convnext_cli.inference.calibration import Calibration, check_scaling, read_validation
+from convnext_cli.inference.calibration import Calibration, Pooling, read_pooling, read_validation
 from convnext_cli.inference.classifier import Classifier, find_class
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.intervals import number_units
-from convnext_cli.metrics.pooling import MEAN, Rule, choose_rule
+from convnext_cli.metrics.pooling import Rule, choose_rule
 from convnext_cli.metrics.thresholds import Threshold, find_threshold
 from convnext_cli.options import AUTO
 from convnext_cli.recipes.plan import read_optional_plan
 from convnext_cli.recipes.settings import UNCORRECTED
-from convnext_cli.runs.files import AUDIT, POOLING
+from convnext_cli.runs.files import AUDIT
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder
 from convnext_cli.runs.records import AuditRecord
-from convnext_cli.tasks.task import Scaling, Targets, Task
+from convnext_cli.tasks.task import Targets, Task
 from convnext_cli.text import format_count
 
 NO_GROUPS_OF_OWN = "a cross-validation has no validation groups of its own"
@@ -35,48 +34,6 @@ NEGATIVE_NAMES = frozenset((
     "none", "norm", "normal", "normals", "unremarkable",
 ))  # fmt: skip
 """Names of classes without a finding, in lower case and without separators."""
-
-
-class Pooling(Scaling, frozen=True, kw_only=True, rename={"unfitted_reason": "weak"}):
-    """The rule that pools a group's images, and what was fitted for it.
-
-    The field names are keys of `pooling.json`; that of `unfitted_reason` is `weak`.
-    """
-
-    weights: str
-    """Fingerprint of the weights that it was fitted for."""
-    rule: Rule = MEAN
-    groups: Annotated[int, Meta(ge=0)] = 0
-    """Number of validation groups."""
-    unfitted_reason: str | None = None
-    """The reason why nothing was fitted; None where it was."""
-    group_from: str = AUTO
-    """The source of the groups, as `--group-from` has it; `auto` for the run's own."""
-    negative_class: str | None = None
-    """The class that any other class of a group's images outweighs."""
-    losses: dict[str, float] = field(default_factory=dict)
-    """Loss of each rule on the validation groups after calibration: log loss, or of a number the squared error."""
-    thresholds: tuple[Threshold, ...] = ()
-    """Thresholds on the groups' probabilities, one for each target that the validation groups allow."""
-
-    @property
-    def is_fitted(self) -> bool:
-        """Return whether there were enough validation groups to fit anything."""
-        return self.unfitted_reason is None
-
-
-def read_pooling(run: RunFolder) -> Pooling | None:
-    """Return the pooling of the run's weights; None where it is missing or was fitted for other weights.
-
-    Raises:
-        RunError: the file does not fit its schema, or names classes that the model does not have.
-    """
-    pooling = run.read(POOLING, Pooling)
-    if pooling is None or pooling.weights != run.fingerprint_weights():
-        return None
-    classes, path = run.read_config().label_names, POOLING.path(run.path)
-    check_scaling(pooling, pooling.thresholds, classes, path, POOLING.remedy)
-    return pooling
 
 
 def fit_pooling(
@@ -98,15 +55,15 @@ def fit_pooling(
         return replace(blank, unfitted_reason=reason)
     logits, labels = read_validation(run, calibration, model)
     task, classes = model.task, model.classes
-    scaling: dict[str, Any] = {"label_thresholds": calibration.label_thresholds, "margin": calibration.margin}
+    kept: dict[str, Any] = {"label_thresholds": calibration.label_thresholds, "margin": calibration.margin}
     if len(rows) != len(logits):
-        return replace(blank, unfitted_reason="the run's validation split was changed", **scaling)
+        return replace(blank, unfitted_reason="the run's validation split was changed", **kept)
     units = number_units(len(rows), [index.groups[row] for row in rows])
     negative = None if blank.negative_class is None else classes.index(blank.negative_class)
     targets = task.pool_targets(labels, units, negative)
     blank = replace(blank, groups=int(units.max()) + 1)
     if few := _explain_few(task, targets, classes):
-        return replace(blank, unfitted_reason=few, **scaling)
+        return replace(blank, unfitted_reason=few, **kept)
     calibrated = task.calibrate(logits, calibration)
     weights = _weigh(task, targets, is_balanced=_is_balanced(run))
     pooling = choose_pooling(task, calibrated, units, targets, weights, blank)
@@ -135,8 +92,9 @@ def choose_pooling(
     losses: dict[Rule, Floats] = {}
     for rule in task.pooling:
         pooled = task.pool(logits, units, rule)
-        poolings[rule] = replace(blank, rule=rule, **task.fit_pooled(pooled, targets, weights))
-        losses[rule] = weights * task.measure_losses(task.calibrate(pooled, poolings[rule]), targets)
+        scaling = task.fit_pooled(pooled, targets, weights)
+        poolings[rule] = replace(blank, rule=rule, **asdict(scaling))
+        losses[rule] = weights * task.measure_losses(task.calibrate(pooled, scaling), targets)
     means = {str(rule): float(loss.mean()) for rule, loss in losses.items()}
     return replace(poolings[choose_rule(losses)], losses=means)
 
@@ -203,11 +161,9 @@ def open_pooling(run: RunFolder, model: Classifier, calibration: Calibration | N
         return Pooling(weights="", unfitted_reason=NO_GROUPS_OF_OWN)
     if (pooling := read_pooling(run)) is not None:
         return pooling
+    index = run.read_split() if group_from == AUTO else group_index(run.read_split(), group_from)[0]
     negative = choose_negative(model.task, model.classes, None)
     blank = Pooling(weights=run.fingerprint_weights(), negative_class=negative, group_from=group_from)
-    index = run.read_split()
-    if group_from != AUTO:
-        index, _ = group_index(index, group_from)
     return fit_pooling(run, model, calibration, index, blank)
 
 

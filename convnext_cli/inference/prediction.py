@@ -11,10 +11,16 @@ from numpy.typing import NDArray
 
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.inference.calibrated_classifier import CalibratedClassifier, open_calibrated
-from convnext_cli.inference.calibration import Calibration, describe_unreliable_ood, read_calibration
+from convnext_cli.inference.calibration import (
+    Calibration,
+    Pooling,
+    describe_unreliable_ood,
+    read_calibration,
+    read_pooling,
+)
 from convnext_cli.inference.heat_maps import prepare_heat_maps
 from convnext_cli.inference.operating_points import find_missed
-from convnext_cli.inference.pooling import Pooling, name_groups, open_pooling, read_pooling
+from convnext_cli.inference.pooling import name_groups, open_pooling
 from convnext_cli.inference.request import PREDICT_RUN, PredictRequest
 from convnext_cli.inference.run_checks import describe_progress
 from convnext_cli.inference.sources import ImageInput, Source, list_sources

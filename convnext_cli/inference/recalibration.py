@@ -21,7 +21,7 @@ from convnext_cli.metrics.intervals import count_units
 from convnext_cli.metrics.thresholds import Threshold, find_threshold
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.tasks.task import Targets
+from convnext_cli.tasks.task import Scaling, Targets
 from convnext_cli.text import format_count, shorten_names
 
 
@@ -93,13 +93,12 @@ def refit_calibration(
     task, targets = classifier.task, classifier.read_targets(fit_set.index, fit_set.rows)
     outputs = yield from classifier.classify_rows(fit_set.index, fit_set.rows, activity="recalibrating")
     base = calibration or Calibration(weights=run.fingerprint_weights(), images=0, unfitted_reason=None)
-    parameters = task.fit_calibration(outputs.logits, targets, fit_set.groups)
-    fitted = structs.replace(base, images=len(targets), unfitted_reason=None, **parameters)
-    if kept := task.list_uncalibrated(fitted, classifier.classes):
-        fitted = keep_labels(fitted, base, [classifier.classes.index(name) for name in kept])
+    scaling = task.fit_calibration(outputs.logits, targets, fit_set.groups)
+    if kept := task.list_uncalibrated(scaling, classifier.classes):
+        scaling = keep_labels(scaling, base, [classifier.classes.index(name) for name in kept])
         text = f"the calibration of {shorten_names(kept)} stays: too few of these images are positive or negative"
         notes.append(Notice(text, "warning"))
-    scores = task.activate(task.calibrate(outputs.logits, fitted))
+    scores = task.activate(task.calibrate(outputs.logits, scaling))
     thresholds = [
         _refit_threshold(threshold, classifier, scores, targets, fit_set.groups) for threshold in base.thresholds
     ]
@@ -107,16 +106,17 @@ def refit_calibration(
     if stays:
         text = f"the threshold of {shorten_names(stays)} stays: all of these images are of its class, or none is"
         notes.append(Notice(text, "warning"))
-    fitted = structs.replace(fitted, **measure_gain(classifier, outputs.logits, targets, fitted))
+    fields = structs.asdict(scaling) | measure_gain(classifier, outputs.logits, targets, scaling)
+    fitted = structs.replace(base, images=len(targets), unfitted_reason=None, thresholds=tuple(thresholds), **fields)
     text = f"recalibrated on {len(targets):,} of these images; the other ones are evaluated"
     notes.append(Notice(f"{text}. The run keeps its own calibration"))
     if few := task.explain_small_validation(targets, classifier.classes):
         notes.append(Notice(f"recalibrated on few images of a class: {few}; the calibration is uncertain", "warning"))
-    return structs.replace(fitted, thresholds=tuple(thresholds)), notes
+    return fitted, notes
 
 
-def keep_labels(fitted: Calibration, previous: Calibration, labels: Sequence[int]) -> Calibration:
-    """Return a calibration with the previous parameters of some labels; as it is if they had none."""
+def keep_labels(fitted: Scaling, previous: Scaling, labels: Sequence[int]) -> Scaling:
+    """Return a scaling with the previous parameters of some labels; as it is if they had none."""
     if not previous.label_scale:
         return fitted
 

@@ -3,8 +3,7 @@
 from convnext_cli.encoding import find_name
 from convnext_cli.errors import DataError, RunError, UsageError
 from convnext_cli.images.preprocessing import CROP_MODES, format_size
-from convnext_cli.inference.calibration import read_calibration
-from convnext_cli.inference.pooling import read_pooling
+from convnext_cli.inference.calibration import read_calibration, read_pooling
 from convnext_cli.options import AUTO
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.files import CONFIG, ENVIRONMENT, METRICS

@@ -272,7 +272,7 @@ class Multilabel(Task):
         values = f"[{', '.join(f'{value:.6g}' for value in thresholds)}]" if thresholds else "0.5"
         return f"The labels with probabilities >= {values} are predicted."
 
-    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
+    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> Scaling:
         """Fit Platt scaling for each label, and the threshold with the highest F1 on its calibrated probability."""
         rows: list[tuple[float, float, float]] = []
         for k in range(logits.shape[1]):
@@ -284,7 +284,7 @@ class Multilabel(Task):
             else:
                 rows.append((*IDENTITY, 0.5))
         scales, offsets, thresholds = zip(*rows, strict=True)
-        return {"label_scale": scales, "label_offset": offsets, "label_thresholds": thresholds}
+        return Scaling(label_scale=scales, label_offset=offsets, label_thresholds=thresholds)
 
     def list_uncalibrated(self, scaling: Scaling, classes: Sequence[str]) -> list[str]:
         """Return the labels whose probability is the model's own."""

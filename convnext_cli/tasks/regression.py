@@ -232,10 +232,10 @@ class Regression(Task):
         ends = f"value / {math.exp(half):.6g} to value * {math.exp(half):.6g}"
         return f"The 90% prediction interval is {ends if self.log else f'value - {half:.6g} to value + {half:.6g}'}."
 
-    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
+    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> Scaling:
         """Fit the half length of the prediction intervals, in units of the model's output."""
         errors = np.abs(logits[:, 0].astype(np.float64) - self._standardise(targets))
-        return {"margin": fit_margin(errors, groups, COVERAGE)}
+        return Scaling(margin=fit_margin(errors, groups, COVERAGE))
 
     def _standardise(self, targets: Targets) -> NDArray[np.float64]:
         values: NDArray[np.float64] = np.log(np.maximum(targets, 1e-300)) if self.log else targets

@@ -173,9 +173,9 @@ class Single(Task):
         """Return that the most probable class is predicted."""
         return "The class with the highest probability is predicted."
 
-    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
+    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> Scaling:
         """Fit a temperature."""
-        return {"temperature": fit_temperature(logits, targets)}
+        return Scaling(temperature=fit_temperature(logits, targets))
 
     def average(self, logits: Sequence[Floats]) -> Floats:
         """Return the logarithm of the mean of the members' probabilities, (N, K).
@@ -253,12 +253,12 @@ class Single(Task):
         losses: NDArray[np.float64] = -log_softmax(logits)[np.arange(len(targets)), targets]
         return losses
 
-    def fit_pooled(self, logits: Floats, targets: Targets, weights: Floats) -> dict[str, Any]:
+    def fit_pooled(self, logits: Floats, targets: Targets, weights: Floats) -> Scaling:
         """Fit a temperature, and an offset for each class where each has enough groups."""
         if np.bincount(targets, minlength=logits.shape[1]).min() < MIN_TO_OFFSET:
-            return {"temperature": fit_temperature(logits, targets)}
+            return Scaling(temperature=fit_temperature(logits, targets))
         temperature, offsets = fit_bias_corrected_temperature(logits, targets, weights)
-        return {"temperature": temperature, "label_offset": tuple(offsets.tolist())}
+        return Scaling(temperature=temperature, label_offset=tuple(offsets.tolist()))
 
     # Metrics
 

@@ -303,11 +303,8 @@ class Task(ABC):
         """Return in a sentence how the prediction follows from the scores."""
 
     @abstractmethod
-    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> dict[str, Any]:
-        """Fit a calibration on validation images; return fields of `inference.calibration.Calibration`.
-
-        The groups are N names; None where they are not known.
-        """
+    def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> Scaling:
+        """Fit a calibration on validation images; the groups are N names, None where they are not known."""
 
     def list_uncalibrated(self, scaling: Scaling, classes: Sequence[str]) -> list[str]:
         """Return the labels that had too few images to fit their calibration."""
@@ -378,8 +375,8 @@ class Task(ABC):
     def measure_losses(self, logits: Floats, targets: Targets) -> NDArray[np.float64]:
         """Return the loss of each image or group, (N,), from calibrated logits (N, K)."""
 
-    def fit_pooled(self, logits: Floats, targets: Targets, weights: Floats) -> dict[str, Any]:
-        """Fit a calibration of pooled logits on validation groups; return fields of `inference.pooling.Pooling`.
+    def fit_pooled(self, logits: Floats, targets: Targets, weights: Floats) -> Scaling:
+        """Fit a calibration of pooled logits on validation groups.
 
         The logits are pooled, (G, K); `weights` say how much each group counts, (G,).
         """

@@ -15,8 +15,9 @@ from PIL import Image
 
 from convnext_cli import cross_validate, evaluate, finetune, predict
 from convnext_cli.errors import RunError, UsageError
+from convnext_cli.inference.calibration import Pooling, read_pooling
 from convnext_cli.inference.per_group import warn_of_ambiguous_groups
-from convnext_cli.inference.pooling import Pooling, choose_negative, read_pooling
+from convnext_cli.inference.pooling import choose_negative
 from convnext_cli.inference.prediction import list_run_notes
 from convnext_cli.inference.request import PredictRequest
 from convnext_cli.metrics.pooling import pool_scores

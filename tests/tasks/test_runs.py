@@ -23,7 +23,7 @@ from convnext_cli.data.split import split_index
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.exports.model_card import find_license, render_card
-from convnext_cli.inference.calibration import Calibration, read_calibration
+from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.recalibration import keep_labels
 from convnext_cli.inference.teacher import open_teacher
@@ -34,6 +34,7 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import TASKS as KINDS
 from convnext_cli.tasks.regression import Regression
+from convnext_cli.tasks.task import Scaling
 from convnext_cli.training import step
 from tests.conftest import Convnext
 from tests.tasks.conftest import SETTINGS, TASKS, list_images, options_of, write_set
@@ -397,14 +398,13 @@ def test_recalibration_keeps_the_parameters_of_a_label_with_few_images() -> None
     random = np.random.default_rng(0)
     targets = np.stack([random.random(100) < 0.5, np.arange(100) < 3], axis=1).astype(np.float32)
     logits = (2 * targets - 1 + random.normal(size=(100, 2))).astype(np.float32)
-    blank = Calibration(weights="", images=100, unfitted_reason=None)
-    previous = structs.replace(blank, label_scale=(3.0, 2.5), label_offset=(1.0, -0.5), label_thresholds=(0.4, 0.3))
-    fitted = structs.replace(blank, **Multilabel().fit_calibration(logits, targets, None))
+    previous = Scaling(label_scale=(3.0, 2.5), label_offset=(1.0, -0.5), label_thresholds=(0.4, 0.3))
+    fitted = Multilabel().fit_calibration(logits, targets, None)
     assert Multilabel().list_uncalibrated(fitted, ("a", "b")) == ["b"]
     joined = keep_labels(fitted, previous, [1])
     assert (joined.label_scale[1], joined.label_offset[1], joined.label_thresholds[1]) == (2.5, -0.5, 0.3)
     assert joined.label_scale[0] == fitted.label_scale[0] != 3.0
-    assert keep_labels(fitted, blank, [1]) == fitted
+    assert keep_labels(fitted, Scaling(), [1]) == fitted
 
 
 def test_split_is_stratified_by_label_and_keeps_patients_together(tables: dict[str, Path]) -> None:
