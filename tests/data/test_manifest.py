@@ -718,6 +718,12 @@ def test_a_column_of_classes_among_columns_of_labels_is_an_error_with_the_option
         scan_data(table, table_options=TableOptions(label_columns="my class,plot"))
 
 
+def test_a_column_of_labels_that_is_named_twice_is_one_label(images: Path) -> None:
+    table = write(images / "list.csv", "path,A,B\nimages/a.png,1,0\nimages/b.png,1,1\n")
+    index = scan_data(table, table_options=TableOptions(label_columns="A,B,a"))
+    assert (index.classes, index.values) == (("A", "B"), ((1.0, 0.0), (1.0, 1.0)))
+
+
 def test_a_table_of_another_suffix_is_an_error_with_the_suffixes(images: Path) -> None:
     with pytest.raises(DataError, match=r"list\.txt is a file, not a folder\. .*a \.csv or \.tsv file"):
         scan_data(write(images / "list.txt", "path\tlabel\nimages/a.png\tx\n"))

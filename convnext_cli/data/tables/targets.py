@@ -46,8 +46,8 @@ def _find_targets(table: Table, columns: dict[str, str], options: TableOptions) 
     if not len(table):
         raise DataError(f"{table.path} has no rows", "Give a row for each image")
     if options.label_columns != AUTO:
-        names = [name.strip() for name in options.label_columns.split(",")]
-        return read_columns(table, [find_named(table, name, "--label-columns") for name in names], options)
+        names = (find_named(table, name.strip(), "--label-columns") for name in options.label_columns.split(","))
+        return read_columns(table, list(dict.fromkeys(names)), options)
     known = [name for name in table.columns if normalise_name(name) in options.known_labels]
     if known and options.task != AUTO:
         if TASKS[options.task].is_continuous:
