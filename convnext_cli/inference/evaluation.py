@@ -429,8 +429,6 @@ def _classify(
 
 def _record(run: RunFolder, request: EvalRequest, evaluation: Evaluation) -> Evaluation:
     """Write what an evaluation has fitted; return it, with its number if it is on a test split, which is recorded."""
-    if evaluation.split == "test":
-        evaluation = replace(evaluation, test_number=_record_test(run, evaluation))
     calibration, own, groups = evaluation.calibration, evaluation.own_calibration, evaluation.per_group
     if request.save_calibration is not None and calibration is not None:
         write_calibration(request.save_calibration, calibration, overwrite=request.overwrite)
@@ -438,6 +436,8 @@ def _record(run: RunFolder, request: EvalRequest, evaluation: Evaluation) -> Eva
         run.write_calibration(own.to_dict(), run.read_calibration_arrays())
     if groups is not None and groups.keeps_pooling:
         run.write(POOLING, to_plain(groups.pooling))
+    if evaluation.split == "test":  # at last: a full disk shows no result, which must not count
+        return replace(evaluation, test_number=_record_test(run, evaluation))
     return evaluation
 
 

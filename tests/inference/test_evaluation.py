@@ -69,6 +69,18 @@ def test_images_that_the_epoch_was_chosen_by_give_a_warning(run_copy: RunFolder)
     assert not any("too high" in text for text in list_warnings("test"))
 
 
+def test_evaluation_whose_thresholds_cannot_be_written_is_not_recorded(
+    run_copy: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise RunError("no room", "Free some")
+
+    monkeypatch.setattr(RunFolder, "write_calibration", fail)
+    with pytest.raises(RunError, match="no room"):
+        evaluate(run_copy.path, targets=["sensitivity=0.9:1"])
+    assert not run_copy.read_tests()
+
+
 def test_damaged_record_still_counts_as_an_evaluation(run_copy: RunFolder) -> None:
     assert run_copy.record_test({"images": 1}) == 1
     with run_copy.tests.open("a") as file:
