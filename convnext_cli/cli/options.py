@@ -88,10 +88,10 @@ def _make_parameter(declared: Declaration) -> inspect.Parameter:
         info = typer.Option(*_list_flags(declared), hidden=bool(option.replacement), **details)
     if kind in (Path, list[Path]):
         info.click_type = _NonEmptyPath()
+    if option.words or option.parse:
+        info.parser = _make_parser(option)
     if option.words:
-        info.parser, info.metavar = _parse_number_or(option.words), "|".join(("<float>", *option.words))
-    elif option.parse is not None:
-        info.parser = _refuse_by_typer(option.parse)
+        info.metavar = "|".join(("<float>", *option.words))
     accepted: Any = kind if is_required else kind | None
     annotation: Any = Annotated[accepted, info]  # made at run time, for Typer
     return inspect.Parameter(declared.field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -153,23 +153,14 @@ def repeat_command(context: typer.Context, *, leave_out: Sequence[str]) -> str:
     return " ".join(words)
 
 
-def _parse_number_or(words: tuple[str, ...]) -> Callable[[str], float | str]:
-    def parse(text: str) -> float | str:
+def _make_parser(option: Option) -> Callable[[str], Any]:
+    """Return the parser of an option's text, whose errors are usage errors of Typer's."""
+
+    def parse(text: str) -> Any:
         try:
-            return text if text in words else float(text)
+            return text if text in option.words else option.parse(text) if option.parse else float(text)
         except ValueError as error:
-            raise typer.BadParameter(f"{text!r} is not a number; write one, or {' or '.join(words)}") from error
+            words = f"{text!r} is not a number; write one, or {' or '.join(option.words)}"
+            raise typer.BadParameter(str(error) if option.parse else words) from error
 
     return parse
-
-
-def _refuse_by_typer(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return a parser whose `ValueError` is a usage error of Typer's."""
-
-    def parse_or_refuse(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
-
-    return parse_or_refuse

@@ -81,8 +81,7 @@ def read_split_manifests(paths: Mapping[str, Path], options: TableOptions) -> tu
             parts[split] = _locate_images(table, finder, train.columns)
     if len(parts) == 1:
         return _read_rows(replace(train, notes=notes + train.notes), options), (paths["train"],)
-    files = tuple(paths[split] for split in parts)
-    located = list(parts.values())
+    files, located = tuple(paths[split] for split in parts), list(parts.values())
     table = join_tables([part.table for part in located])
     columns = train.columns
     if "split" not in columns and options.split_column != NONE:
@@ -129,8 +128,7 @@ def _make_finder(table: Table, options: TableOptions, listing: Listing | None = 
     root = table.path.parent if is_auto else Path(options.image_root)
     if not is_auto and not root.is_dir():
         raise DataError(f"--image-root {root} is not a folder", "Give the folder that the paths of the CSV begin in")
-    listing = listing or Listing(root)
-    return FileFinder(listing, find_split(table.path.stem), search=is_auto, encoding=table.encoding)
+    return FileFinder(listing or Listing(root), find_split(table.path.stem), search=is_auto, encoding=table.encoding)
 
 
 def _read_located(path: Path, options: TableOptions) -> _Located:

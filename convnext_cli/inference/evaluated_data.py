@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext_cli.data.attributes import parse_attributes
-from convnext_cli.data.groups import Grouping, group_steps
+from convnext_cli.data.groups import group_steps
 from convnext_cli.data.index import EXCLUDED, NONE, UNREADABLE, Index, select_rows
 from convnext_cli.data.outside import check_cache_outside, list_data_folders
 from convnext_cli.data.sources import scan_data
@@ -49,8 +49,8 @@ def find_data(run: RunFolder, trained_on: Index, request: EvalRequest) -> Steps[
         check_cache_outside(list_data_folders(trained_on))
         return trained_on, True, [] if has_own_labels else [Notice(TEACHER_LABELS, "warning")]
     index = _scan_like_run(settings, trained_on, data, request)
-    index, grouping = yield from _group_like_run(settings, index, request.group_column)
-    guess, copy = _list_guess(grouping, request), _select_own(trained_on, index)
+    index, guess = yield from _group_like_run(settings, index, request)
+    copy = _select_own(trained_on, index)
     if copy is None:
         return index, False, guess
     if _has_other_split(settings, trained_on, copy):
@@ -67,17 +67,6 @@ def find_data(run: RunFolder, trained_on: Index, request: EvalRequest) -> Steps[
     if request.group_column != AUTO:
         own = replace(own, groups=copy.groups)
     return own, True, notes + _list_other_content(copy, equal)
-
-
-def _list_guess(grouping: Grouping, request: EvalRequest) -> list[Notice]:
-    """Return a note where groups of new data are guessed."""
-    if not grouping.is_guess or request.group_from != AUTO:
-        return []
-    text = (
-        f"the 95% CIs rely on {grouping.groups:,} guessed groups: {grouping.rule}. A CSV file with a column for the "
-        "patient replaces the guess"
-    )
-    return [Notice(text)]
 
 
 def _select_own(trained_on: Index, index: Index) -> Index | None:
@@ -142,11 +131,7 @@ def _list_other_content(copy: Index, equal: float | None) -> list[Notice]:
 
 
 def _scan_like_run(settings: Mapping[str, Any], trained_on: Index, data: Path, request: EvalRequest) -> Index:
-    """Scan data for the task of a run with its columns; if that fails, without them, then with all of its options.
-
-    Raises:
-        ConvnextError: all of these fail; the error is that of the scan without the columns.
-    """
+    """Scan data for the task of a run with its columns; if that fails, without them, then with all of its options."""
     task = trained_on.task_record
     fixed: dict[str, Any] = {
         "task": task["name"] if task else AUTO,
@@ -175,10 +160,19 @@ def _read_settings(run: RunFolder) -> dict[str, Any]:
     return {}
 
 
-def _group_like_run(settings: Mapping[str, Any], index: Index, group_column: str) -> Steps[tuple[Index, Grouping]]:
-    """Return other data with groups by the rule that the run was trained with; by `auto` where that does not fit."""
-    rule = settings.get("group_from", AUTO) if group_column == AUTO else AUTO
+def _group_like_run(
+    settings: Mapping[str, Any], index: Index, request: EvalRequest
+) -> Steps[tuple[Index, list[Notice]]]:
+    """Return new data with groups by the rule that the run was trained with, or by `auto`, and a note on a guess."""
+    if request.group_from != AUTO:
+        return index, []  # `choose_test_set` groups them
+    rule = settings.get("group_from", AUTO) if request.group_column == AUTO else AUTO
     try:
-        return (yield from group_steps(index, rule))
+        index, grouping = yield from group_steps(index, rule)
     except ConvnextError:
-        return (yield from group_steps(index, AUTO))
+        index, grouping = yield from group_steps(index, AUTO)
+    text = (
+        f"the 95% CIs rely on {grouping.groups:,} guessed groups: {grouping.rule}. A CSV file with a column for the "
+        "patient replaces the guess"
+    )
+    return index, [Notice(text)] if grouping.is_guess else []

@@ -36,13 +36,9 @@ class TestSet:
 
 
 def choose_test_set(run: RunFolder, trained_on: Index, request: EvalRequest) -> Steps[tuple[TestSet, list[Notice]]]:
-    """Return the images to evaluate a run on, and notes on them.
+    """Return the images to evaluate a run on, and notes on them; `trained_on` is the run's own data and split.
 
-    Args:
-        run: the run.
-        trained_on: its own data and split, which are used where the request has no data or the same folder.
-        request: the data, the split (None takes `test` where there is one, else `val`, else all), and the source of the
-            groups (`auto` takes the run's own).
+    Without a split, `test` is taken where there is one, else `val`, else all.
 
     Raises:
         RunError: the run cannot be read.
