@@ -1,6 +1,6 @@
 """Print the tables and draw the plot of the results of `measure.py`.
 
-    python -m benchmarks.recipes.draw OUT/results.json... [--half report] [--picture FILE.png] [--recall VIRUS]
+    python -m benchmarks.recipes.draw OUT/results.json... [--half report] [--picture FILE.png] [--class VIRUS]
 
 The table has the balanced accuracy in percent, mean and standard deviation over the seeds, by data set, and the mean
 rank over the data sets (by the means, 1 is the best) of variants with all seeds. Variants with fewer seeds have (the
@@ -57,23 +57,25 @@ def find_cost(found: Results, variant: str, first: str) -> float:
     return float(np.exp(np.mean(logs))) if logs else float("nan")
 
 
-def show_recall(found: Results, label: str) -> None:
-    """Print a class's recall, the mean recall of the others, and the 95% CI of the first seed's balanced accuracy."""
+def show_class(found: Results, label: str) -> None:
+    """Print a class's recall and ROC AUC, the others' mean recall, and the 95% CI of the first balanced accuracy."""
     print(
-        f"{'variant':<28}{'recall of ' + label:>20}{'of the others':>16}{'balanced accuracy':>20}   (first seed: 95%)"
+        f"{'variant':<26}{'recall of ' + label:>18}{'ROC AUC':>14}{'recall of others':>18}"
+        f"{'balanced accuracy':>19}   (first seed: 95%)"
     )
     for variant, sets in found.items():
         for runs in sets.values():
-            own = 100 * np.array([run["recall"][label] for run in runs.values()])
+            own, area = (100 * np.array([run[key][label] for run in runs.values()]) for key in ("recall", "roc_auc"))
             others = 100 * np.array(
                 [np.mean([value for name, value in run["recall"].items() if name != label]) for run in runs.values()]
             )
             scores, (low, high) = find_scores(runs), runs[min(runs)]["interval"]
             cells = [
                 f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else " " * 6)
-                for values in (own, others, scores)
+                for values in (own, area, others, scores)
             ]
-            print(f"{variant:<28}{cells[0]:>20}{cells[1]:>16}{cells[2]:>20}   {100 * low:.1f} to {100 * high:.1f}")
+            row = f"{variant:<26}{cells[0]:>18}{cells[1]:>14}{cells[2]:>18}{cells[3]:>19}"
+            print(f"{row}   {100 * low:.1f} to {100 * high:.1f}")
 
 
 def show(found: Results) -> None:
@@ -141,13 +143,13 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--half", choices=("choose", "report"), default="report")
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--recall", help="a class to tell the recall of")
+    parser.add_argument("--class", dest="label", help="a class to tell the recall and the ROC AUC of")
     options = parser.parse_args()
     results = [run for path in options.results for run in json.loads(path.read_text(encoding="utf-8"))]
     found = arrange([result for result in results if result["half"] == options.half])
     show(found)
-    if options.recall:
-        show_recall(found, options.recall)
+    if options.label:
+        show_class(found, options.label)
     if options.picture:
         draw(found, options.picture)
 

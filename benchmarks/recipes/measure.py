@@ -87,6 +87,7 @@ def measure(
         "epochs": epochs, "balanced_accuracy": found.balanced_accuracy, "top1": found.top1,
         "interval": astuple(interval) if (interval := intervals.overall["balanced_accuracy"]) else None,
         "log_loss": found.log_loss, "recall": {each.name: each.recall for each in found.per_class},
+        "roc_auc": {each.name: each.roc_auc for each in found.per_class},
         "seconds": round(perf_counter() - began, 1), "processor_seconds": round(measure_processor_time() - busy, 1),
     }  # fmt: skip
 
