@@ -108,10 +108,12 @@ def _choose_fit(size: ImageSize, shapes: Sequence[Shape]) -> Choice:
     """Return `squash` if it changes the proportions of nearly all images little, else `pad`."""
     height, width = split_size(size)
     within = _count_within((height, width), shapes)
-    text = f"{format_percent(within)}% of the images are within 3:2 of the proportions of {height} x {width} px"
+    text = f"within 3:2 of the proportions of {height} x {width} px"
+    images = f"{format_percent(within)}% of the images are"
     if within >= MIN_WITHIN:
-        return Choice(value="squash", source="rule", reason=f"{SEES_ALL}; {text}")
-    return Choice(value="pad", source="rule", reason=f"{SEES_ALL}, at its own proportions: only {text}")
+        return Choice(value="squash", source="rule", reason=f"{SEES_ALL}; {images} {text}")
+    few = f"only {images}" if within else "no image is"
+    return Choice(value="pad", source="rule", reason=f"{SEES_ALL}, at its own proportions: {few} {text}")
 
 
 def _choose_crop_pct(fit: str, base: Preprocessing, tag: Tag | None) -> Choice:

@@ -70,6 +70,8 @@ def test_auto_gives_the_input_the_proportions_that_all_images_have(
 
 def test_auto_keeps_a_chosen_size() -> None:
     assert describe(plan_for(make_shapes((640, 120)), fit="auto", image_size=160)) == ("pad", 1.0, 160)
+    reason = plan_for(make_shapes((640, 120)), fit="auto", image_size=160).choices["fit"].reason
+    assert reason.endswith("at its own proportions: no image is within 3:2 of the proportions of 160 x 160 px")
     assert describe(plan_for(make_shapes((640, 120)), fit="auto", image_size="64x320")) == ("squash", 1.0, "64x320")
 
 
