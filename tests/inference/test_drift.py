@@ -273,7 +273,7 @@ def test_recalibration_without_images_of_a_class_warns_and_keeps_its_threshold(
     (old_1, old_2), (new_1, new_2) = ([point.threshold for point in one.operating_points] for one in (plain, result))
     assert old_2 == new_2
     assert old_1 != new_1
-    text = "recalibrated on few images of a class: 0 of 2; the calibration is uncertain"
+    text = "recalibrated on few images of a class: 0 of class 2; the calibration is uncertain"
     assert [note.text for note in result.notes if note.severity == "warning" and "of a class" in note.text] == [text]
     text = "the threshold of sensitivity=0.9:2 stays: all of these images are of its class, or none is"
     assert text in [note.text for note in result.notes]
