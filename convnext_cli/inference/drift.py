@@ -125,7 +125,7 @@ def measure_drift(
     are not compared. `fit_set` has the images that the calibration was fitted on again, if it was.
 
     Returns:
-        The drift with notes on it; None for the run's own data, and with the reason where it has nothing to compare.
+        The drift with notes on it; None for the run's own data; None with the reason where nothing can be compared.
     """
     if test_set.is_own:
         return None, []

@@ -436,7 +436,7 @@ def _record(run: RunFolder, request: EvalRequest, evaluation: Evaluation) -> Eva
         run.write_calibration(own.to_dict(), run.read_calibration_arrays())
     if groups is not None and groups.keeps_pooling:
         run.write(POOLING, to_plain(groups.pooling))
-    if evaluation.split == "test":  # at last: a full disk shows no result, which must not count
+    if evaluation.split == "test":  # last: an evaluation that cannot be written does not count
         return replace(evaluation, test_number=_record_test(run, evaluation))
     return evaluation
 

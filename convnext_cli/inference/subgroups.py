@@ -381,7 +381,7 @@ def _explain_small(images: EvaluatedImages) -> str | None:
     for k, name in enumerate(images.classes):
         positive, known = images.select_known(k)
         if known.any() and (count := int((positive & known).sum())) < SMALL_CLASS:
-            few.append(f"{count} of {images.task.call(name)}")
+            few.append(f"{count} of {images.task.describe_name(name)}")
     return shorten_names(few) if few else None
 
 

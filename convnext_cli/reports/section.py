@@ -143,7 +143,7 @@ def make_class_table(
 ) -> Table:
     """Return a table with a row for each class; `counts` has attributes of its metrics with their headings.
 
-    `word` is what the task calls a class.
+    `word` is the task's word for a target.
 
     The rows are pairs of the metrics of a class and their 95% CIs by key.
     """

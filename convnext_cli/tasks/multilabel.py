@@ -234,7 +234,7 @@ class Multilabel(Task):
         """Return which labels have too few validation images, if most have; rare ones must not hold up the others."""
         counts = np.minimum((targets == 1).sum(axis=0), (targets == 0).sum(axis=0))
         pairs = zip(classes, counts.tolist(), strict=True)
-        few = [f"{n} of {self.call(name)}" for name, n in pairs if n < MIN_VAL_PER_CLASS]
+        few = [f"{n} of {self.describe_name(name)}" for name, n in pairs if n < MIN_VAL_PER_CLASS]
         return shorten_names(few) if 2 * len(few) > len(classes) else ""
 
     # Model outputs

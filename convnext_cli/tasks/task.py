@@ -73,7 +73,7 @@ class Display:
     subgroups_of_two: tuple[str, ...] = ()
     """The same where there are two classes: metrics of the positive one, or overall ones; empty for `subgroups`."""
     target_word: str = "class"
-    """What a target is called in headings."""
+    """The word for a target in headings and sentences."""
     class_order: str | None = None
     """Of each class: the metric by which the report sorts them, the best first; None keeps their order."""
     curves_heading: str = "Curves"
@@ -250,11 +250,15 @@ class Task(ABC):
     def explain_small_validation(self, targets: Targets, classes: Sequence[str]) -> str:
         """Return which classes have too few validation images to choose the best epoch by; an empty string if none."""
         counts = self.count(targets, len(classes))
-        few = [f"{n} of {self.call(name)}" for name, n in zip(classes, counts, strict=True) if n < MIN_VAL_PER_CLASS]
+        few = [
+            f"{n} of {self.describe_name(name)}"
+            for name, n in zip(classes, counts, strict=True)
+            if n < MIN_VAL_PER_CLASS
+        ]
         return shorten_names(few)
 
-    def call(self, name: str) -> str:
-        """Return the name of a target for a sentence, with what it is where the name is a number: `grade 2`."""
+    def describe_name(self, name: str) -> str:
+        """Return the name of a target for a sentence; the task's word is before a number: `grade 2`."""
         return f"{self.display.target_word} {name}" if name.isdecimal() else name
 
     def fit_targets(self, targets: Targets) -> Self:
