@@ -29,7 +29,7 @@ RECIPE_HELP = "Source of default values: measured, specification, or published (
 WEIGHTS_HELP = "auto (Hub), builtin, none, a path, or timm/NAME."
 TABLE_SETTINGS = (
     "task", "label_columns", "label_column", "label_sep", "path_column", "group_column", "split_column", "blank",
-    "log_target",
+    "log_target", "grades",
 )  # fmt: skip
 READING_SETTINGS = ("image_root", "exclude", "group_from", "resplit", "resplit_val", *TABLE_SETTINGS)
 """The settings that say how data are read."""
@@ -423,6 +423,9 @@ class Settings:
             group=DATA,
         ),
     ] = "auto"
+    grades: Annotated[
+        str, Option(help="Grades of --task ordinal in their order, the lowest first: A,B,C.", group=DATA)
+    ] = AUTO
     uncertain: Annotated[
         Literal["ignore", "positive", "negative", "smooth"],
         Option(
@@ -575,6 +578,7 @@ class DataOptions(TypedDict, total=False):
     split_column: str
     blank: Literal["unknown", "negative"]
     log_target: Literal["auto", "yes", "no"]
+    grades: str
 
 
 class SettingsDict(DataOptions, total=False):

@@ -68,7 +68,7 @@ class Multilabel(Task):
         "logit_adjustment": "it is for classes that exclude each other",
         "teacher": "its probabilities are of classes that exclude each other",
     }
-    ignored: ClassVar[dict[str, str]] = {"log_target": Task.ignored["log_target"]}
+    ignored: ClassVar[dict[str, str]] = {name: Task.ignored[name] for name in ("log_target", "grades")}
     display: ClassVar[Display] = Display(
         headline="macro_roc_auc",
         loss="log_loss",

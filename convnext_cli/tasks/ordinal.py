@@ -19,7 +19,9 @@ from convnext_cli.metrics.ordinal import GradeMetrics, OrdinalCalculator, Ordina
 from convnext_cli.metrics.pooling import MEAN, Rule
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import Metrics, MetricSet, summarise
+from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import (
+    EXAMPLES,
     OtherTaskError,
     RawTargets,
     Table,
@@ -27,11 +29,10 @@ from convnext_cli.tasks.reading import (
     explain_columns,
     refuse_blank,
     sort_by_number,
-    sort_folders,
 )
 from convnext_cli.tasks.single import Single, describe_constant, describe_mistakes
-from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets
-from convnext_cli.text import format_count, shorten_names
+from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
+from convnext_cli.text import format_count, quote, shorten_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +45,7 @@ class Ordinal(Single):
     columns: ClassVar[tuple[str, ...]] = (*Single.columns, "mean_grade")
     pooling: ClassVar[tuple[Rule, ...]] = (MEAN,)
     has_negative: ClassVar[bool] = False
+    ignored: ClassVar[dict[str, str]] = {name: reason for name, reason in Task.ignored.items() if name != "grades"}
     display: ClassVar[Display] = replace(
         Single.display,
         headline="quadratic_kappa",
@@ -71,15 +73,11 @@ class Ordinal(Single):
 
     @classmethod
     def read_cells(cls, table: Table, name: str, options: TargetOptions) -> RawTargets:
-        """Return the grade of each row, in the order of the numbers in their names."""
+        """Return the grade of each row, in the order of `--grades` or of the numbers in their names."""
         refuse_blank(table, name)
         cells = table.columns[name]
-        grades = sort_by_number(sorted({normalise_name(cell) for cell in cells}))
-        if grades is None:
-            raise OtherTaskError(
-                f"the grades in column {name!r} of {table.path} have no order: {shorten_names(sorted(set(cells)))}",
-                "Begin each with its number, such as 0 none, 1 mild, 2 severe",
-            )
+        names = sorted({normalise_name(cell) for cell in cells})
+        grades = _sort_grades(names, f"column {name!r} of {table.path}", options)
         return RawTargets(task=cls(), columns=(name,), labels=tuple(cells), classes=grades)
 
     @classmethod
@@ -93,8 +91,9 @@ class Ordinal(Single):
     def read_folders(
         cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TargetOptions
     ) -> RawTargets:
-        """Return the folder of each image as its grade, in the order of the numbers in their names."""
-        return RawTargets(task=cls(), labels=tuple(labels), classes=sort_folders(cls.name, classes))
+        """Return the folder of each image as its grade, in the order of `--grades` or of the numbers in their names."""
+        grades = _sort_grades(classes, f"the folders of {folder}", options)
+        return RawTargets(task=cls(), labels=tuple(labels), classes=grades)
 
     # Targets
 
@@ -184,3 +183,26 @@ class Ordinal(Single):
     def list_parts(self, outcome: Outcome, top_k: int, pad: Pad) -> list[str]:
         """Return the grade with its probability, the other grades, and the mean grade."""
         return [*Single.list_parts(self, outcome, top_k, pad), f"mean grade {outcome.value:.2f}"]
+
+
+def _sort_grades(names: Sequence[str], source: str, options: TargetOptions) -> tuple[str, ...]:
+    """Return grades in the order of `--grades`, else in that of the first number in each.
+
+    `source` is where the names are, for errors.
+
+    Raises:
+        OtherTaskError: the names show no order, or `--grades` lacks one or repeats one.
+    """
+    remedy = f"Name all in --grades, the lowest first, such as {quote(','.join(names[:EXAMPLES]))}"
+    if options.grades == AUTO:
+        order = sort_by_number(names)
+        if order is None:
+            raise OtherTaskError(f"the grades in {source} have no order: {shorten_names(names)}", remedy)
+        return order
+    given = [normalise_name(name.strip()) for name in options.grades.split(",")]
+    if repeated := [name for name in given if given.count(name) > 1]:
+        raise OtherTaskError(f"--grades has {repeated[0]!r} twice", remedy)
+    name_of = {normalise_name(name): name for name in names}
+    if missing := sorted(name_of.keys() - set(given)):
+        raise OtherTaskError(f"--grades has no {shorten_names(missing)}, which is in {source}", remedy)
+    return tuple(name_of[name] for name in given if name in name_of)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
-from convnext_cli.text import format_count, shorten, shorten_names
+from convnext_cli.text import format_count, shorten
 
 if TYPE_CHECKING:  # NumPy
     from convnext_cli.tasks.task import Task
@@ -80,6 +80,7 @@ class TargetOptions:
     label_sep: str = AUTO
     blank: str = "unknown"
     log_target: str = AUTO
+    grades: str = AUTO
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -285,21 +286,6 @@ def sort_by_number(names: Sequence[str]) -> tuple[str, ...] | None:
         return None
     values = {name: find_number(name) for name in names}
     return tuple(sorted(names, key=values.__getitem__)) if len(set(values.values())) == len(values) else None
-
-
-def sort_folders(task: str, classes: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of class folders in the order of the first number in each.
-
-    Raises:
-        DataError: they have no order.
-    """
-    order = sort_by_number(classes)
-    if order is None:
-        raise DataError(
-            f"the task {task} needs an order, and the class folders have none: {shorten_names(classes)}",
-            "Begin each folder's name with its number, such as 0_none, 1_mild, 2_severe",
-        )
-    return order
 
 
 def find_number(name: str) -> float:

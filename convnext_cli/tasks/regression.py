@@ -31,10 +31,10 @@ from convnext_cli.tasks.reading import (
     is_measure,
     is_unknown,
     parse_numbers,
-    sort_folders,
+    sort_by_number,
 )
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
-from convnext_cli.text import format_count, format_digits, format_part
+from convnext_cli.text import format_count, format_digits, format_part, shorten_names
 
 COVERAGE = 0.9  # of prediction intervals
 BINS = 10  # quantiles by which a split is stratified
@@ -139,7 +139,12 @@ class Regression(Task):
         cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TargetOptions
     ) -> RawTargets:
         """Return the number in the name of each image's folder."""
-        numbers = {name: find_number(name) for name in sort_folders(cls.name, classes)}
+        if sort_by_number(classes) is None:
+            raise DataError(
+                f"--task {cls.name} needs a number in the name of each class folder: {shorten_names(classes)}",
+                "Give a CSV file with a column of numbers",
+            )
+        numbers = {name: find_number(name) for name in classes}
         values = tuple((numbers[label],) for label in labels)
         return RawTargets(task=cls(log=options.log_target == "yes"), classes=("value",), values=values)
 

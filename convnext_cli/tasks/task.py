@@ -137,6 +137,7 @@ class Task(ABC):
     ignored: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("blank", "label_sep", "uncertain"), "it is for several labels per image"),
         "log_target": "it is for a number per image",
+        "grades": "it is for --task ordinal",
     }
     """Settings without effect, each with the reason. They are refused where the user sets them, but not in a plan."""
     pooling: ClassVar[tuple[Rule, ...]] = (MEAN,)

@@ -434,7 +434,13 @@ def test_table_of_another_task_is_read_and_said_so(case: str, images: Path) -> N
         (rows("1,1", "0,1", head="path,A,B"), {"task": "single"}, "not exactly one class in each row"),
         (rows("a", "b"), {"task": "multilabel"}, "no cell of column 'label' .* has several labels"),
         (rows("a", "b"), {"task": "regression"}, "column 'label' of .*: 4 of 4 cells are not numbers"),
-        (rows("mild", "severe"), {"task": "ordinal"}, "have no order"),
+        (
+            rows("mild", "severe"),
+            {"task": "ordinal"},
+            "have no order: mild, severe. Name all in --grades, .* mild,severe",
+        ),
+        (rows("mild", "severe"), {"task": "ordinal", "grades": "none,mild"}, "--grades has no severe, which is in col"),
+        (rows("mild", "severe"), {"task": "ordinal", "grades": "mild,severe,mild"}, "--grades has 'mild' twice"),
         (rows("1,1", "0,1", head="path,A,B"), {"task": "ordinal"}, "needs one column"),
         (rows("1,2", "0,1", head="path,A,B"), {"label_columns": "A,B"}, "not 1, 0, -1, yes, no or blank in 2 rows"),
         (rows("a", "b"), {"label_column": "lable"}, "no column 'lable'"),
@@ -598,6 +604,15 @@ def test_class_folders_can_be_grades_or_numbers(tmp_path: Path) -> None:
     assert numbers.values == ((0.0,), (10.0,), (2.0,))
     with pytest.raises(DataError, match="one class folder per image, not several labels per image"):
         scan_data(tmp_path / "data", table_options=TableOptions(task="multilabel"))
+    given = TableOptions(task="ordinal", grades="0_none, 10_worst,9_dead,2_mild")
+    assert scan_data(tmp_path / "data", table_options=given).classes == ("0_none", "10_worst", "2_mild")
+
+
+def test_grades_in_words_have_the_order_of_the_option(images: Path) -> None:
+    options = TableOptions(task="ordinal", grades="mild, Mu\u0308de,severe")
+    index = scan_data(write(images / "list.csv", rows("severe", "mild", "Müde", "mild")), table_options=options)
+    assert index.classes == ("mild", "Müde", "severe")
+    assert index.labels == (2, 0, 1, 0)
 
 
 @pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16", "utf-16-le", "cp1252"])

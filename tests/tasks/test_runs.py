@@ -320,6 +320,21 @@ def test_another_table_may_have_more_labels_or_fewer(task_run: Runs, tables: dic
     assert evaluation.metrics.per_class[0].roc_auc is not None
 
 
+def test_grades_in_words_keep_their_order_in_other_data(tmp_path: Path) -> None:
+    words = ("none", "mild", "severe", "grave")
+    table = write_set(tmp_path, "ordinal", 40)
+    head, *rows = table.read_text().splitlines()
+    named = [f"{row[:-1]}{words[int(row[-1])]}" for row in rows]
+    table.write_text("\n".join([head, *named]) + "\n")
+    finetune(table, output=tmp_path / "run", **SETTINGS | {"epochs": 1}, task="ordinal", grades=",".join(words))
+    assert RunFolder(tmp_path / "run").read_config().label_names == words
+    other = tmp_path / "other.csv"
+    other.write_text("\n".join([head, *(row for row in named if not row.endswith("grave"))]) + "\n")
+    evaluation = evaluate(tmp_path / "run", other)
+    images = {entry.name: entry.images for entry in evaluation.metrics.per_class}
+    assert images == {name: sum(row.endswith(name) for row in named) for name in words} | {"grave": 0}
+
+
 def test_folders_of_patients_are_groups_for_any_targets(tmp_path: Path) -> None:
     """Images of one patient may have different labels; they stay in one split."""
     table = write_set(tmp_path, "multilabel", 120)

@@ -40,6 +40,7 @@ def load_weights(run: str) -> dict[str, torch.Tensor]:
     [
         ({"label_column": "finding"}, "--label-column has no effect: .* is not read from a CSV file"),
         ({"group_column": "none"}, "--group-column has no effect: .* is not read from a CSV file"),
+        ({"grades": "0,1"}, "--grades has no effect on one class per image"),
         ({"log_target": "no"}, "--log-target has no effect on one class per image"),
         ({"blank": "negative"}, "--blank has no effect on one class per image"),
         ({"label_sep": "|"}, "--label-sep has no effect on one class per image"),
