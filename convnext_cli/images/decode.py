@@ -39,9 +39,9 @@ from convnext_cli.images.pillow import (
     refuse_deep,
 )
 from convnext_cli.images.raster import Decoded, Pixels, finish_raster, turn_upright
-from convnext_cli.images.tiff import is_read_by_pillow, read_tiff, skip_thumbnails
+from convnext_cli.images.tiff import is_read_by_pillow, read_tiff, refuse_cut, skip_thumbnails
 
-RULES = 7
+RULES = 8
 """Version of the decoding rules. Raise it if a file would become other pixels; cached images are then made again."""
 
 _one_image = threading.Lock()  # reading a PIL image changes it, and two threads may pass the same one
@@ -145,6 +145,7 @@ def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decode
     file.seek(0)
     if name == "PPM" and (raster := read_deep_pnm(file, path)) is not None:
         return finish_raster(raster, path)
+    size = file.seek(0, os.SEEK_END)
     file.seek(0)
     try:
         opened = open_with_pillow(file, path, name)
@@ -157,6 +158,7 @@ def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decode
             page: Any = opened
             if not skip_thumbnails(page) or not is_read_by_pillow(page.tag_v2):
                 return _read_tiff(file, path)
+            refuse_cut(page.tag_v2, size, path)
         return read_opened(opened, file, path, at_least)
 
 

@@ -78,6 +78,7 @@ def read_dicom(file: BinaryIO, path: Path) -> Raster:
         raise ImageError(f"{path} is DICOM without an image ({dataset.get('Modality', 'no modality')})", "Remove it")
     steps: list[str] = []
     pixel_format = _read_format(dataset, path, steps)
+    _refuse_tiles(dataset, pixel_format, path)
     kind, bits = pixel_format.photometric_interpretation, pixel_format.bits_stored
     size = pixel_format.samples_per_pixel * max(1, pixel_format.bits_allocated // 8)
     is_compressed = _check_syntax(dataset.file_meta.TransferSyntaxUID, path)
@@ -232,13 +233,26 @@ def _read_format(dataset: "Dataset", path: Path, steps: list[str]) -> _PixelForm
         if (allocated < 16 or syntax == uid.JPEGBaseline8Bit) and (allocated, stored) != (8, 8):
             steps.append("read as 8 bits (JPEG)")
             allocated = stored = 8
+    frames = _integer(dataset, "NumberOfFrames")
+    if "NumberOfFrames" in dataset and frames is None:
+        steps.append("NumberOfFrames ignored")
+        del dataset.NumberOfFrames  # pydicom parses it again
     signed = _integer(dataset, "PixelRepresentation") or 0
     return _PixelFormat(
         rows=rows, columns=columns, samples_per_pixel=samples, photometric_interpretation=kind,
         bits_allocated=allocated, bits_stored=stored, pixel_representation=signed if signed in (0, 1) else 0,
-        number_of_frames=max(1, _integer(dataset, "NumberOfFrames") or 1),
+        number_of_frames=max(1, frames or 1),
         planar_configuration=1 if _integer(dataset, "PlanarConfiguration") == 1 else 0,
     )  # fmt: skip
+
+
+def _refuse_tiles(dataset: "Dataset", pixel_format: _PixelFormat, path: Path) -> None:
+    """Raise an `ImageError` for a slide (PS3.3, C.8.12.4): its first frame is a tile, often an empty corner."""
+    width, height = (_integer(dataset, f"TotalPixelMatrix{name}") or 0 for name in ("Columns", "Rows"))
+    if width > pixel_format.columns or height > pixel_format.rows:
+        tile = f"{pixel_format.columns:,} x {pixel_format.rows:,}"
+        problem = f"{path} is DICOM of {width:,} x {height:,} pixels in tiles of {tile}, which cannot be read"
+        raise ImageError(problem, "Export it as one image")
 
 
 def _check_syntax(syntax: Any, path: Path) -> bool:
@@ -265,12 +279,14 @@ def _read_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path, step
 
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_compressed:
-        _check_coded_frame(dataset, pixel_format, path)
+        frame = _read_coded_frame(dataset, pixel_format, path)
         frames, shift = pixel_format.number_of_frames, 0
     else:
         frames, shift = _count_frames(dataset, pixel_format, path), _find_shift(dataset, pixel_format)
     if frames > 1:
         steps.append(f"first of {frames} frames")
+    if syntax == uid.JPEGExtended12Bit and pixel_format.bits_stored > 8 and pixel_format.samples_per_pixel == 1:
+        return _decode_deep_jpeg(frame, pixel_format, path)
     # gdcm ends the process for a damaged JPEG; Pillow gives the same pixels, or an error
     is_jpeg = syntax in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit)
     plugin = "pillow" if is_jpeg and pixel_format.bits_stored == 8 else ""
@@ -279,15 +295,30 @@ def _read_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path, step
     return stored >> shift if shift else stored
 
 
-def _check_coded_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path) -> None:
-    """Check that the first compressed frame has the shape that the file declares: gdcm ends the process if not.
+def _decode_deep_jpeg(frame: bytes, pixel_format: _PixelFormat, path: Path) -> NDArray[Any]:
+    """Decode grey JPEG of 12 bits, which pydicom's decoders refuse.
+
+    Raises:
+        ImageError: it ends early; libjpeg would fill the rest.
+    """
+    import imagecodecs
+
+    if not frame.rstrip(b"\0").endswith(b"\xff\xd9"):  # EOI
+        raise ImageError(f"{path} is DICOM whose compressed image ends early", _REMEDY)
+    stored: NDArray[Any] = imagecodecs.jpeg8_decode(frame).astype(np.int16)
+    sign = pixel_format.pixel_representation << pixel_format.bits_stored - 1
+    return (stored ^ sign) - sign
+
+
+def _read_coded_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path) -> bytes:
+    """Return the first compressed frame, of the shape that the file declares: gdcm ends the process for another.
 
     Raises:
         ImageError: it has not.
     """
     from pydicom.encaps import get_frame
 
-    frame = get_frame(dataset.PixelData, 0, number_of_frames=pixel_format.number_of_frames)
+    frame: bytes = get_frame(dataset.PixelData, 0, number_of_frames=pixel_format.number_of_frames)
     shape = find_coded_shape(frame)
     declared = (pixel_format.columns, pixel_format.rows, pixel_format.samples_per_pixel)
     if shape is not None and shape != declared:
@@ -299,6 +330,7 @@ def _check_coded_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Pat
         raise ImageError(problem, _REMEDY)
     if dataset.file_meta.TransferSyntaxUID.name == "RLE Lossless" and len(frame) > 2 * pixel_format.frame_bytes + 4096:
         raise ImageError(f"{path} is DICOM with more compressed data than its image can have", _REMEDY)
+    return frame
 
 
 def _count_frames(dataset: "Dataset", pixel_format: _PixelFormat, path: Path) -> int:

@@ -171,14 +171,17 @@ def identify_file(path: str | Path) -> ImageFormat | None:
 def identify_bytes(head: bytes, suffix: str = "") -> ImageFormat | None:
     """Identify an image format by the first `HEAD_BYTES` bytes of a file; None if it is unknown.
 
-    The suffix decides only what the bytes leave open: TGA, which has no signature, and camera raw, which is TIFF with a
-    preview as its image.
+    The suffix decides only what the bytes leave open: TGA, which has no signature, camera raw, which is TIFF with a
+    preview as its image, and a file that is both TIFF and DICOM.
     """
     suffix = suffix.lower()
     if head[4:8] == b"ftyp":  # ISO media: the brands distinguish AVIF, HEIC and video
         brands = head[8 : int.from_bytes(head[:4], "big")]
         if {b"avif", b"avis"} & {brands[i : i + 4] for i in range(0, len(brands), 4)}:
             return ImageFormat("AVIF", True)
+    is_tiff = suffix in PILLOW_SUFFIXES["TIFF"]
+    if head[128:132] == b"DICM" and not is_tiff:  # its preamble may be the start of a TIFF file (PS3.10, 7.1)
+        return ImageFormat("DICOM", True)
     for pattern, image_format in _READABLE:
         if pattern.match(head):
             is_raw = image_format.name == "TIFF" and (suffix in _RAW_SUFFIXES or head[8:10] == b"CR")

@@ -21,6 +21,7 @@ _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _SEPARATED = 0, 1, 2, 3, 5
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _UNCOMPRESSED, _CCITT, _JPEG = 1, (2, 3, 4), (6, 7)
 _BYTE_CODECS = (5, 8, 32946, 32773, 34925, 50000)  # LZW, Deflate (2), PackBits, LZMA, Zstandard: layout does not matter
+_WEBP = 50001  # which Pillow's libtiff lacks
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _PILLOW_DEEP = {(_UNSIGNED, 12), (_UNSIGNED, 16), (_SIGNED, 16), (_SIGNED, 32), (_FLOAT, 32)}
 
@@ -53,6 +54,8 @@ def is_read_by_pillow(tags: Any) -> bool:
     compression, is_separate = tags.get(259, _UNCOMPRESSED), tags.get(284, 1) == 2
     if 50706 in tags or tags.get(32997, 1) != 1 or (42113 in tags and max(bits) > 8):  # DNG; no-data values
         return False
+    if compression == _WEBP:
+        return False
     if compression in (*_JPEG, *_CCITT):
         return True
     if _lacks_strips(tags):  # Pillow leaves them black; `read_tiff` refuses the file
@@ -67,6 +70,19 @@ def is_read_by_pillow(tags: Any) -> bool:
         return False
     is_subsampled = photometric == 6 and compression == _UNCOMPRESSED and tags.get(530, (2, 2)) != (1, 1)
     return set(formats) == {_UNSIGNED} and not is_separate and not is_subsampled
+
+
+def refuse_cut(tags: Any, size: int, path: Any) -> None:
+    """Raise an `ImageError` for a compressed page that ends after the file of `size` bytes: libtiff prints its errors.
+
+    Without compression, Pillow does not need the lengths, which may be wrong.
+    """
+    if tags.get(259, _UNCOMPRESSED) in (_UNCOMPRESSED, _CCITT[0], _JPEG[0]):
+        return
+    for offsets, counts in ((273, 279), (324, 325)):
+        segments = zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
+        if any(offset + count > size for offset, count in segments):
+            raise _explain_cut(path)
 
 
 def describe_ignored(channels: int) -> list[str]:
@@ -148,6 +164,10 @@ def _check(page: Any, path: Any) -> None:
         raise ImageError(f"{path} is a TIFF file without an image", "Remove it")
 
 
+def _explain_cut(path: Any) -> ImageError:
+    return ImageError(f"{path} is a TIFF file that ends before its image", "Replace or remove the file")
+
+
 def _name(value: Any) -> str:
     return str(getattr(value, "name", value)).replace("_", " ")
 
@@ -158,7 +178,7 @@ def _read_planes(page: Any, path: Any) -> NDArray[Any]:
         raise ImageError(f"{path} is a TIFF file of tiles of {page.tilewidth:,} x {page.tilelength:,} pixels", REMEDY)
     ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
     if len(ends) < math.prod(page.chunked) or max(ends) > page.parent.filehandle.size:
-        raise ImageError(f"{path} is a TIFF file that ends before its image", "Replace or remove the file")
+        raise _explain_cut(path)
     planes = page.asarray(squeeze=False, maxworkers=1, buffersize=1)[:, 0]  # (P, H, W, C / P)
     planes = planes[0] if len(planes) == 1 else np.moveaxis(planes[..., 0], 0, -1)
     dtype = np.dtype(np.uint8) if planes.dtype == bool else planes.dtype.newbyteorder("=")

@@ -6,12 +6,20 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1, RLELossless
+from pydicom.uid import (
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    RLELossless,
+)
 
 from convnext_cli.errors import ImageError
 from convnext_cli.images.decode import decode_image, read_image
@@ -388,3 +396,46 @@ def test_errors_name_the_cause(tmp_path: Path) -> None:
             decode_image(path)
         assert "force" not in str(caught.value)
         assert "\x1b" not in str(caught.value)
+
+
+def test_preamble_may_be_the_start_of_a_tiff_file(tmp_path: Path) -> None:
+    path = save_dicom(tmp_path / "dual", XRAY)
+    expected = decode_image(path)
+    path.write_bytes(b"II*\0\x54\x18\x08".ljust(128, b"\0") + path.read_bytes()[128:])
+    np.testing.assert_array_equal(decode_image(path), expected)
+
+
+def test_invalid_number_of_frames_is_ignored(tmp_path: Path) -> None:
+    path = save_dicom(tmp_path / "a.dcm", XRAY, NumberOfFrames="1")
+    expected, content = decode_image(path), path.read_bytes()
+    assert content.count(b"IS\x02\x001 ") == 1
+    path.write_bytes(content.replace(b"IS\x02\x001 ", b"IS\x02\x001A"))
+    result = read_image(path)
+    np.testing.assert_array_equal(result.pixels, expected)
+    assert "NumberOfFrames ignored" in result.steps
+
+
+def test_tile_of_a_slide_is_not_taken_for_the_slide(tmp_path: Path) -> None:
+    size = {"TotalPixelMatrixColumns": 6400, "TotalPixelMatrixRows": 64}
+    with pytest.raises(ImageError, match="DICOM of 6,400 x 64 pixels in tiles of 64 x 64"):
+        decode_image(save_dicom(tmp_path / "slide.dcm", np.stack([XRAY] * 100), NumberOfFrames=100, **size))
+    size = {"TotalPixelMatrixColumns": 64, "TotalPixelMatrixRows": 64}
+    assert decode_image(save_dicom(tmp_path / "overview.dcm", XRAY, NumberOfFrames=1, **size)).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+def test_jpeg_of_12_bits_is_read(tmp_path: Path, signed: int) -> None:
+    coded = bytes(imagecodecs.jpeg8_encode(XRAY, level=100, bitspersample=12))
+    path = save_dicom(tmp_path / "a.dcm", XRAY, PixelRepresentation=signed)
+
+    def compress(dataset: Dataset, data: bytes) -> None:
+        dataset.file_meta.TransferSyntaxUID = JPEGExtended12Bit
+        dataset.PixelData = encapsulate([data])
+        dataset["PixelData"].VR = "OB"
+
+    change(path, lambda dataset: compress(dataset, coded))
+    expected = XRAY if not signed else (XRAY + 2048) % 4096  # two's complement of 12 bits
+    np.testing.assert_allclose(grey(path), np.rint(expected / 4095 * 255), atol=1)
+    change(path, lambda dataset: compress(dataset, coded[: len(coded) // 2]))
+    with pytest.raises(ImageError, match="compressed image ends early"):
+        decode_image(path)

@@ -179,6 +179,26 @@ def test_tiff_with_too_few_strips_is_an_error(tmp_path: Path) -> None:
         read_image(path)
 
 
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_compressed_tiff_that_is_cut_is_an_error_without_output(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], tile: tuple[int, int] | None
+) -> None:
+    path = tmp_path / "cut.tif"
+    tifffile.imwrite(path, make_values("uint8", 3), photometric="rgb", compression="zlib", tile=tile)
+    assert read_image(path).pixels.shape == (48, 64, 3)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ImageError, match="ends before its image"):
+        read_image(path)
+    assert not "".join(capfd.readouterr())
+
+
+def test_tiff_in_webp_is_named_without_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", make_values("uint8", 3), photometric="rgb", compression="webp")
+    with pytest.raises(ImageError, match="TIFF file of 8 bits, WEBP compression"):
+        read_image(tmp_path / "a.tif")
+    assert not "".join(capfd.readouterr())
+
+
 @pytest.mark.parametrize("compression", [1, 5, 8, 32773, 50000, 34925])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize(("predictor", "planar"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1)])
