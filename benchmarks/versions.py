@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 HERE = Path(__file__).parents[1]
-TRAIN = "--model convnext_zepto_rms --weights builtin --epochs 1 --image-size 64 --no-check --no-probe --no-cache"
+TRAIN = "--model convnext_zepto_rms --weights builtin --epochs 1 --image-size 64 --no-check --no-autotune --no-cache"
 COMMANDS = {
     "--help": "--help",
     "finetune --help": "finetune --help",

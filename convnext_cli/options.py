@@ -37,16 +37,10 @@ class Option:
     """True if the bounds themselves are excluded."""
     words: tuple[str, ...] = ()
     """Words that may replace a number, such as `auto`; the value is then determined before training."""
-    refused: tuple[tuple[str, str], ...] = ()
-    """Words that people try, each with the reason why it is not accepted."""
     name: str = ""
     """The long flag without its dashes; empty for the field's name in kebab case."""
     flags: tuple[str, ...] = ()
     """Further flags, such as `-b`."""
-    former: tuple[str, ...] = ()
-    """Former flags: accepted with a warning, and not in the help."""
-    replacement: str = ""
-    """The option to use instead; this one is accepted with a warning, and not in the help."""
     env: str = ""
     """An environment variable that sets it."""
     metavar: str = ""
@@ -257,9 +251,7 @@ def explain_problem(declaration: Declaration, value: Any) -> str | None:
     if get_origin(kind) is Literal:
         words = get_args(kind)
         is_known = (type(value), value) in [(type(word), word) for word in words]  # True is not 1
-        reason = dict(option.refused).get(value) if isinstance(value, str) else None
-        because = f": {reason}" if reason else ""
-        return None if is_known else f"= {value!r} must be one of {', '.join(map(str, words))}{because}"
+        return None if is_known else f"= {value!r} must be one of {', '.join(map(str, words))}"
     if kind is str:
         fits = isinstance(value, str) and "\0" not in value and is_unicode(value)
         return None if fits else f"= {value!r} must be Unicode text"

@@ -248,11 +248,11 @@ def test_each_command_of_a_page_runs(
 
 
 def list_flags() -> set[str]:
-    """Return the flags of all commands; former ones are not among them."""
+    """Return the flags of all commands."""
     flags = {"--help", "--help-all", "--install-completion", "--show-completion"}
     flags |= {flag for option in GROUP.params for flag in option.opts}
     for command in GROUP.commands.values():
-        declared = [entry for entry in command.declared.values() if not entry.option.replacement]
+        declared = command.declared.values()
         flags |= {flag for entry in declared for flag in (entry.flag, *entry.option.flags)}
         flags |= {f"--no-{entry.flag[2:]}" for entry in declared if entry.has_negation}
     return flags

@@ -69,14 +69,13 @@ def test_messages_have_no_private_words(path: Path) -> None:
     assert not wrong
 
 
-def test_messages_name_only_options_that_exist_and_are_not_former() -> None:
+def test_messages_name_only_options_that_exist() -> None:
     group: Any = typer.main.get_command(make_app())
     entries = [entry for command in group.commands.values() for entry in command.declared.values()]
     flags = {flag for option in group.params for flag in option.opts} | {"--help", "--help-all"}
     for entry in entries:
-        if not entry.option.replacement:
-            flags |= {entry.flag, *entry.option.flags}
-            flags |= {f"--no-{entry.flag[2:]}"} if entry.has_negation else set()
+        flags |= {entry.flag, *entry.option.flags}
+        flags |= {f"--no-{entry.flag[2:]}"} if entry.has_negation else set()
     wrong = [
         f"{path.name}:{line}: {flag}"
         for path in PACKAGE.rglob("*.py")

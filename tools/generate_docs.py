@@ -56,7 +56,7 @@ def show_commands() -> None:
 
     group: Any = typer.main.get_command(make_app())
     for name, command in group.commands.items():
-        declared = [entry for entry in command.declared.values() if not entry.option.replacement]
+        declared = command.declared.values()
         arguments = [entry for entry in declared if entry.option.is_argument]
         options = [entry for entry in declared if not entry.option.is_argument]
         usage = " ".join(map(name_argument, arguments))
@@ -92,9 +92,8 @@ def show_settings() -> None:
     from convnext_cli.options import GROUPS
     from convnext_cli.recipes.settings import declare_settings
 
-    declared = [entry for entry in declare_settings().values() if not entry.option.replacement]
     for group in GROUPS:
-        entries = [entry for entry in declared if entry.option.group == group]
+        entries = [entry for entry in declare_settings().values() if entry.option.group == group]
         rows = [
             (f"`{entry.field}`", _describe_values(entry), _describe_default(entry), _escape(entry.option.help))
             for entry in entries
@@ -199,9 +198,8 @@ def show_ranking() -> None:
 
 def show_conflicts() -> None:
     """Print where the specification contradicts itself, each with the rule that decides."""
-    from convnext_cli.recipes.tables import load_tables
-
-    show_table(("it says", "the rule here"), [(conflict.says, conflict.rule) for conflict in load_tables().conflicts])
+    conflicts = tomllib.loads(Path("convnext_cli/recipes/specification.toml").read_text())["conflicts"]
+    show_table(("it says", "the rule here"), [(conflict["says"], conflict["rule"]) for conflict in conflicts])
 
 
 def show_api() -> None:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 TRAIN = (
-    "--weights builtin --model convnext_zepto_rms --no-probe --no-compile --seed 3 --ema-decay 0.9 --no-onnx --offline"
+    "--weights builtin --model convnext_zepto_rms --no-autotune --no-compile --seed 3 --ema-decay 0.9 --no-onnx "
+    "--offline"
 )
 SETS = {
     "digits": ("--epochs 2 --image-size 32 --freeze-epochs 1 --average-best 2 --mixup 0.2", "sensitivity=0.9:3"),

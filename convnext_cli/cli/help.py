@@ -4,7 +4,7 @@ import inspect
 import re
 import shutil
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -23,17 +23,11 @@ _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH", tu
 
 
 class Command(TyperCommand):
-    """A command whose help has groups, and which accepts former flags with a warning."""
+    """A command whose help has groups."""
 
     def get_help(self, ctx: Any) -> str:
         """Return the help with the common options."""
         return describe_command(ctx.command_path, self, is_full=False)
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words of a command line."""
-        if not ctx.resilient_parsing:  # the shell completes
-            _warn_of_former(args, self.declared.values())
-        return super().parse_args(ctx, args)
 
     @property
     def declared(self) -> Mapping[str, Declaration]:
@@ -56,8 +50,7 @@ def describe_command(path: str, command: Command, *, is_full: bool) -> str:
     width = min(MAX_WIDTH, shutil.get_terminal_size().columns)  # of the variable COLUMNS, if it is set
     entries = command.declared.values()
     arguments = [entry for entry in entries if entry.option.is_argument]
-    options = [entry for entry in entries if not (entry.option.is_argument or entry.option.replacement)]
-    shown = [entry for entry in options if is_full or entry.option.is_common]
+    shown = [entry for entry in entries if not entry.option.is_argument and (is_full or entry.option.is_common)]
     lines = [f"Usage: {' '.join([path, '[OPTIONS]', *map(name_argument, arguments)])}", ""]
     lines += textwrap.wrap(
         inspect.cleandoc(command.help or ""), width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
@@ -129,16 +122,3 @@ def describe_default(declared: Declaration) -> str:
     if default is MISSING or default is None or default in ((), "*"):
         return ""
     return "" if not default and re.search(r"\b0 ", declared.option.help) else f"{default}"
-
-
-def _warn_of_former(words: Sequence[str], declared: Iterable[Declaration]) -> None:
-    """Warn of each former flag among the words of a command line."""
-    typed = {word.partition("=")[0] for word in words if word.startswith("--")}
-    for entry in declared:
-        option = entry.option
-        for place, flag in enumerate(option.former):
-            if flag in typed:
-                instead = f"--no-{entry.flag[2:]}" if place else entry.flag
-                console.warn(f"{flag} is a former name; use {instead}")
-        if option.replacement and entry.flag in typed:
-            console.warn(f"{entry.flag} is a former option; use {option.replacement}")

@@ -7,7 +7,6 @@ import typer
 from typer.exceptions import TyperException
 
 from convnext_cli.errors import suggest
-from convnext_cli.recipes.settings import declare_settings
 
 # Names in timm, torchvision, transformers, Keras, fastai and Ultralytics, without dashes, and the name here.
 NAMES = {
@@ -63,11 +62,6 @@ def explain_usage(error: TyperException, words: Sequence[str]) -> str:
         return _explain_option(context, option, words) or text
     if (command := re.fullmatch(r"No such command '([^']*)'", text)) and (meant := COMMANDS.get(command[1])):
         return f"{text}. Did you mean {meant!r}?"
-    if isinstance(error, typer.BadParameter) and error.param is not None:
-        value = re.search(r"^'([^']*)' is not one of", error.message)
-        setting = declare_settings().get(error.param.name or "")
-        if value and setting and (reason := dict(setting.option.refused).get(value[1])):
-            return f"{text}: {reason}"
     return text
 
 
@@ -96,9 +90,6 @@ def _find_argument(context: typer.Context, name: str) -> str | None:
 
 
 def _list_flags(context: typer.Context) -> set[str]:
-    """Return the flags of the command, without former ones."""
+    """Return the flags of the command."""
     options = [parameter for parameter in context.command.params if parameter.param_type_name == "option"]
-    flags = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
-    declared = getattr(context.command, "declared", {}).values()
-    former = {flag for entry in declared for flag in entry.option.former}
-    return flags - former - {entry.flag for entry in declared if entry.option.replacement}
+    return {flag for option in options for flag in (*option.opts, *option.secondary_opts)}

@@ -85,7 +85,8 @@ def _make_parameter(declared: Declaration) -> inspect.Parameter:
     if option.is_argument:
         info: Any = typer.Argument(**details)
     else:
-        info = typer.Option(*_list_flags(declared), hidden=bool(option.replacement), **details)
+        flag = f"{declared.flag}/--no-{declared.flag[2:]}" if declared.has_negation else declared.flag
+        info = typer.Option(flag, *option.flags, **details)
     if kind in (Path, list[Path]):
         info.click_type = _NonEmptyPath()
     if option.words or option.parse:
@@ -104,14 +105,6 @@ class _NonEmptyPath(TyperPath):
         if value == "":
             raise typer.BadParameter("the path is empty")
         return super().convert(value, *others)
-
-
-def _list_flags(declared: Declaration) -> list[str]:
-    """Return Typer's flags of an option: its name, its other names, and its former ones."""
-    option, flag = declared.option, declared.flag
-    first = f"{flag}/--no-{flag[2:]}" if declared.has_negation else flag
-    former = ["/".join(option.former)] if declared.has_negation and option.former else list(option.former)
-    return [first, *option.flags, *former]
 
 
 def _make_help_all() -> inspect.Parameter:

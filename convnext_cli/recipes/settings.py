@@ -41,9 +41,6 @@ WEIGHTS: Final = "weights"  # the fit of the pretrained weights, and training cr
 DEFAULT_FIT = AUTO  # of the default recipe: benchmarks/recipes/README.md compares the fits
 BEFORE_FIT: dict[str, str] = {"fit": WEIGHTS, "crop_pct": AUTO}  # of plans and runs of version 0.1.0
 MIN_CROP_PCT = 0.1
-FLATTEN = (
-    "a head without pooling fits one input size only, and has a weight for each position, 49 times as many at 224 px"
-)
 IMBALANCE: dict[str, dict[str, Any]] = {
     "none": {},
     "sampler": {"sampler": "balanced"},
@@ -157,11 +154,7 @@ class Settings:
     ]
     head: Annotated[
         Literal["linear", "mlp"],
-        Option(
-            help="Classifier: linear, the model's own; or mlp, with a hidden layer and GELU.",
-            group=MODEL,
-            refused=(("flatten", FLATTEN),),
-        ),
+        Option(help="Classifier: linear, the model's own; or mlp, with a hidden layer and GELU.", group=MODEL),
     ] = "linear"
     head_hidden_size: Annotated[
         int,
@@ -197,7 +190,6 @@ class Settings:
         Option(
             help="Class weights in the loss: none, inverse frequency (balanced), effective number, or asymmetric loss.",
             group=AUGMENTATION,
-            replacement="--imbalance weights, effective or asymmetric",
         ),
     ] = "none"
     sampler: Annotated[
@@ -205,7 +197,6 @@ class Settings:
         Option(
             help="Sampling: each image once an epoch (shuffle), or each class equally often (balanced).",
             group=AUGMENTATION,
-            replacement="--imbalance sampler",
         ),
     ] = "shuffle"
     logit_adjustment: Annotated[
@@ -215,7 +206,6 @@ class Settings:
             group=AUGMENTATION,
             low=0,
             high=100,
-            replacement="--imbalance logit",
         ),
     ] = 0.0
     head_init_scale: Annotated[

@@ -73,15 +73,6 @@ class LearningRateRule:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Conflict:
-    """A contradiction in the specification, and the rule that resolves it."""
-
-    id: str
-    says: str
-    rule: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Tables:
     """The specification's rows by model and by data-set size, with notes for the reasons."""
 
@@ -91,7 +82,6 @@ class Tables:
     lr_rule: LearningRateRule
     common: dict[str, tuple[float, str, str]]
     """Value, source and reason of the settings of every training. `min_lr` is a fraction of the peak."""
-    conflicts: tuple[Conflict, ...]
     models: dict[tuple[str, str], Row]
     modifiers: dict[str, float]
     """Factor on the learning rate by name modifier."""
@@ -137,7 +127,6 @@ def load_tables() -> Tables:
         common={
             name: (row["value"], f"specification {row['section']}", row["reason"]) for name, row in raw["all"].items()
         },
-        conflicts=tuple(Conflict(**row) for row in raw["conflicts"]),
         models={
             (row["family"], size): Row(
                 source=f"specification {row['section']}", ranges=_ranges(row), base_batch=base_batch

@@ -83,11 +83,7 @@ class TrainRequest:
     ] = None
     autotune: Annotated[
         bool,
-        Option(
-            help="Measure which compute configuration is fastest, at the start of a long run.",
-            former=("--probe", "--no-probe"),
-            is_shared=True,
-        ),
+        Option(help="Measure which compute configuration is fastest, at the start of a long run.", is_shared=True),
     ] = True
     compile: Annotated[
         bool | None,

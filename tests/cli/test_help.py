@@ -47,12 +47,11 @@ def test_help_shows_the_commands_in_the_order_of_their_use() -> None:
     assert [command for command in COMMANDS if command in order] == order
 
 
-def test_help_all_shows_every_option_but_former_ones(convnext: Convnext) -> None:
+def test_help_all_shows_every_option(convnext: Convnext) -> None:
     page = convnext("finetune", "--help-all").out
-    for name, declared in declare_settings().items():
+    for name in declare_settings():
         flag = name.replace("_", "-")
-        assert (f"--{flag} " in page or f"--[no-]{flag}" in page) != bool(declared.option.replacement), name
-    assert "probe" not in page
+        assert f"--{flag} " in page or f"--[no-]{flag}" in page, name
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -65,23 +64,6 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, command], capture_output=True, text=True, check=True)
     assert not HEAVY & set(json.loads(done.stderr.splitlines()[-1]))
-
-
-@pytest.mark.parametrize(
-    ("words", "replacement"),
-    [
-        ("--no-probe", "--no-autotune"),
-        ("--sampler balanced", "--imbalance sampler"),
-        ("--class-weights balanced", "--imbalance weights"),
-        ("--logit-adjustment 1", "--imbalance logit"),
-    ],
-)
-def test_former_options_work_with_one_warning(words: str, replacement: str, digits: str, convnext: Convnext) -> None:
-    outcome = convnext("finetune", digits, "--dry-run", "--no-check", *words.split())
-    assert outcome.code == 0
-    [warning] = [line for line in outcome.err.splitlines() if line.startswith("warning: ") and "former" in line]
-    assert replacement in warning
-    assert words.partition(" ")[0] in warning
 
 
 def test_imbalance_and_fold_are_short_for_several_settings(digits: str, convnext: Convnext) -> None:

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import typer.main
 
@@ -24,7 +22,6 @@ from tests.conftest import Convnext
         ("--sched step", "then cosine"),
         ("--num-classes 3", "counted from the data"),
         ("--device cuda:0", "CUDA_VISIBLE_DEVICES"),
-        ("--head flatten", "a head without pooling fits one input size only"),
         ("--head wide", "is not one of 'linear', 'mlp' ("),
         ("--qqqqqqqq", "No such option: --qqqqqqqq"),
     ],
@@ -74,8 +71,3 @@ def test_every_hint_names_an_existing_option() -> None:
         for parameter in command.params
         for flag in parameter.opts
     }, "an option that there is needs no hint"
-
-
-def test_a_plan_file_with_a_refused_head_gets_the_reason(convnext: Convnext) -> None:
-    Path("plan.toml").write_text("[settings]\nhead = 'flatten'\n")
-    assert "head without pooling" in convnext("finetune", "data", "--config", "plan.toml").err
