@@ -11,7 +11,14 @@ from pathlib import Path
 from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.folders.words import describe_joined
 from convnext_cli.data.index import NONE, Index, number_targets
-from convnext_cli.data.tables.columns import find_columns, list_patients, read_folds, read_groups, read_splits
+from convnext_cli.data.tables.columns import (
+    find_columns,
+    list_patients,
+    read_folds,
+    read_groups,
+    read_splits,
+    suggest_groups,
+)
 from convnext_cli.data.tables.files import FileFinder, Images, Listing, find_files
 from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
 from convnext_cli.data.tables.table import SAMPLE, join_tables, list_columns, read_table, select_cells, select_columns
@@ -188,7 +195,7 @@ def _read_rows(located: _Located, options: TableOptions) -> Index:
     notes = [
         *located.notes,
         *describe_joined(targets.labels),
-        *_describe_columns(table, columns, targets.columns, folds, options.attributes),
+        *_describe_columns(table, columns, targets, folds, options),
         *_describe_groups(columns.get("group", ""), groups),
         *targets.notes,
         *joined,
@@ -265,20 +272,16 @@ def _join_rows(paths: Sequence[str], targets: RawTargets) -> tuple[RawTargets, l
 
 
 def _describe_columns(
-    table: Table,
-    columns: dict[str, str],
-    label_columns: Sequence[str],
-    folds: Sequence[str],
-    attributes: Sequence[str],
+    table: Table, columns: dict[str, str], targets: RawTargets, folds: Sequence[str], options: TableOptions
 ) -> list[str]:
     """Return notes on the columns that are used under other names, on folds, and on columns that are not used."""
     notes = []
     used: dict[str, str] = {role: columns[role] for role in ("path", "split", "fold", "group") if role in columns}
-    if len(label_columns) == 1:
-        used["label"] = label_columns[0]
+    if len(targets.columns) == 1:
+        used["label"] = targets.columns[0]
     parts = [", ".join(f"{role} {name!r}" for role, name in sorted(used.items()) if role != name)]
-    if len(label_columns) > 1:
-        parts.append(f"targets by {len(label_columns)} columns")
+    if len(targets.columns) > 1:
+        parts.append(f"targets by {len(targets.columns)} columns")
     if any(parts):
         notes.append(f"columns: {'; '.join(filter(None, parts))}")
     if folds:
@@ -287,9 +290,11 @@ def _describe_columns(
             f"column {columns['fold']!r} has {format_count(number, 'fold')}: --folds {number} uses them; without it "
             "they are not used"
         )
-    known, read = {*used.values(), *label_columns}, set(map(fold_column, attributes))
+    known, read = {*used.values(), *targets.columns}, set(map(fold_column, options.attributes))
     if unused := [name for name in table.columns if name not in known and fold_column(name) not in read]:
         notes.append(f"columns that are not used: {shorten_names(list_columns(unused))}")
+        if "group" not in columns and options.group_column == AUTO:
+            notes += suggest_groups(table, unused, targets.labels or targets.values)
     return notes
 
 

@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import unicodedata
 import zipfile
 from collections import Counter
@@ -687,6 +688,48 @@ def test_a_flag_called_group_is_no_group_and_a_partition_no_label(images: Path) 
 def test_column_of_patients_is_known_by_its_words(name: str, images: Path) -> None:
     text = rows("x,s1,p1,40", "y,s2,p1,41", "x,s3,p2,42", head=f"path,label,study_id,{name},patient_age")
     assert scan_data(write(images / "list.csv", text)).groups == ("p1", "p1", "p2", "p1")
+
+
+def write_objects(folder: Path, head: str, rows: Sequence[str]) -> Path:
+    """Write a table of images, of which three in a row have the same other columns."""
+    for k in range(3 * len(rows)):
+        save_image(folder / f"{k:03}.png")
+    lines = [f"{k:03}.png,{row}" for k, row in enumerate(row for row in rows for _ in range(3))]
+    return write(folder / "list.csv", "\n".join([f"path,{head}", *lines]) + "\n")
+
+
+@pytest.mark.parametrize("name", ["plant_id", "Plant", "specimen no", "AnimalID", "video", "serial_number", "sample"])
+def test_column_of_objects_is_known_by_its_words_and_digits(name: str, tmp_path: Path) -> None:
+    index = scan_data(write_objects(tmp_path, f"label,{name}", [f"{'ab'[k % 2]},x{k}" for k in range(8)]))
+    assert index.groups == tuple(f"x{k // 3}" for k in range(24))
+
+
+@pytest.mark.parametrize(
+    ("head", "row"),
+    [
+        ("label,plant", "{ab},{tomato}"),  # a species
+        ("class,animal_id", "{antelope},{c}"),  # numbers of the classes
+        ("label,part_no", "{ab},{k}"),  # a type
+        ("label,sample", "{ab},S{ab}"),  # two values
+    ],
+)
+def test_column_of_classes_or_types_is_no_group(head: str, row: str, tmp_path: Path) -> None:
+    words = ("tomato", "maize", "wheat", "beet")
+    rows = [row.format(k=k % 4, c=k % 4, ab="ab"[k % 2], tomato=words[k % 4], antelope=words[k % 4]) for k in range(8)]
+    assert scan_data(write_objects(tmp_path, head, rows)).groups == ()
+
+
+def test_an_unused_column_that_may_be_groups_is_named(tmp_path: Path) -> None:
+    note = "column 'pot' has 12 values, each with one target only. .* --group-column pot keeps its images in one split"
+    rows = [f"{'ab'[k % 2]},P{k},{k % 3},20{k % 4}" for k in range(12)]
+    table = write_objects(tmp_path, "label,pot,row,year", rows)
+    assert re.search(note, " / ".join(scan_data(table).notes))
+    assert "--group-column" not in " ".join(scan_data(table, table_options=TableOptions(group_column="none")).notes)
+    grouped = scan_data(table, table_options=TableOptions(group_column="pot"))
+    assert len(set(grouped.groups)) == 12
+    assert "--group-column" not in " ".join(grouped.notes)
+    rare = write_objects(tmp_path, "label,pot", [f"{'ab'[k == 5]},P{k}" for k in range(40)])
+    assert "--group-column" not in " ".join(scan_data(rare).notes), "one frequent class: may be chance"
 
 
 def test_group_of_few_values_is_the_label(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from convnext_cli.data.folders.masks import has_mask_words
@@ -25,7 +26,7 @@ from convnext_cli.tasks.reading import (
     parse_flag,
     parse_number,
 )
-from convnext_cli.text import shorten
+from convnext_cli.text import quote, shorten
 
 _PATH_NAMES = (
     "path", "file", "filename", "file_name", "filepath", "file_path", "filepaths", "filenames", "image",
@@ -54,9 +55,15 @@ _ID_WORDS = frozenset(
     )
 )  # fmt: skip
 GROUP_COLUMNS = ("group", "group_id")
-_OTHER_GROUPS = ("case", "case_id", "lesion_id", "person_id", "donor_id", "slide_id", "study_id")
+_OBJECT_WORDS = (
+    "person", "donor", "individual", "animal", "mouse", "rat", "cow", "pig", "fish", "bird", "plant", "tree", "case",
+    "study", "exam", "lesion", "video", "specimen", "sample", "slide", "serial", "wafer", "board", "object",
+)  # fmt: skip
+"""What several images may show, the larger first. Not `part` or `leaf`: a part number is a type, and leaves are counted
+anew on each plant."""
 _VECTOR = re.compile(r"\[[\d.,\s]+\]")
 """A list of numbers, such as a one-hot vector beside its columns."""
+MIN_OBJECTS = 10  # values of a column that may be groups
 MAX_ARMS = 3  # values of a column `group` that are the arms of a study, such as control and treated
 MAX_FOLDS = 50
 MAX_READERS = 10  # rows of an image, each with the finding of one reader
@@ -242,14 +249,52 @@ def _list_groups(table: Table, name_of: dict[str, str], path: str) -> Iterator[s
     yield from (name for name in list_patients(table) if name in name_of.values() and name != path)
     groups = [name_of[known] for known in GROUP_COLUMNS if known in name_of]
     yield from (name for name in groups if not is_flag(table, name) and not _holds_arms(table.columns[name]))
-    others = [name_of[known] for known in _OTHER_GROUPS if known in name_of]
-    yield from (name for name in others if name != path and len(set(table.columns[name])) > 2)
+    words_of = {name: set(list_words(name)) for name in name_of.values() if name != path}
+    for word in _OBJECT_WORDS:
+        objects = (name for name, words in words_of.items() if word in words and words <= {word} | _ID_WORDS)
+        yield from (name for name in objects if _numbers_objects(table, name))
+
+
+def _numbers_objects(table: Table, name: str) -> bool:
+    """Return True if a column has identifiers of objects, and no words of another column stand for the same."""
+    cells = table.columns[name]
+    others = [table.columns[other] for other in table.columns if other != name]
+    names_classes = any(_is_one_to_one(cells, words) for words in others if not _most(words, _has_digit))
+    return len(set(cells)) > 2 and not _holds_arms(cells) and _most(cells, _has_digit) and not names_classes
+
+
+def _is_one_to_one(cells: Sequence[str], others: Sequence[str]) -> bool:
+    return len(set(cells)) == len(set(others)) == len(set(zip(cells, others, strict=True)))
+
+
+def _has_digit(cell: str) -> bool:
+    return any(map(str.isdigit, cell))
 
 
 def _holds_arms(cells: Sequence[str]) -> bool:
     """Return True if a column has few values for its rows, such as control and treated, or AD, CN and MCI."""
     values = len(set(cells))
     return values <= MAX_ARMS and len(cells) > 10 * values
+
+
+def suggest_groups(table: Table, unused: Sequence[str], targets: Sequence[object]) -> list[str]:
+    """Return a note on the unused column with the most values that may be groups: each of them has one target only.
+
+    There is none where that may be chance, as with one frequent class.
+    """
+    fractions = [count / len(table) for count in Counter(targets).values()]
+    notes = []
+    for name in sorted(unused, key=lambda name: -len(set(table.columns[name]))):
+        cells = table.columns[name]
+        images = Counter(cells)
+        number, is_pure = len(images), len(set(zip(cells, targets, strict=True))) == len(images)
+        by_chance = sum(fraction**count for count in images.values() for fraction in fractions)
+        if is_pure and MIN_OBJECTS <= number <= len(cells) / 2 and by_chance < number / 2 and _most(cells, _has_digit):
+            notes.append(
+                f"column {name!r} has {number:,} values, each with one target only. If a value is one plant, part or "
+                f"patient, --group-column {quote(name)} keeps its images in one split"
+            )
+    return notes[:1]
 
 
 def list_patients(table: Table) -> list[str]:
