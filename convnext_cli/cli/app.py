@@ -1,10 +1,8 @@
 """The command line: its commands, and the line and exit code of a failure."""
 
-import errno
 import gc
 import io
 import os
-import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -20,7 +18,7 @@ from convnext_cli.cli.help import Command
 from convnext_cli.cli.hints import explain_usage
 from convnext_cli.cli.signals import get_stopping_signal, stop_by_signals
 from convnext_cli.cli.streams import discard, discard_unwritten, keep_streams
-from convnext_cli.errors import ConvnextError, OutOfMemoryError, StoppedError, UsageError, shorten_error
+from convnext_cli.errors import ConvnextError, OutOfMemoryError, StoppedError, UsageError
 from convnext_cli.machine import get_rank
 
 EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memory, 130 interrupted, 143 terminated."
@@ -138,83 +136,53 @@ def _run(args: list[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
-        app = make_app(words)
-        code = app(args, standalone_mode=False, prog_name="convnext")
+        code = make_app(words)(args, standalone_mode=False, prog_name="convnext")
         sys.stdout.flush()  # here, so that a failure is reported like any other
-        if code == INTERRUPTED:  # Typer's answer to Ctrl-C
-            code = _fail_interrupted()
-    except StoppedError as error:  # all processes stop; the first one reports it
-        console.say(str(error))
-        code = error.exit_code
-    except ConvnextError as error:
-        code = _fail(str(error), error.exit_code)
-    except TyperException as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "convnext"
-        text = explain_usage(error, words)
-        code = _fail(f"{text} (`{command} --help` lists the options)", error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        code = _fail_interrupted()
-    except BrokenPipeError:
-        # the reader of the output has gone; Python would complain again when it closes stdout
-        discard(sys.stdout)
-        code = 1
-    except OSError as error:
-        if error.errno == errno.EAGAIN and error.filename is None:  # of fork
-            return _fail(NO_PROCESS, 1)
-        if error.errno == errno.EBADF and error.filename is None:
-            discard(sys.stdout)
-            return _fail("standard output is closed, so the result is lost. Redirect it to a file, or to /dev/null", 1)
-        if error.filename is None:  # a stream's: Python would complain again when it closes stdout
-            discard_unwritten(sys.stdout)
-        where = f": {error.filename}" if error.filename else ""
-        code = _fail(f"{error.strerror or error}{where}. Check the path, the disk's space and its permissions", 1)
-    except MemoryError:
-        remedy = "Raise its limit (`ulimit -v`), or end other programs"
-        code = _fail(f"this process has too little memory. {remedy}", OutOfMemoryError.exit_code)
-    except Exception as error:  # a bug, reported in one line like any failure
-        code = 1
-        if isinstance(error, ImportError) and (error.path or "").endswith(".so"):  # at a limit of memory, or damaged
-            text = f"cannot load a library ({error}). Raise the memory limit (`ulimit -v`), or install it again"
-        elif str(error) == "can't start new thread":
-            text = NO_PROCESS
-        elif variables := _find_variables(error):
-            reason = shorten_error(error)
-            text = f"a library cannot use the environment variable {variables} ({reason}). Correct or unset it"
-            code = UsageError.exit_code
-        else:
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            text = f"{problem}. This is a bug; --debug before the command shows the traceback"
-        code = _fail(text, code)
+    except (Exception, KeyboardInterrupt) as error:
+        return _report(error, words)
+    if code == INTERRUPTED:  # Typer's answer to Ctrl-C
+        return _report(KeyboardInterrupt(), words)
     return code if isinstance(code, int) else 0
 
 
-def _find_variables(error: Exception) -> str:
-    """Return the environment variables whose value an error complains of; libraries read some hundred.
-
-    It names the variable, or quotes its value. It does not if it only advises to set it (`CUDA_LAUNCH_BLOCKING=1`). By
-    chance a key that is missing may equal a value, and so may a path.
-    """
-    text = str(error)
-    advice = re.compile(r"\b([A-Z]+_[A-Z_]+)=\S*")
-    advised, rest = advice.findall(text), advice.sub("", text)
-    named = re.findall(r"[A-Z]+_[A-Z_]+", rest)
-
-    def is_meant(name: str, value: str) -> bool:
-        if name in named or (isinstance(error, ValueError) and os.sep not in value and repr(value) in rest):
-            return True
-        return name in advised and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", rest) is not None
-
-    return ", ".join(name for name, value in os.environ.items() if value and is_meant(name, value))
-
-
-def _fail_interrupted() -> int:
-    console.fail("interrupted. Saved files are intact")
-    return 128 + get_stopping_signal()
-
-
-def _fail(text: str, code: int) -> int:
+def _report(error: BaseException, words: Sequence[str]) -> int:
+    """Report a failure in one line, and return the exit code. With --debug, raise it."""
+    if isinstance(error, StoppedError):  # all processes stop; the first one reports it
+        console.say(str(error))
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        console.fail("interrupted. Saved files are intact")
+        return 128 + get_stopping_signal()
+    if isinstance(error, BrokenPipeError):  # the reader is gone; Python would complain again when it closes stdout
+        discard(sys.stdout)
+        return 1
+    if isinstance(error, OSError) and error.filename is None:  # a stream's: the same
+        discard_unwritten(sys.stdout)
     if os.environ.get(DEBUG):
-        raise  # noqa: PLE0704  (called from an except block only)
+        raise error
+    text, code = _explain(error, words)
     console.fail(text)
     return code
+
+
+def _explain(error: BaseException, words: Sequence[str]) -> tuple[str, int]:
+    """Return the line and the exit code of a failure."""
+    match error:
+        case ConvnextError():
+            return str(error), error.exit_code
+        case TyperException():
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "convnext"
+            return f"{explain_usage(error, words)} (`{command} --help` lists the options)", error.exit_code
+        case MemoryError():
+            remedy = "Raise its limit (`ulimit -v`), or end other programs"
+            return f"this process has too little memory. {remedy}", OutOfMemoryError.exit_code
+        case BlockingIOError(filename=None) | RuntimeError(args=["can't start new thread"]):  # of fork
+            return NO_PROCESS, 1
+        case OSError():
+            where = f": {error.filename}" if error.filename else ""
+            return f"{error.strerror or error}{where}. Check the path, the disk's space and its permissions", 1
+        case ImportError(path=str(path)) if path.endswith(".so"):  # at a limit of memory, or damaged
+            return f"cannot load a library ({error}). Raise the memory limit (`ulimit -v`), or install it again", 1
+    problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{problem}. This is a bug; --debug before the command shows the traceback", 1

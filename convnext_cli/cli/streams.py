@@ -22,11 +22,6 @@ class Log:
         self._attempt(self._stream.write, text)
         return len(text)
 
-    def writelines(self, lines: list[str]) -> None:
-        """Write lines, if possible."""
-        for line in lines:
-            self.write(line)
-
     def flush(self) -> None:
         """Flush the stream, if possible."""
         self._attempt(self._stream.flush)
@@ -64,17 +59,15 @@ def keep_streams() -> Iterator[None]:
     """Provide three standard streams for the length of the block; writing to stderr never fails.
 
     A closed stream becomes the null device. Otherwise the next file that is opened, such as a checkpoint, would get its
-    number, and a library's warning would be written into it. Writing to a closed stdout stays an error, since the
-    result is lost: its null device is for reading only.
+    number, and a library's warning would be written into it.
     """
-    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_RDWR)):
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, mode)  # the lowest free number is this one
-    for number, (name, letter) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
         if getattr(sys, name) is None:  # Python's value for a closed stream
-            setattr(sys, name, open(number, letter, encoding="utf-8", closefd=False))  # noqa: SIM115  (for the process)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  (for the process)
     stderr = sys.stderr
     with redirect_stderr(cast("TextIO", Log(stderr))):
         try:
