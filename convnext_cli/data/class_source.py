@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
-from convnext_cli.data.folders.remedies import choose_example, describe_others, list_split_lists
-from convnext_cli.data.folders.splits import find_split_tables
+from convnext_cli.data.folders.remedies import choose_example, describe_others
+from convnext_cli.data.folders.splits import find_split_tables, is_split_list
 from convnext_cli.data.folders.words import is_form
 from convnext_cli.data.index import NONE, Index, describe_skipped
 from convnext_cli.data.layout import Layout
+from convnext_cli.data.split_lists import apply_split_lists
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.encoding import fold_name
 from convnext_cli.errors import DataError, UsageError
@@ -70,10 +71,8 @@ def choose_class_source(layout: Layout, folders: Index, source: Path, options: T
     index, group_table = add_groups(index, others, options)
     if unused := [path.name for path in others if path != group_table]:
         index = replace(index, notes=(*index.notes, f"tables that are not used: {shorten_names(unused)}"))
-    if lists := list_split_lists(layout.tree):
-        note = f"lists that are not read: {shorten_names(lists)}; if they name splits, write these into a CSV file"
-        index = replace(index, notes=(*index.notes, note))
-    return index
+    lists = (Path(folder.path, name) for folder in layout.tree.walk() for name in folder.others if is_split_list(name))
+    return apply_split_lists(index, list(lists))
 
 
 def _names_classes(folders: Index, tables: Sequence[Path], options: TableOptions) -> bool:

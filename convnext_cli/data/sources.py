@@ -7,9 +7,11 @@ from pathlib import Path
 
 from convnext_cli.data.class_source import add_groups
 from convnext_cli.data.exclusion import find_excluded
+from convnext_cli.data.folders.splits import is_split_list
 from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, Index, number_targets, select_rows
 from convnext_cli.data.outside import check_cache_outside, list_data_folders
 from convnext_cli.data.scan import check_left, scan_folder
+from convnext_cli.data.split_lists import apply_split_lists
 from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
 from convnext_cli.data.tables.table import list_tables
 from convnext_cli.errors import DataError
@@ -41,7 +43,9 @@ def scan_data(
 
         index = replace(read_manifest(data, table_options), source=data)
         others = [path for path in list_tables(data.parent) if path != data]
-        index = _exclude(add_groups(index, others, table_options)[0], exclude)
+        index, _ = add_groups(index, others, table_options)
+        lists = [path for path in data.parent.glob("*.*") if is_split_list(path.name)]
+        index = _exclude(apply_split_lists(index, lists), exclude)
         check_cache_outside(list_data_folders(index))
         return index
     scan = partial(scan_folder, exclude=exclude, known_classes=known_classes, table_options=table_options)

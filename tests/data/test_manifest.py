@@ -901,7 +901,7 @@ def test_folders_that_are_the_rows_of_a_table_are_no_classes(tmp_path: Path) -> 
 def test_text_files_that_name_splits_are_noted(images: Path) -> None:
     write(images / "list.csv", "path,label\nimages/a.png,x\nimages/b.png,y\n")
     write(images / "train_val_list.txt", "a.png\n")
-    note = "lists that are not read: train_val_list.txt; if they name splits, write these into a CSV file"
+    note = "lists that are not used: train_val_list.txt; if they name splits, write these into a CSV file"
     assert note in scan_data(images).notes
     (images / "list.csv").unlink()
     with pytest.raises(DataError, match="txt files are not read"):

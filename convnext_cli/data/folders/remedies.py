@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import PurePath
 
-from convnext_cli.data.folders.splits import SPLIT_NAMES, find_split
-from convnext_cli.data.folders.words import is_form, is_table, list_words
+from convnext_cli.data.folders.splits import find_split, is_split_list
+from convnext_cli.data.folders.words import is_form, is_table
 from convnext_cli.data.index import SPREADSHEET_SUFFIXES
 from convnext_cli.data.tree import Folder
 
@@ -40,12 +40,6 @@ def choose_example(tables: Iterable[str]) -> str:
     return min(tables, key=lambda path: "train" not in map(find_split, PurePath(path).parts[-2:]))
 
 
-def list_split_lists(tree: Folder) -> list[str]:
-    """Return the names of text files that name splits, such as `train.txt` and `train_val_list.txt`."""
-    names = {name for folder in tree.walk() for name in folder.others if name.lower().endswith(".txt")}
-    return sorted(name for name in names if SPLIT_NAMES.keys() & set(list_words(name[:-4])))
-
-
 def describe_others(tree: Folder) -> str:
     """Describe files that are not read and may hold the images, if there are none, or the classes, if no table does."""
     names = [name for folder in tree.walk() for name in folder.others]
@@ -54,7 +48,7 @@ def describe_others(tree: Folder) -> str:
         return f". Its {' and '.join(containers)} files are not opened: unpack them, or save the images in them as PNG"
     suffixes = Counter(os.path.splitext(name)[1].lower() for name in names)  # noqa: PTH122
     kinds = [suffix for suffix, least in _LEAST_FILES.items() if suffixes[suffix] >= least]
-    if ".txt" not in kinds and list_split_lists(tree):
+    if ".txt" not in kinds and any(map(is_split_list, names)):
         kinds.append(".txt")
     if not kinds or any(is_table(name) and not is_form(name) for name in names):
         return ""

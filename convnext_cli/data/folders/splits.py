@@ -1,7 +1,8 @@
 """Folders and tables of splits: `train`, `Training Set`, `seg_train` beside `seg_test`."""
 
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from convnext_cli.data.folders.words import GENERIC_WORDS, list_names, list_words
@@ -38,6 +39,8 @@ SPLIT_NAMES = ENGLISH_NAMES | {
     "시험": "test", "평가": "test", "اختبار": "test", "परीक्षण": "test", "uji": "test", "δοκιμή": "test",
 }  # fmt: skip
 UNLABELLED = "unlabelled"
+_BOTH = re.compile(r"train[ _-]?val(?:idation)?(?![a-z])", re.IGNORECASE)
+"""In the name of a list: the images for training and validation."""
 _SPLIT_OF = SPLIT_NAMES | dict.fromkeys(
     ("pred", "preds", "predict", "prediction", "predictions", "inference", "unlabelled", "unlabeled", "unsup"),
     UNLABELLED,
@@ -132,16 +135,44 @@ def find_split_tables(paths: Iterable[Path]) -> list[dict[str, Path]]:
 
     One set has the same words beside the split's: `train.csv` and `val.csv`, `train_labels.csv` and `test_labels.csv`.
     """
-    sets: dict[tuple[Path, tuple[str, ...]], dict[str, list[Path]]] = {}
-    for path in paths:
-        division = _divide_name(path.stem)
+    return _collect_sets({path: (path.parent, path.stem) for path in paths})
+
+
+def is_split_list(name: str) -> bool:
+    """Return True if a file name is that of a text file that may list splits: `train.txt`, `train_val_list.txt`."""
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122
+    return suffix.lower() == ".txt" and bool(SPLIT_NAMES.keys() & set(list_words(stem)) or _BOTH.search(stem))
+
+
+def find_split_lists(paths: Iterable[Path]) -> list[dict[str, Path]]:
+    """Return the sets of text files that are lists of splits by their names, as `find_split_tables` does.
+
+    `trainval.txt` lists the training split if no file lists that alone. Of `train1.txt`, `test1.txt`, `train2.txt` and
+    `test2.txt`, those of one number are a set.
+    """
+    numbers = {path: tuple(map(int, re.findall(r"\d+", path.stem))) for path in paths}
+    left = sorted(numbers, key=lambda path: (path.parent, numbers[path], path.name))
+    sets: list[dict[str, Path]] = []
+    for pattern in (r"(?!)", _BOTH):
+        names = {path: re.sub(pattern, "train", path.stem) for path in left}
+        for numbered in (False, True):
+            sets += _collect_sets({path: ((path.parent, numbered and numbers[path]), names[path]) for path in left})
+            left = [path for path in left if not any(path in splits.values() for splits in sets)]
+    return sets
+
+
+def _collect_sets(names: Mapping[Path, tuple[object, str]]) -> list[dict[str, Path]]:
+    """Return the sets of files that have a training split and another; `names` has the place and the name of each."""
+    sets: dict[tuple[object, tuple[str, ...]], dict[str, list[Path]]] = {}
+    for path, (place, name) in names.items():
+        division = _divide_name(name)
         if division and division[0] in SPLITS:
             split, others = division
-            sets.setdefault((path.parent, others), {}).setdefault(split, []).append(path)
+            sets.setdefault((place, others), {}).setdefault(split, []).append(path)
     return [
-        {split: tables[split][0] for split in SPLITS if split in tables}
-        for tables in sets.values()
-        if "train" in tables and len(tables) > 1 and all(len(members) == 1 for members in tables.values())
+        {split: files[split][0] for split in SPLITS if split in files}
+        for files in sets.values()
+        if "train" in files and len(files) > 1 and all(len(members) == 1 for members in files.values())
     ]
 
 

@@ -1,0 +1,121 @@
+"""The splits that text files give the images: `train.txt` and `test.txt`, with the name of an image in each line."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from convnext_cli.data.folders.splits import find_split_lists
+from convnext_cli.data.index import Index
+from convnext_cli.encoding import compose_name, read_text
+from convnext_cli.errors import DataError
+from convnext_cli.images.formats import has_image_suffix
+from convnext_cli.text import format_count, format_part, shorten_names
+
+_AFTER_NAME = r"[\s,;]+"
+"""What may stand between the name of an image and its class in a line."""
+
+
+def apply_split_lists(index: Index, paths: Sequence[Path]) -> Index:
+    """Return the index with the splits of the first set of lists that names its images, and notes on the lists.
+
+    A line has the path of an image or the end of it, with or without suffix, and maybe a class after it. An index that
+    has splits keeps them. An image in no list has no split.
+
+    Args:
+        index: scanned.
+        paths: of the text files that are lists by their names.
+    """
+    used: list[Path] = []
+    notes: list[str] = []
+    reason = "if they name splits, write these into a CSV file"
+    if any(index.splits):
+        reason = "the data have splits without them"
+    elif sets := find_split_lists(paths):
+        rows_of = _index_names(index.paths)
+        for files in sets:
+            splits, notes, problem = _read_lists(files, index.paths, rows_of)
+            if not problem:
+                index, used = replace(index, splits=tuple(splits)), list(files.values())
+                notes = [f"splits by lists: {shorten_names([path.name for path in used])}", *notes]
+                reason = "one set of lists is used"
+                break
+            notes, reason = [], problem
+    if unused := sorted({path.name for path in paths if path not in used}):
+        notes.append(f"lists that are not used: {shorten_names(unused)}; {reason}")
+    return replace(index, notes=(*index.notes, *notes))
+
+
+def _read_lists(
+    files: Mapping[str, Path], paths: Sequence[str], rows_of: Mapping[str, Sequence[int]]
+) -> tuple[list[str], list[str], str]:
+    """Return the split of each path by the lists of a set, notes on what has none, and why the set cannot be used.
+
+    The last is empty if it can.
+    """
+    splits, notes = [""] * len(paths), []
+    number, named, repeated = 0, 0, 0
+    for split, path in files.items():
+        try:
+            lines = [line for text in read_text(path)[0].splitlines() if (line := text.strip()) and line[0] != "#"]
+        except DataError as error:
+            return splits, [], error.problem
+        rows = [row for line in lines if (row := _find_row(line, paths, rows_of)) is not None]
+        repeated += sum(splits[row] not in ("", split) for row in rows)
+        for row in rows:
+            splits[row] = split
+        number, named = number + len(lines), named + len(rows)
+        if len(rows) < len(lines):
+            lack = format_part(len(lines) - len(rows), len(lines), "line", "names", "name")
+            notes.append(f"{lack} no image in {path.name}")
+    if repeated:
+        return splits, [], f"{format_count(repeated, 'image is', 'images are')} in several of {_list_names(files)}"
+    if not {"train"} < set(splits) - {""} or 2 * named < min(number, len(paths)):
+        return splits, [], f"{_list_names(files)} do not name the images of these splits"
+    if blank := splits.count(""):
+        notes.append(f"{format_part(blank, len(paths), 'image', 'is', 'are')} in no list, and can be training images")
+    return splits, notes, ""
+
+
+def _list_names(files: Mapping[str, Path]) -> str:
+    return ", ".join(path.name for path in files.values())
+
+
+def _index_names(paths: Sequence[str]) -> Mapping[str, Sequence[int]]:
+    """Return the rows of the paths by the names of their files, without suffix."""
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, path in enumerate(paths):
+        rows_of[_cut_suffix(compose_name(os.path.basename(path)))].append(row)  # noqa: PTH119
+    return rows_of
+
+
+def _cut_suffix(name: str) -> str:
+    return os.path.splitext(name)[0] if has_image_suffix(name) else name  # noqa: PTH122
+
+
+def _find_row(line: str, paths: Sequence[str], rows_of: Mapping[str, Sequence[int]]) -> int | None:
+    """Return the row of the only path that a line of a list names; None if it names none, or several."""
+    for text in _list_forms(line):
+        *folders, name = re.split(r"[/\\]+", compose_name(text))
+        rows = rows_of.get(_cut_suffix(name), ())
+        folders = [folder for folder in folders if folder not in ("", ".")]
+        if has_image_suffix(name) and len(rows) > 1:
+            rows = [row for row in rows if compose_name(paths[row]).endswith(name)]
+        rows = [row for row in rows if _end_alike(folders, compose_name(paths[row]).split("/")[:-1])]
+        if len(rows) == 1:
+            return rows[0]
+    return None
+
+
+def _list_forms(line: str) -> Iterator[str]:
+    """Yield what may be the name in a line: all of it, all but its last word, and its first word."""
+    yield line
+    yield re.sub(rf"{_AFTER_NAME}\S+$", "", line)
+    yield re.split(_AFTER_NAME, line, maxsplit=1)[0]
+
+
+def _end_alike(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Return True if the shorter of two sequences is the end of the longer one."""
+    return all(a == b for a, b in zip(reversed(one), reversed(other), strict=False))
