@@ -281,13 +281,14 @@ class _CurveDrawer:
         return event
 
     def _follow(self, event: "Event") -> None:
+        from convnext_cli.runs.files import RANGE_TEST_PLOT
         from convnext_cli.runs.folder import RunFolder
         from convnext_cli.training.events import EpochDone, Started, Trained
 
         match event:
             case Started():
                 self._run, self._epochs = RunFolder(event.run), 0
-                if not self._run.range_test_plot.exists() and (range_test := self._run.read_range_test()):
+                if not RANGE_TEST_PLOT.path(event.run).exists() and (range_test := self._run.read_range_test()):
                     from convnext_cli.reports.plots import draw_range_test
 
                     draw_range_test(self._run, range_test)

@@ -253,13 +253,10 @@ def _first_amd_gpu() -> tuple[str, int] | None:
 
 
 def _available_memory() -> int:
-    """Return the bytes that are available, including reclaimable file cache on Linux, within the control groups."""
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
+    """Return the bytes that are available, including reclaimable file cache, within the control groups."""
+    import psutil
+
+    available: int = psutil.virtual_memory().available
     return max(0, min([available, *_read_memory_limits()]))
 
 

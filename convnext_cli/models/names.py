@@ -40,20 +40,12 @@ _HUB = re.compile(r"(?:hf[-_]hub:|https://(?:huggingface\.co|hf\.co)/)?(?P<owner
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelName:
-    """The parts of a model name; `str()` joins them."""
+    """The parts of a model name."""
 
     family: str
     size: str
     modifiers: tuple[str, ...] = ()
     tag: str | None = None
-
-    @property
-    def architecture(self) -> str:
-        """The name without its tag, as registered in timm."""
-        return "_".join((self.family, self.size, *self.modifiers))
-
-    def __str__(self) -> str:
-        return self.architecture if self.tag is None else f"{self.architecture}.{self.tag}"
 
 
 def parse_hub_id(text: str) -> tuple[str, str] | None:

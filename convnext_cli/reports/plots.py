@@ -25,6 +25,7 @@ from convnext_cli.metrics.decision import DecisionCurve
 from convnext_cli.metrics.intervals import Interval
 from convnext_cli.metrics.registry import METRICS, Metric
 from convnext_cli.metrics.summary import ClassMetrics
+from convnext_cli.runs.files import CURVES, RANGE_TEST_PLOT
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.text import format_digits, make_visible, shorten_name
 
@@ -69,12 +70,12 @@ def _start(width: float, height: float, title: str = "") -> tuple[Figure, Axes]:
 
 def draw_curves(run: RunFolder) -> None:
     """Write the training curves so far, of one epoch or more, to `curves.png` in the run folder."""
-    write_png(plot_training(run.read_log()), run.curves)
+    write_png(plot_training(run.read_log()), CURVES.path(run.path))
 
 
 def draw_range_test(run: RunFolder, range_test: dict[str, Any]) -> None:
     """Write the plot of the learning-rate range test to `lr.png` in the run folder."""
-    write_png(plot_range_test(range_test), run.range_test_plot)
+    write_png(plot_range_test(range_test), RANGE_TEST_PLOT.path(run.path))
 
 
 def write_png(figure: Figure, path: Path) -> None:

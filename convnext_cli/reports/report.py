@@ -20,6 +20,7 @@ from convnext_cli.reports.gallery import draw_images, pick_images
 from convnext_cli.reports.predictions import format_group_predictions, format_predictions
 from convnext_cli.reports.section import Plots, ReportData, Section, Table
 from convnext_cli.reports.verdict import answer_questions
+from convnext_cli.runs.files import GROUP_PREDICTIONS, PREDICTIONS
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.text import make_visible
 
@@ -82,9 +83,9 @@ def write_report_steps(evaluation: Evaluation) -> Steps[Path]:
         page = stack.enter_context(replace_file(run.report))
         text = render_page(report, sections, svg)
         page.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
-        tables = {run.predictions: format_predictions(evaluation)}
+        tables = {PREDICTIONS.path(run.path): format_predictions(evaluation)}
         if evaluation.per_group is not None:
-            tables[run.group_predictions] = format_group_predictions(evaluation.per_group)
+            tables[GROUP_PREDICTIONS.path(run.path)] = format_group_predictions(evaluation.per_group)
         for path, table in tables.items():
             stack.enter_context(replace_file(path)).write_text(table, encoding="utf-8")
     return run.report

@@ -25,10 +25,8 @@ from convnext_cli.runs.files import (
     CANDIDATE,
     CHECKPOINT,
     CONFIG,
-    CURVES,
     DATA,
     FOLDS_PLAN,
-    GROUP_PREDICTIONS,
     IMAGE_HASHES,
     LOG,
     METRICS,
@@ -37,10 +35,8 @@ from convnext_cli.runs.files import (
     ONNX_INT8,
     PLAN,
     PLOTS,
-    PREDICTIONS,
     PT2,
     RANGE_TEST,
-    RANGE_TEST_PLOT,
     REPORT,
     SPLIT,
     TESTS,
@@ -96,29 +92,9 @@ class RunFolder:
         return REPORT.path(self.path)
 
     @property
-    def predictions(self) -> Path:
-        """Label and prediction of each image of the newest evaluation."""
-        return PREDICTIONS.path(self.path)
-
-    @property
-    def group_predictions(self) -> Path:
-        """Label and prediction of each group of the newest evaluation per group."""
-        return GROUP_PREDICTIONS.path(self.path)
-
-    @property
     def plots(self) -> Path:
         """Folder of the report's plots, as image files."""
         return PLOTS.path(self.path).parent
-
-    @property
-    def curves(self) -> Path:
-        """Plot of the training so far."""
-        return CURVES.path(self.path)
-
-    @property
-    def range_test_plot(self) -> Path:
-        """Plot of the learning-rate range test; its numbers are beside it."""
-        return RANGE_TEST_PLOT.path(self.path)
 
     @property
     def tests(self) -> Path:
@@ -360,10 +336,6 @@ class RunFolder:
             return None
         convert_record(raw, RangeTest, path, RANGE_TEST.remedy)
         return raw
-
-    def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write the final metrics, which mark the run as finished."""
-        self.write(METRICS, metrics)
 
     def read_result(self) -> "Result | None":
         """Return the kept epoch and its validation metrics; None before the run has finished.

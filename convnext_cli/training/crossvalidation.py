@@ -172,7 +172,7 @@ def _summarise(folder: FoldsFolder, number: int, accelerator: "Accelerator") -> 
         }
         if left_out:
             metrics["left_out"] = [asdict(entry) | {"run": entry.run.name} for entry in left_out]
-        folder.write_metrics(metrics)
+        folder.write(METRICS, metrics)
     return result
 
 

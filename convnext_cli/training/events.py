@@ -58,8 +58,6 @@ class Planned:
     run: Path
     plan: Plan
     index: Index
-    resumes: bool
-    """True if an unfinished run is resumed."""
     notices: tuple[Notice, ...]
 
 

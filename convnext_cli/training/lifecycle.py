@@ -29,7 +29,7 @@ from convnext_cli.recipes.costs import AUTOTUNED_PASSES, Workload
 from convnext_cli.recipes.fingerprint import DataCounts
 from convnext_cli.recipes.settings import UNKNOWN
 from convnext_cli.recipes.speeds import remember_speed
-from convnext_cli.runs.files import ENVIRONMENT, RANGE_TEST
+from convnext_cli.runs import files
 from convnext_cli.runs.folder import RunFolder, restore_remedy
 from convnext_cli.runs.folds import describe_resume
 from convnext_cli.training.build import build_context
@@ -85,7 +85,7 @@ def start_training(preparation: Preparation, run: RunFolder, accelerator: Accele
         DataError: the images differ from those that the run began with.
     """
     index, origin, is_resumed = preparation.index, preparation.origin, preparation.request.resume is not None
-    yield Planned(run=run.path, plan=preparation.plan, index=index, resumes=is_resumed, notices=preparation.notices)
+    yield Planned(run=run.path, plan=preparation.plan, index=index, notices=preparation.notices)
     contents = NO_CONTENTS
     if accelerator.is_main_process:
         contents = yield from digest_contents(index)
@@ -177,7 +177,7 @@ def _begin(
     if accelerator.is_main_process:
         run.create(overwrite=request.overwrite)
         preparation.write_data(run)
-        run.write(ENVIRONMENT, describe_environment(describe_device(accelerator.device)))
+        run.write(files.ENVIRONMENT, describe_environment(describe_device(accelerator.device)))
     record = partial(record_origin, run, context.plan, index, contents, teacher)
     origin = do_on_first_rank(accelerator, record)
 
@@ -268,7 +268,7 @@ def _measure_settings(
         load_checkpoint(run, context)
         result = yield from find_lr_steps(context, state)
         if context.accelerator.is_main_process:
-            run.write(RANGE_TEST, result)
+            run.write(files.RANGE_TEST, result)
         steps, _ = plan_steps(context.settings, len(context.index.rows("train")))
         context.use_plan(apply_range_test(context.plan, result, steps * context.settings.epochs))
     if context.plan is not plan:
@@ -338,7 +338,7 @@ def _finish(context: TrainingContext, state: TrainingState, complete: Complete |
     selected_by = _describe_selection(context, state)
     if accelerator.is_main_process:
         _remember_speed(context, state)
-        run.write_metrics({"epoch": best["epoch"], "selected_by": selected_by, "val": state.best_val})
+        run.write(files.METRICS, {"epoch": best["epoch"], "selected_by": selected_by, "val": state.best_val})
         for path in run.list_candidates():  # after the metrics: a run that is killed before averages them again
             path.unlink(missing_ok=True)
     accelerator.wait_for_everyone()

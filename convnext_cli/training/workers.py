@@ -8,7 +8,6 @@ the working folder could hide Python's own. An image depends on its draw only, s
 processes.
 """
 
-import math
 import os
 import pickle
 import signal
@@ -20,7 +19,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, TypeAlias
 
@@ -46,17 +44,19 @@ class ProcessLoader:
 
     def __init__(self, views: TrainingViews, workers: int, batch_size: int) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        self._shared = SharedBatches((AHEAD + 2, batch_size, *views.preprocessing.size, 3))
+        shape = AHEAD + 2, batch_size, *views.preprocessing.size, 3
+        self._file = _make_file()
+        self._images = map_batches(self._file, shape)
         self.processes = [
             subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
-                pass_fds=self._shared.inherited,
+                pass_fds=[self._file.fileno()],
             )
             for _ in range(workers)
         ]  # fmt: skip
         self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
         for process in self.processes:
-            _send(process, (views, self._shared.path, self._shared.shape))
+            _send(process, (views, self._file.fileno(), shape))
             self._idle.put(process)
 
     def load(self, batches: Iterable[Sequence[Draw]]) -> Batches:
@@ -65,7 +65,7 @@ class ProcessLoader:
         Raises:
             ConvnextError: a process was killed.
         """
-        drawn, images = [list(draws) for draws in batches], self._shared.images
+        drawn, images = [list(draws) for draws in batches], self._images
         tasks = [self._plan_tasks(number, draws) for number, draws in enumerate(drawn)]
         loaded = run_tasks(tasks, threads=len(self.processes))
         for number, (draws, _) in enumerate(zip(drawn, loaded, strict=True)):
@@ -75,7 +75,7 @@ class ProcessLoader:
         """Return the tasks that load a batch into its place in the shared memory."""
         parts = cut_parts(draws, len(self.processes))
         starts = accumulate(map(len, parts), initial=0)
-        place = number % len(self._shared.images)
+        place = number % len(self._images)
         return [partial(self._load_part, (place, start, part)) for start, part in zip(starts, parts, strict=False)]
 
     def _load_part(self, part: Part) -> None:
@@ -101,39 +101,20 @@ class ProcessLoader:
             process.stdout.close()
         for process in self.processes:
             process.wait()
-        self._shared.close()
+        self._file.close()
+        del self._images
 
 
-class SharedBatches:
-    """Batches of images in memory that several processes share.
-
-    Args:
-        shape: batches, images of a batch, height, width and channels.
-    """
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-        self.inherited: tuple[int, ...] = ()
-        if hasattr(os, "memfd_create"):
-            self._file = os.memfd_create("convnext-batches")
-            self.path, self.inherited = f"/proc/self/fd/{self._file}", (self._file,)
-        else:
-            self._file, self.path = tempfile.mkstemp(prefix="convnext-batches-")
-        os.ftruncate(self._file, math.prod(shape))
-        self.images = map_batches(self.path, shape)
-
-    def close(self) -> None:
-        """Free the memory, once nobody uses `images` any more."""
-        os.close(self._file)
-        del self.images
-        if not self.inherited:
-            with suppress(OSError):  # Windows does not remove a file in use
-                Path(self.path).unlink()
+def _make_file() -> IO[bytes]:
+    """Return a file without a name: in memory, or where the system has no such files, a temporary one."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("convnext-batches"), "r+b")
+    return tempfile.TemporaryFile()
 
 
-def map_batches(path: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Return the array, uint8, whose memory is a file."""
-    return np.memmap(path, np.uint8, "r+", shape=shape)
+def map_batches(file: IO[bytes], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return the array (batches, images of a batch, H, W, 3) whose memory is a file, which is made large enough."""
+    return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
 def _send(process: "subprocess.Popen[bytes]", message: object) -> None:
@@ -167,8 +148,10 @@ def work(source: IO[bytes], target: IO[bytes]) -> None:
     The first one has the `TrainingViews` and the shared memory. Then a `Part` is answered by None once its images are
     there, or by an error; None, which writes the images that wait to be cached, by the cache's failure.
     """
-    views, path, shape = pickle.load(source)  # noqa: S301  # from the process that started this one
-    opened, batches = OpenViews(views), map_batches(path, shape)
+    views, number, shape = pickle.load(source)  # noqa: S301  # from the process that started this one
+    with os.fdopen(number, "r+b") as file:
+        batches = map_batches(file, shape)
+    opened = OpenViews(views)
     while True:
         try:
             part = pickle.load(source)  # noqa: S301

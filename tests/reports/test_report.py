@@ -100,7 +100,7 @@ def test_report_has_all_sections_and_no_external_resources(hostile: Evaluation) 
         f"{name}.png" for name in ("roc", "pr", "reliability", "loss", "right", "confusion", "decision-1")
     }
     assert "#010203" not in page, "no stand-in colour is left"
-    table = run.predictions.read_text().splitlines()
+    table = (run.path / "predictions.csv").read_text().splitlines()
     assert len(table) == len(hostile.test_set.rows) + 1, "a line end in a name ends no row"
 
 
@@ -426,8 +426,9 @@ def test_forest_plot_has_a_row_for_a_metric_that_is_not_defined() -> None:
 
 
 def test_training_curves_are_drawn(run: RunFolder) -> None:
-    assert run.curves.read_bytes().startswith(b"\x89PNG"), "`finetune` draws it, from the command line or not"
-    assert run.curves.stat().st_size > 5000
+    curves = (run.path / "curves.png").read_bytes()
+    assert curves.startswith(b"\x89PNG"), "`finetune` draws it, from the command line or not"
+    assert len(curves) > 5000
     log = [{"epoch": n, "train_loss": 1.0, "val_log_loss": 1.0, "val_top1": 0.5} for n in (1, 2)]
     styles = [line.get_linestyle() for axes in plot_training(log).axes for line in axes.lines]
     assert styles == ["-", "--", "-"], "equal curves are both seen"

@@ -35,7 +35,7 @@ def write_tables(run: RunFolder, folder: Path, per: str = "image") -> tuple[Eval
 def single(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Table]:
     """The evaluation of the digits, and its table."""
     evaluation, copy = write_tables(run, tmp_path_factory.mktemp("single") / "run")
-    return evaluation, read(copy.predictions)
+    return evaluation, read(copy.path / "predictions.csv")
 
 
 def test_each_image_has_its_label_and_what_predict_says(single: tuple[Evaluation, Table]) -> None:
@@ -72,7 +72,7 @@ def test_targets_and_predictions_of_other_tasks(
     kind: str, task_run: Callable[[str], RunFolder], tmp_path: Path
 ) -> None:
     evaluation, copy = write_tables(task_run(kind), tmp_path / "run", per="group")
-    table, index, metrics = read(copy.predictions), evaluation.test_set.index, evaluation.metrics
+    table, index, metrics = read(copy.path / "predictions.csv"), evaluation.test_set.index, evaluation.metrics
     row_of = {path: row for row, path in enumerate(index.paths)}
     assert {row["path"] for row in table} == {index.paths[row] for row in evaluation.test_set.rows}
     assert all(row["group"] == index.groups[row_of[row["path"]]] for row in table)
@@ -89,7 +89,7 @@ def test_targets_and_predictions_of_other_tasks(
         known = [row for row in table if row["target: NW"] in ("0", "1")]
         brier = np.mean([(float(row["p(NW)"]) - float(row["target: NW"])) ** 2 for row in known])
         assert brier == pytest.approx(next(each.label_brier for each in metrics.per_class if each.name == "NW"))
-    groups = read(copy.group_predictions)
+    groups = read(copy.path / "predictions-groups.csv")
     assert evaluation.per_group is not None
     assert [row["images"] for row in groups] == ["2"] * evaluation.per_group.groups
     assert sorted(row["group"] for row in groups) == sorted({row["group"] for row in table})
@@ -101,4 +101,4 @@ def test_targets_and_predictions_of_other_tasks(
 def test_many_classes_have_no_column_each(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictions, "MAX_CLASSES", 2)
     _, copy = write_tables(run, tmp_path / "run")
-    assert list(read(copy.predictions)[0]) == ["path", "group", "label", "class", "probability"]
+    assert list(read(copy.path / "predictions.csv")[0]) == ["path", "group", "label", "class", "probability"]

@@ -78,7 +78,7 @@ def test_folds_partition_the_data_and_share_the_test_split(folds_run: FoldsFolde
 
 def test_curves_of_each_fold_are_drawn_though_all_have_as_many_epochs(data: Path) -> None:
     cross_validate(data, output="one", **SETTINGS | {"epochs": 1})
-    assert all(run.curves.stat().st_size > 5000 for run in FoldsFolder(Path("one")).list_runs())
+    assert all((run.path / "curves.png").stat().st_size > 5000 for run in FoldsFolder(Path("one")).list_runs())
 
 
 def test_fold_equals_the_same_fold_trained_alone(data: Path, folds_run: FoldsFolder) -> None:
@@ -289,7 +289,7 @@ def test_out_of_fold_predictions_come_from_models_not_trained_on_the_image(folds
         assert np.ptp(difference, axis=1).max() < 1e-4
         assert not set(own) & {test_set.rows.index(row) for row in index.rows("train")}
     write_report(result)
-    with folds_run.predictions.open(newline="") as file:
+    with (folds_run.path / "predictions.csv").open(newline="") as file:
         assert {row["path"] for row in csv.DictReader(file)} == {test_set.index.paths[row] for row in test_set.rows}
 
 

@@ -85,7 +85,7 @@ def test_run_uses_the_measured_lr_and_its_plan_repeats_it(data: Path, result: Ru
     assert settings["lr"] == recorded["chosen"]
     assert 'source = "range test"' in result.plan.read_text()
     assert len(recorded["lr"]) == len(recorded["loss"]) <= sweep.MAX_STEPS
-    assert result.range_test_plot.stat().st_size > 5000
+    assert (result.path / "lr.png").stat().st_size > 5000
     log = result.read_log()
     assert log[-1]["lr"] <= recorded["chosen"]  # the first epoch is the head's
     values = read_plan(result.plan).settings
@@ -99,11 +99,11 @@ def test_resumed_run_draws_the_plot_that_a_kill_prevented(data: Path) -> None:
     stop_after(auto_lr_request(data, "run"), 1)
     run = RunFolder(Path("run"))
     assert run.read_range_test() is not None
-    run.range_test_plot.unlink(missing_ok=True)
+    (run.path / "lr.png").unlink(missing_ok=True)
     for event in api.train(TrainRequest(resume=run.path)):
         if isinstance(event, Started):
             break
-    assert run.range_test_plot.is_file()
+    assert (run.path / "lr.png").is_file()
 
 
 def test_plan_of_an_earlier_version_keeps_the_name_of_its_source(result: RunFolder, tmp_path: Path) -> None:
