@@ -70,11 +70,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Check that no other process holds the folder's lock.
-
-    Raises:
-        RunError: one does.
-    """
+    """Check that no other process holds the folder's lock."""
     if is_locked(folder):
         raise describe_holder(folder)
 

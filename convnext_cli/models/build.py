@@ -73,11 +73,7 @@ def build_model(
 
 
 def _read_downloaded(path: Path) -> dict[str, Tensor]:
-    """Read weights of the Hub, in its local cache.
-
-    Raises:
-        WeightsError: the file is damaged.
-    """
+    """Read weights of the Hub, in its local cache."""
     try:
         return read_weights(path)
     except WeightsError as error:

@@ -142,11 +142,7 @@ def run_training(
 
 
 def _open_teacher(preparation: Preparation) -> Teacher | None:
-    """Return the teacher of the plan; None if it has none.
-
-    Raises:
-        RunError: it cannot be opened, or its weights are not those that the run began with.
-    """
+    """Return the teacher of the plan; None if it has none."""
     name, origin = preparation.plan.teacher, preparation.origin
     if name is None:
         return None
@@ -278,11 +274,7 @@ def _measure_settings(
 
 
 def _resume(context: TrainingContext, preparation: Preparation, contents: NDArray[np.uint64]) -> Training:
-    """Resume a run from its newest checkpoint. All ranks call it.
-
-    Raises:
-        DataError: the images differ from those that the run began with.
-    """
+    """Resume a run from its newest checkpoint. All ranks call it."""
     run, settings, origin = context.run, context.settings, preparation.origin
 
     # 1. The moving average, into which the checkpoint is loaded.

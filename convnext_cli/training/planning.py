@@ -80,13 +80,7 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
 
 
 def scan_request(request: TrainRequest) -> Scan:
-    """Check the request for a new run, scan its data, and choose the model.
-
-    Raises:
-        UsageError: as `prepare_steps`.
-        DataError: as `prepare_steps`.
-        WeightsError: as `prepare_steps`.
-    """
+    """Check the request for a new run, scan its data, and choose the model."""
     # 1. The request: all that can be checked without the data.
     _check_trackers(request.track, request.data)
     if request.data is None:
@@ -116,12 +110,7 @@ def scan_request(request: TrainRequest) -> Scan:
 
 
 def plan_steps(scan: Scan) -> Steps[Preparation]:
-    """Check and split the images of a scan, and make the plan.
-
-    Raises:
-        UsageError: as `prepare_steps`.
-        DataError: as `prepare_steps`.
-    """
+    """Check and split the images of a scan, and make the plan."""
     # 1. The data and their split.
     values = _list_values(scan.request)
     request, dataset = yield from _load_data(scan, values)
@@ -153,22 +142,13 @@ def plan_steps(scan: Scan) -> Steps[Preparation]:
 
 
 def fetch_weights(request: TrainRequest, model: str) -> Steps[None]:
-    """Download the pretrained weights of a model, unless this machine has them or the request names others.
-
-    Raises:
-        WeightsError: they do not exist, or the Hub cannot be reached.
-    """
+    """Download the pretrained weights of a model, unless this machine has them or the request names others."""
     if request.weights == "auto":
         yield from find_weights_steps(*find_model(model), offline=request.offline)
 
 
 def check_sources(request: TrainRequest, model: str) -> None:
-    """Check what a new model would learn from: its file of weights, and its teacher. Imports torch.
-
-    Raises:
-        WeightsError: the weights cannot be read, or are of another model; those of a teacher of timm cannot be had.
-        UsageError: there is no such teacher.
-    """
+    """Check what a new model would learn from: its file of weights, and its teacher. Imports torch."""
     from convnext_cli.inference.teacher import check_source
     from convnext_cli.models.weights import check_weights
 
@@ -300,11 +280,7 @@ def _split(dataset: Dataset, values: Mapping[str, Any]) -> tuple[Index, Index | 
 
 
 def _check_part(index: Index, fold: int, leave_out: str) -> None:
-    """Check that the training images of a fold can be trained on; fold 0 is no fold.
-
-    Raises:
-        DataError: they cannot; it names what the fold leaves out.
-    """
+    """Check that the training images of a fold can be trained on; fold 0 is no fold."""
     try:
         check_trainable(index)
     except DataError as error:
@@ -327,12 +303,7 @@ def _check_part(index: Index, fold: int, leave_out: str) -> None:
 
 
 def _read_left_out(request: TrainRequest, index: Index, values: Mapping[str, Any]) -> Steps[tuple[TrainRequest, Index]]:
-    """Return the request with the number of folds, and the index with the fold of each image, for `--leave-out`.
-
-    Raises:
-        DataError: there is no such column.
-        UsageError: it has one value or too many, or the folds are chosen otherwise too.
-    """
+    """Return the request with the number of folds, and the index with the fold of each image, for `--leave-out`."""
     text = values["leave_out"]
     choice = request.choices.get("folds")
     if choice is not None and choice.value and choice.source == "flag":
@@ -417,11 +388,7 @@ def _locate_teacher(teacher: str | None) -> str | None:
 
 
 def _check_task(index: Index, plan: Plan) -> None:
-    """Check that no setting is on that does not apply to the task.
-
-    Raises:
-        UsageError: one is.
-    """
+    """Check that no setting is on that does not apply to the task."""
     values, defaults = {"teacher": plan.teacher, **plan.values}, {"teacher": None, **default_settings()}
     for key, reason in index.task.unsupported.items():
         name, _, value = key.partition("=")

@@ -122,11 +122,7 @@ def make_accelerator(
 
 
 def _find_first_process(address: str, port: int) -> None:
-    """Wait until the machine of the first process answers. It may refuse: that process may still prepare, for hours.
-
-    Raises:
-        UsageError: there is no such machine.
-    """
+    """Wait until the machine of the first process answers. It may refuse: that process may still prepare, for hours."""
     end = time.monotonic() + MEETING_TIMEOUT
     while True:
         try:

@@ -31,11 +31,7 @@ class Signals:
     """Remedy of an immediate stop; None while training steps check for signals themselves."""
 
     def check(self) -> None:
-        """Check that no signal has arrived.
-
-        Raises:
-            StoppedError: one has.
-        """
+        """Check that no signal has arrived."""
         if self.received:
             raise self.stop(self.received)
 
