@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from convnext_cli.cli.signals import check_stopped
 from convnext_cli.cli.tables import lay_out
 from convnext_cli.machine import is_launched
 from convnext_cli.progress import Notice, Result, Yielded, finish
@@ -197,7 +196,6 @@ def run(
     with progress(label) as bar:
 
         def show_event(event: Any) -> None:
-            check_stopped()
             match event:
                 case StepProgress():
                     bar.update(event.done, event.total, event.activity)

@@ -164,8 +164,6 @@ def _show(recommendation: "Recommendation", request: RecommendRequest, top: int)
     console.show("")
     console.show_table(["setting", "value", "from", "reason"], list_decided(recommendation.plan, recommendation.task))
     console.show("")
-    if recommendation.plan.choices["lr"].source.startswith("specification"):
-        _show_lr_rule(recommendation)
 
 
 def _show_best(recommendation: "Recommendation", data: str) -> None:
@@ -198,17 +196,6 @@ def _show_best(recommendation: "Recommendation", data: str) -> None:
             f"{format_percent(unseen.area)}% with a centre crop of {pct:g}" for pct, unseen in crops.items()
         )
         console.show(f"never seen by evaluation: {recommendation.unseen} with this plan ({others})")
-
-
-def _show_lr_rule(recommendation: "Recommendation") -> None:
-    from convnext_cli.recipes.tables import load_tables
-
-    lr, batch, rule = recommendation.plan.settings.lr, recommendation.plan.settings.batch_size, load_tables().lr_rule
-    rates = ", ".join(f"{size}: {rate:g}" for size, rate in rule.examples.items())
-    console.show(
-        f"The specification's rule for lr, {rule.lr:g} x batch / {rule.batch} (section 2), by batch: {rates}. "
-        f"At batch {batch}: {rule.rate(batch):g}. The model's own row is used instead: {lr:g}"
-    )
 
 
 def _show_offline(request: RecommendRequest) -> None:

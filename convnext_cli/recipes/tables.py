@@ -58,28 +58,12 @@ class Regime(Row):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LearningRateRule:
-    """A learning rate that is proportional to the batch size."""
-
-    source: str
-    lr: float
-    batch: int
-    examples: dict[int, float]
-    """Learning rates by batch size, as printed in the document."""
-
-    def rate(self, batch: int) -> float:
-        """Return the learning rate for a batch size."""
-        return self.lr * batch / self.batch
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Tables:
     """The specification's rows by model and by data-set size, with notes for the reasons."""
 
     notes: dict[str, str]
     scratch_notes: dict[str, str]
     """Notes for training from random initialisation, instead of `notes`."""
-    lr_rule: LearningRateRule
     common: dict[str, tuple[float, str, str]]
     """Value, source and reason of the settings of every training. `min_lr` is a fraction of the peak."""
     models: dict[tuple[str, str], Row]
@@ -118,12 +102,6 @@ def load_tables() -> Tables:
     return Tables(
         notes=raw["notes"],
         scratch_notes=raw["notes_from_scratch"],
-        lr_rule=LearningRateRule(
-            source=f"specification {raw['lr_rule']['section']}",
-            lr=raw["lr_rule"]["lr"],
-            batch=raw["lr_rule"]["batch"],
-            examples=dict(raw["lr_rule"]["examples"]),
-        ),
         common={
             name: (row["value"], f"specification {row['section']}", row["reason"]) for name, row in raw["all"].items()
         },

@@ -103,12 +103,6 @@ def test_grey_images_are_assumed_medical_with_a_note(convnext: Convnext, tmp_pat
     assert "109 px" in size["reason"]
 
 
-def test_the_learning_rate_rule_is_shown(convnext: Convnext) -> None:
-    text = convnext("recommend", "--dataset-size", 6000, "--recipe", "specification").out
-    assert "0.004 x batch / 4096 (section 2)" in text
-    assert "256: 0.00025" in text
-
-
 def test_a_dry_run_shows_sizes_time_an_unusual_lr_and_the_next_command(convnext: Convnext, digits: Path) -> None:
     words = ("finetune", digits, "--model", "convnext_base", "--lr", 0.05, "--image-size", 160, "--no-check")
     outcome = convnext(*words, "--dry-run")

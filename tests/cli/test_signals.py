@@ -8,11 +8,9 @@ from unittest.mock import Mock
 
 import pytest
 
-from convnext_cli.cli import console
 from convnext_cli.cli.app import main
 from convnext_cli.cli.signals import stop_by_signals
 from convnext_cli.files import replace_file
-from convnext_cli.progress import Progress
 from convnext_cli.training.events import Started
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
@@ -100,21 +98,3 @@ def test_an_ignored_signal_stays_ignored() -> None:
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, handler)
-
-
-@pytest.mark.usefixtures("python_handlers")
-@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-def test_a_signal_whose_exception_is_lost_stops_at_the_next_event() -> None:
-    class Collected:
-        def __del__(self) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(10)
-
-    def work() -> Generator[Progress, None, None]:
-        item = Collected()
-        del item
-        yield Progress(done=1, total=2)
-        raise AssertionError
-
-    with stop_by_signals(), pytest.raises(KeyboardInterrupt):
-        console.run("work", work())

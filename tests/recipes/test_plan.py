@@ -506,13 +506,6 @@ def test_specification_recipe_has_its_augmentation_and_min_lr() -> None:
     assert plan_for("convnextv2_tiny", recipe="measured").settings.min_lr == 1e-6
 
 
-def test_lr_rule_gives_the_documents_examples() -> None:
-    rule = load_tables().lr_rule
-    assert {batch: rule.rate(batch) for batch in rule.examples} == pytest.approx(rule.examples)
-    page = (Path(__file__).parents[2] / "docs/explanation/specification.md").read_text()
-    assert "| lr | 0.004 | 0.002 | 0.001 | 0.0005 | 0.00025 | 0.000125 |" in page
-
-
 @pytest.mark.parametrize(
     ("name", "lr", "batch", "has_warning"),
     [

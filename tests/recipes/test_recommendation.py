@@ -136,14 +136,14 @@ def test_candidates_name_their_true_place_in_the_specification(size: int) -> Non
         where, name = candidate.reason.removeprefix("specification: "), candidate.model.parsed
         kind, _, regime = where.partition(", ")
         if kind == "Best Choice":
-            assert BEST_CHOICE[int(regime[0]) - 1] == str(name)
+            assert BEST_CHOICE[int(regime[0]) - 1] == candidate.model.name
         elif kind == "section 5":
             assert name.family == "convnext"
             assert name.size in SECTION_5[regime].split()
         elif kind == "rule of thumb":
             assert name.size in RULE_OF_THUMB[regime].split()
         else:
-            assert where == f"tier {load_ranking()[str(name)].tier}"
+            assert where == f"tier {load_ranking()[candidate.model.name].tier}"
 
 
 def test_users_own_model_comes_first() -> None:

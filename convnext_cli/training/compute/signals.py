@@ -57,16 +57,16 @@ def watch_signals(signals: Signals) -> AbstractContextManager[None]:
         if is_repeated or (is_first and signals.remedy):
             raise signals.stop(number)
 
-    return _handle_signals(record)
+    return handle_signals(record)
 
 
 def end_by_signals() -> AbstractContextManager[None]:
     """Let signals end the process at once during the block: Python's handlers do not run while a C function waits."""
-    return _handle_signals(signal.SIG_DFL)
+    return handle_signals(signal.SIG_DFL)
 
 
 @contextmanager
-def _handle_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
+def handle_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
     """Handle the signals that stop a training during the block, if it runs in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
