@@ -698,7 +698,10 @@ def write_objects(folder: Path, head: str, rows: Sequence[str]) -> Path:
     return write(folder / "list.csv", "\n".join([f"path,{head}", *lines]) + "\n")
 
 
-@pytest.mark.parametrize("name", ["plant_id", "Plant", "specimen no", "AnimalID", "video", "serial_number", "sample"])
+@pytest.mark.parametrize(
+    "name",
+    ["plant_id", "Plant", "plantid", "StudyInstanceUID", "specimen no", "AnimalID", "video", "serial_number", "sample"],
+)
 def test_column_of_objects_is_known_by_its_words_and_digits(name: str, tmp_path: Path) -> None:
     index = scan_data(write_objects(tmp_path, f"label,{name}", [f"{'ab'[k % 2]},x{k}" for k in range(8)]))
     assert index.groups == tuple(f"x{k // 3}" for k in range(24))

@@ -50,8 +50,8 @@ _PATIENT_WORDS = frozenset(
 )  # fmt: skip
 _ID_WORDS = frozenset(
     (
-        "id", "ids", "nr", "no", "num", "number", "nummer", "index", "key", "code", "name", "anon", "uid", "hash",
-        "número",
+        "id", "ids", "nr", "no", "num", "number", "nummer", "index", "key", "code", "name", "anon", "uid", "iuid",
+        "instance", "hash", "sn", "barcode", "submitter", "número",
     )
 )  # fmt: skip
 GROUP_COLUMNS = ("group", "group_id")
@@ -251,7 +251,8 @@ def _list_groups(table: Table, name_of: dict[str, str], path: str) -> Iterator[s
     yield from (name for name in groups if not is_flag(table, name) and not _holds_arms(table.columns[name]))
     words_of = {name: set(list_words(name)) for name in name_of.values() if name != path}
     for word in _OBJECT_WORDS:
-        objects = (name for name, words in words_of.items() if word in words and words <= {word} | _ID_WORDS)
+        either = {word, f"{word}id"}
+        objects = (name for name, words in words_of.items() if words & either and words <= either | _ID_WORDS)
         yield from (name for name in objects if _numbers_objects(table, name))
 
 
