@@ -13,6 +13,7 @@ from convnext_cli.data.folders.words import describe_joined
 from convnext_cli.data.index import NONE, Index, number_targets
 from convnext_cli.data.tables.columns import (
     find_columns,
+    join_split_columns,
     list_patients,
     read_folds,
     read_groups,
@@ -140,9 +141,10 @@ def _make_finder(table: Table, options: TableOptions, listing: Listing | None = 
 
 def _read_located(path: Path, options: TableOptions) -> _Located:
     """Read a table, and find its columns and its images. Raises the errors of `read_manifest`."""
-    table = read_table(path)
+    table, notes = join_split_columns(read_table(path))
     finder = _make_finder(table, options)
-    return _locate_images(table, finder, find_columns(table, finder, options))
+    located = _locate_images(table, finder, find_columns(table, finder, options))
+    return replace(located, notes=notes + located.notes)
 
 
 def _locate_images(table: Table, finder: FileFinder, columns: dict[str, str]) -> _Located:

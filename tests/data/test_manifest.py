@@ -924,6 +924,24 @@ def test_a_column_of_flags_marks_a_split(images: Path, column: str, splits: Sequ
 
 
 @pytest.mark.parametrize(
+    ("head", "cells", "splits", "classes"),
+    [
+        ("label,train,test", ("x,1,0", "y,1,0", "x,0,1", "y,0,1"), "train train test test", "x y"),
+        ("label,Train,Valid", ("x,1,0", "y,True,False", "x,0,1", "y,0,0"), "train train val ", "x y"),
+        ("label,Train,Valid", ("x,1,0", "y,True,False", "x,0,1", "y,,"), "   ", "x y"),
+        ("edema,mass,train,test", ("1,0,1,0", "1,1,1,0", "0,1,0,1", "0,0,0,1"), "train train test test", "edema mass"),
+        ("bus,test,train", ("1,0,1", "0,1,1", "0,0,1", "1,1,0"), "   ", "bus test train"),
+        ("label,train,test,split", ("x,1,0,val", "y,1,0,train", "x,0,1,", "y,0,1,train"), "val train  train", "x y"),
+    ],
+)
+def test_columns_of_flags_for_each_split(
+    images: Path, head: str, cells: Sequence[str], splits: str, classes: str
+) -> None:
+    index = scan_data(write(images / "list.csv", rows(*cells, head=f"path,{head}")))
+    assert (" ".join(index.splits), " ".join(index.classes)) == (splits, classes)
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("id,class\nc,x\nd,y\n", "it has no column 'label'"),

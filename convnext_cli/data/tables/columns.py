@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 
 from convnext_cli.data.folders.masks import has_mask_words
 from convnext_cli.data.folders.splits import UNLABELLED, find_simple_split, find_split
@@ -206,6 +207,22 @@ def _find_flagged_split(name: str, cells: Sequence[str]) -> str | None:
     prefix, _, word = fold_column(name).partition("_")
     split = find_simple_split(word) if prefix == "is" else None
     return split if split and {parse_flag(cell) for cell in cells} == {0.0, 1.0} else None
+
+
+def join_split_columns(table: Table) -> tuple[Table, list[str]]:
+    """Return the table with one column in place of those called `train`, `val` or `test`, and a note on it.
+
+    These columns are of 1 and 0, with one 1 in a row at most.
+    """
+    split_of = {name: split for name in table.columns if (split := find_simple_split(name))}
+    rows = list(zip(*(map(parse_flag, table.columns[name]) for name in split_of), strict=True))
+    are_flags = all(set(flags) <= {0.0, 1.0} and flags.count(1.0) <= 1 for flags in rows)
+    if len(split_of) < 2 or "train" not in split_of.values() or "split" in table.columns or not are_flags:
+        return table, []
+    columns = {name: cells for name, cells in table.columns.items() if name not in split_of}
+    splits = [*split_of.values(), ""]
+    columns["split"] = [splits[(*flags, 1.0).index(1.0)] for flags in rows]
+    return replace(table, columns=columns), [f"the columns {', '.join(split_of)} are read as one column, split"]
 
 
 def _parse_split(cell: str) -> str | None:
