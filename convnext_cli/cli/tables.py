@@ -33,13 +33,7 @@ def lay_out(
         spare: titles of the columns that may be left out, the first one first.
     """
     grid = [[make_visible("-" if cell is None else str(cell)) for cell in row] for row in (columns, *rows)]
-    kept = list(range(len(columns)))
-    left_out: list[str] = []
-    for title in spare:
-        if width is None or _find_least(grid, kept) <= width:
-            break
-        kept.remove(list(columns).index(title))
-        left_out.append(title)
+    kept, left_out = _choose_columns(grid, width, [list(columns).index(title) for title in spare])
     if width is not None and _find_least(grid, kept) > width:
         yield from _stack(grid, width)
         return
@@ -59,8 +53,20 @@ def lay_out(
             )
             yield _GAP.join(padded).rstrip(), at == 0
     if left_out and width is not None:
-        for line in _fold(f"(no room for {', '.join(left_out)})", width):
+        for line in _fold(f"(no room for {', '.join(columns[at] for at in left_out)})", width):
             yield line, False
+
+
+def _choose_columns(
+    grid: Sequence[Sequence[str]], width: int | None, spare: Sequence[int]
+) -> tuple[list[int], Sequence[int]]:
+    """Return the columns that are shown, and the spare ones that are left out so that they fit."""
+    everything = range(len(grid[0]))
+    for number in range(len(spare) + 1):
+        kept = [at for at in everything if at not in spare[:number]]
+        if width is None or _find_least(grid, kept) <= width:
+            break
+    return kept, spare[:number]
 
 
 def _stack(grid: Sequence[Sequence[str]], width: int) -> Iterator[tuple[str, bool]]:

@@ -30,23 +30,9 @@ def build_context(
     """Return the context of a training, with the plan's model on the devices. All ranks call it."""
     request, index, plan = preparation.request, preparation.index, preparation.plan
     settings = plan.settings
-    torch.manual_seed(settings.seed)  # for newly initialised parameters
     with accelerator.local_main_process_first():  # one download for all processes of a machine
-        network, new = build_model(
-            preparation.architecture,
-            preparation.tag,
-            ModelOptions(
-                num_classes=index.task.count_outputs(len(index.classes)),
-                drop_path=settings.drop_path,
-                in_chans=settings.in_chans,
-                head_hidden_size=settings.head_hidden_size if settings.head == "mlp" else None,
-                head_dropout=settings.head_dropout,
-            ),
-            weights="none" if request.resume else plan.weights,
-            offline=request.offline,
-        )
+        network, new = _build_network(preparation)
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}  # before sharding
-    scale_head(network, new, settings.head_init_scale)
     if teacher is not None:
         add_projection(network, teacher.feature_width if settings.teacher_features else 0)
     network.set_grad_checkpointing(settings.grad_checkpointing)  # type: ignore[operator]  # timm's models have it
@@ -80,6 +66,28 @@ def build_context(
     if teacher is not None:
         context.distillation = plan_distillation(context, teacher)
     return context
+
+
+def _build_network(preparation: Preparation) -> tuple[nn.Module, list[str]]:
+    """Return the plan's model on the CPU, and the names of its newly initialised parameters."""
+    request, index, plan = preparation.request, preparation.index, preparation.plan
+    settings = plan.settings
+    torch.manual_seed(settings.seed)  # for newly initialised parameters
+    network, new = build_model(
+        preparation.architecture,
+        preparation.tag,
+        ModelOptions(
+            num_classes=index.task.count_outputs(len(index.classes)),
+            drop_path=settings.drop_path,
+            in_chans=settings.in_chans,
+            head_hidden_size=settings.head_hidden_size if settings.head == "mlp" else None,
+            head_dropout=settings.head_dropout,
+        ),
+        weights="none" if request.resume else plan.weights,
+        offline=request.offline,
+    )
+    scale_head(network, new, settings.head_init_scale)
+    return network, new
 
 
 def _lay_out(network: nn.Module, accelerator: Accelerator) -> nn.Module:

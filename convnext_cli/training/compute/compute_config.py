@@ -128,18 +128,7 @@ def configure_model(
     compiled, problem = None, ""
     has_graphs = can_record(accelerator, passes)
     try:
-        inputs = draw_inputs(shape, accelerator.device)
-        if has_graphs:  # cuDNN searches its algorithms here: memory that it takes in a graph would stay there
-            run_pass(network.train(), inputs)
-            network.zero_grad(set_to_none=True)
-            free_memory(accelerator.device)
-        reserved = [torch.empty_like(value) for value in network.parameters() for _ in range(copies * has_graphs)]
-        forward = compile_model(network.train(), has_graphs=has_graphs)
-        compiled = CompiledModel(forward=forward, images=shape[0], has_graphs=has_graphs)
-        for _ in range(RECORDING if has_graphs else 1):
-            run_pass(forward, inputs)
-            network.zero_grad(set_to_none=True)
-        del reserved
+        compiled = _compile(network.train(), draw_inputs(shape, accelerator.device), copies, has_graphs=has_graphs)
     except Exception as error:  # the compiler's errors share no base class
         problem = shorten_error(error)
         network.zero_grad(set_to_none=True)
@@ -149,6 +138,21 @@ def configure_model(
             drop_compiled_models(accelerator.device)
         return None, [*notices, describe_compile_failure(problem or "in another process")]
     return compiled, notices
+
+
+def _compile(network: nn.Module, inputs: Tensor, copies: int, *, has_graphs: bool) -> CompiledModel:
+    """Compile a model's passes of the shape of `inputs`, and record them as graphs, with memory left for `copies`."""
+    if has_graphs:  # cuDNN searches its algorithms here: memory that it takes in a graph would stay there
+        run_pass(network, inputs)
+        network.zero_grad(set_to_none=True)
+        free_memory(inputs.device)
+    reserved = [torch.empty_like(value) for value in network.parameters() for _ in range(copies * has_graphs)]
+    forward = compile_model(network, has_graphs=has_graphs)
+    for _ in range(RECORDING if has_graphs else 1):
+        run_pass(forward, inputs)
+        network.zero_grad(set_to_none=True)
+    del reserved
+    return CompiledModel(forward=forward, images=len(inputs), has_graphs=has_graphs)
 
 
 def adapt_to_device(config: ComputeConfig, accelerator: Accelerator) -> tuple[ComputeConfig, Notice | None]:
