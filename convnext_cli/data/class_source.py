@@ -13,6 +13,7 @@ from convnext_cli.data.index import NONE, Index, describe_skipped
 from convnext_cli.data.layout import Layout
 from convnext_cli.data.split_lists import apply_split_lists
 from convnext_cli.data.tables.options import TableOptions
+from convnext_cli.data.tables.table import name_tables
 from convnext_cli.encoding import fold_name
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.options import AUTO
@@ -50,6 +51,7 @@ def choose_class_source(layout: Layout, folders: Index, source: Path, options: T
     if not paths and options.image_root != AUTO:
         raise UsageError(f"--image-root is for a CSV file, and {source} has none", "Leave it out, or give the CSV file")
     tables, errors = _read_tables(paths, options)
+    tables = _drop_copies(tables)
 
     files: Files = ()
     if _names_classes(folders, paths, options):
@@ -105,8 +107,22 @@ def _read_tables(paths: Sequence[Path], options: TableOptions) -> tuple[dict[Fil
     return tables, errors
 
 
+def _drop_copies(tables: dict[Files, Index]) -> dict[Files, Index]:
+    """Return the tables without those that only repeat rows of one with splits: a `full.csv` beside those of splits."""
+    targets = {
+        files: dict(zip(_list_files(table), map(table.describe_target, range(len(table))), strict=True))
+        for files, table in tables.items()
+    }
+    whole = [files for files, table in tables.items() if any(table.splits)]
+    return {
+        files: table
+        for files, table in tables.items()
+        if any(table.splits) or not any(targets[files].items() <= targets[other].items() for other in whole)
+    }
+
+
 def _name_files(files: Files) -> str:
-    return " + ".join(path.name for path in files)
+    return " + ".join(name_tables(files))
 
 
 def add_groups(index: Index, others: Sequence[Path], options: TableOptions) -> tuple[Index, Path | None]:

@@ -93,8 +93,10 @@ class Layout:
 
     @property
     def tables(self) -> list[str]:
-        """The paths of the tables beside the classes, and in the wrappers around them."""
+        """The paths of the tables beside the classes, in the wrappers around them, and in splits without classes."""
         around = [folder for folder in self.tree.walk() if f"{self.start.path}/".startswith(f"{folder.path}/")]
+        if self.error:
+            around += [folder for folder in self.start.filled if find_simple_split(folder.name)]
         paths = (
             os.path.join(folder.path, name)  # noqa: PTH118
             for folder in around

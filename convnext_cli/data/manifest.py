@@ -10,7 +10,7 @@ from pathlib import Path
 
 from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.folders.words import describe_joined
-from convnext_cli.data.index import NONE, Index, number_targets
+from convnext_cli.data.index import NONE, SPLITS, Index, number_targets
 from convnext_cli.data.tables.columns import (
     find_columns,
     join_split_columns,
@@ -22,7 +22,16 @@ from convnext_cli.data.tables.columns import (
 )
 from convnext_cli.data.tables.files import FileFinder, Images, Listing, find_files
 from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
-from convnext_cli.data.tables.table import SAMPLE, join_tables, list_columns, read_table, select_cells, select_columns
+from convnext_cli.data.tables.table import (
+    SAMPLE,
+    find_common_folder,
+    join_tables,
+    list_columns,
+    name_tables,
+    read_table,
+    select_cells,
+    select_columns,
+)
 from convnext_cli.data.tables.targets import read_targets
 from convnext_cli.encoding import UTF_8, normalise_name
 from convnext_cli.errors import DataError
@@ -77,14 +86,16 @@ def read_split_manifests(paths: Mapping[str, Path], options: TableOptions) -> tu
         OtherTaskError: the targets are not of the task that was asked for.
         DataError: as in `read_manifest`.
     """
-    train = _read_located(paths["train"], options)
+    listing = Listing(find_common_folder([*paths.values()])) if options.image_root == AUTO else None
+    train = _read_located(paths["train"], options, listing)
     label_columns = read_targets(train.table, train.columns, options).columns
     parts, notes = {"train": train}, []
+    names = dict(zip(paths, name_tables([*paths.values()]), strict=True))
     for split, path in list(paths.items())[1:]:
         table = select_columns(read_table(path), train.table.columns)
         finder = _make_finder(table, options, train.listing)
         if problem := _explain_no_split(table, finder, [train.columns["path"], *label_columns]):
-            notes.append(f"{path.name} is no {split} split: {problem}")
+            notes.append(f"{names[split]} is no {split} split: {problem}")
         else:
             parts[split] = _locate_images(table, finder, train.columns)
     if len(parts) == 1:
@@ -95,7 +106,7 @@ def read_split_manifests(paths: Mapping[str, Path], options: TableOptions) -> tu
     if "split" not in columns and options.split_column != NONE:
         cells = [split for split, part in parts.items() for _ in part.paths]
         table, columns = replace(table, columns=table.columns | {"split": cells}), columns | {"split": "split"}
-        notes.insert(0, f"splits by the names of tables: {', '.join(path.name for path in files)}")
+        notes.insert(0, f"splits by the names of tables: {', '.join(name_tables(files))}")
     paths_of_all = [path for part in located for path in part.paths]
     notes = list(dict.fromkeys([*notes, *(note for part in located for note in part.notes)]))
     return _read_rows(replace(train, table=table, columns=columns, paths=paths_of_all, notes=notes), options), files
@@ -136,13 +147,14 @@ def _make_finder(table: Table, options: TableOptions, listing: Listing | None = 
     root = table.path.parent if is_auto else Path(options.image_root)
     if not is_auto and not root.is_dir():
         raise DataError(f"--image-root {root} is not a folder", "Give the folder that the paths of the CSV begin in")
-    return FileFinder(listing or Listing(root), find_split(table.path.stem), search=is_auto, encoding=table.encoding)
+    split = find_split(table.path.stem) or find_split(table.path.parent.name)
+    return FileFinder(listing or Listing(root), split, search=is_auto, encoding=table.encoding)
 
 
-def _read_located(path: Path, options: TableOptions) -> _Located:
+def _read_located(path: Path, options: TableOptions, listing: Listing | None = None) -> _Located:
     """Read a table, and find its columns and its images. Raises the errors of `read_manifest`."""
     table, notes = join_split_columns(read_table(path))
-    finder = _make_finder(table, options)
+    finder = _make_finder(table, options, listing)
     located = _locate_images(table, finder, find_columns(table, finder, options))
     return replace(located, notes=notes + located.notes)
 
@@ -188,6 +200,9 @@ def _read_rows(located: _Located, options: TableOptions) -> Index:
     """Return the index of a table whose images are found. Raises the errors of `read_manifest`."""
     table, columns, paths = located.table, dict(located.columns), located.paths
     splits = read_splits(table, columns)
+    by_folders: list[str] = []
+    if "split" not in columns and options.split_column != NONE:
+        splits, by_folders = _read_folder_splits(paths)
     folds = read_folds(table, columns, splits)
     if not folds:
         columns.pop("fold", None)
@@ -196,6 +211,7 @@ def _read_rows(located: _Located, options: TableOptions) -> Index:
     targets, joined = _join_rows(paths, read_targets(table, columns, options))
     notes = [
         *located.notes,
+        *by_folders,
         *describe_joined(targets.labels),
         *_describe_columns(table, columns, targets, folds, options),
         *_describe_groups(columns.get("group", ""), groups),
@@ -212,6 +228,17 @@ def _read_rows(located: _Located, options: TableOptions) -> Index:
         is_joined=bool(joined),
     )
     return _make_index(table, Path(located.listing.root), rows, notes)
+
+
+def _read_folder_splits(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the split of each path by its first folder that names one, and a note; none unless all paths have one."""
+    parents = [path.rpartition("/")[0] for path in paths]
+    folders = {parent: [name for name in parent.split("/") if find_split(name) in SPLITS] for parent in set(parents)}
+    names = {parent: next(iter(inner), "") for parent, inner in folders.items()}
+    if not {"train"} < {find_split(name) for name in names.values()} <= set(SPLITS):
+        return [""] * len(paths), []
+    note = f"splits by the folders of the images: {shorten_names(sorted(set(names.values())))}"
+    return [find_split(names[parent]) or "" for parent in parents], [note]
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,6 +199,28 @@ RECOGNISED = {
         {"": 2},
     ),
     # tables
+    "a table in each split": (
+        " ".join(
+            f"{s}/ {s}/metadata.csv:file_name,label|0.png,x|1.png,y|2.png,x" for s in ("train", "validation", "test")
+        ),
+        "x y",
+        {"train": 3, "val": 3, "test": 3},
+    ),
+    "a table in the training split alone": (
+        "train/ train/labels.csv:path,label|0.png,x|1.png,y|2.png,x test/",
+        "x y",
+        {"": 3},
+    ),
+    "a table whose paths have the splits": (
+        "train/ test/ metadata.csv:file_name,label|train/0.png,x|train/1.png,y|test/2.png,x",
+        "x y",
+        {"train": 2, "test": 1},
+    ),
+    "a table of all beside those of the splits": (
+        "img/ img/3.png full.csv:id,label|0,x|1,y|2,x|3,y train.csv:id,label|0,x|1,y test.csv:id,label|2,x|3,y",
+        "x y",
+        {"train": 2, "test": 2},
+    ),
     "a competition": (
         "train_images/ test_images/ train.csv:id_code,diagnosis|0,2|1,3|2,2 test.csv:id_code|0|1|2",
         "2 3",
@@ -441,11 +463,11 @@ def test_folder_and_its_zip_file_give_the_same_index(case: str, tmp_path: Path, 
 
 
 def test_error_names_the_table(tmp_path: Path, image: Path) -> None:
-    data = make(tmp_path / "data", "train/ test/ train/labels.csv:path,label|0.png,x|1.png,y", image)
+    data = make(tmp_path / "data", "train/ test/ train/x/labels.csv:path,label|../0.png,x|../1.png,y", image)
     with pytest.raises(DataError) as caught:
         scan_folder(data)
-    assert f"Give the table itself, such as {data}/train/labels.csv" in caught.value.remedy
-    assert scan_data(data / "train/labels.csv").classes == ("x", "y")
+    assert f"Give the table itself, such as {data}/train/x/labels.csv" in caught.value.remedy
+    assert scan_data(data / "train/x/labels.csv").classes == ("x", "y")
 
 
 def test_known_classes_are_not_questioned(tmp_path: Path, image: Path) -> None:

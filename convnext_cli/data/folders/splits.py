@@ -131,11 +131,15 @@ def _divide_name(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def find_split_tables(paths: Iterable[Path]) -> list[dict[str, Path]]:
-    """Return the sets of tables that lie beside each other and are splits by their names, the training split first.
+    """Return the sets of tables that are splits by their names or their folders', the training split first.
 
-    One set has the same words beside the split's: `train.csv` and `val.csv`, `train_labels.csv` and `test_labels.csv`.
+    One set has the same words beside the split's: `train.csv` and `val.csv`, `train_labels.csv` and `test_labels.csv`;
+    or one name in the folders of splits: `train/metadata.csv` and `test/metadata.csv`.
     """
-    return _collect_sets({path: (path.parent, path.stem) for path in paths})
+    names = {path: ((path.parent, ""), path.stem) for path in paths}
+    sets = _collect_sets(names)
+    left = [path for path in names if not any(path in splits.values() for splits in sets)]
+    return sets + _collect_sets({path: ((path.parent.parent, path.name), path.parent.name) for path in left})
 
 
 def is_split_list(name: str) -> bool:

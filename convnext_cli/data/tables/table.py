@@ -7,6 +7,7 @@ cells (RFC 4180).
 import csv
 import io
 import itertools
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -121,18 +122,29 @@ def select_columns(table: Table, names: Iterable[str]) -> Table:
     return replace(table, columns=columns)
 
 
+def name_tables(paths: Sequence[Path]) -> list[str]:
+    """Return the names of tables, with their folders if these tell them apart."""
+    return [str(path.relative_to(find_common_folder(paths))) for path in paths]
+
+
+def find_common_folder(paths: Sequence[Path]) -> Path:
+    """Return the innermost folder that all files are in."""
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
 def join_tables(tables: Sequence[Table]) -> Table:
-    """Return the rows of tables of one folder as one table of the first one's columns, blank where another has none."""
-    first = tables[0]
+    """Return the rows of tables as one table of the first one's columns, blank where another has none."""
+    first, paths = tables[0], [table.path for table in tables]
+    names = name_tables(paths)
     return replace(
         first,
-        path=first.path.parent,
+        path=find_common_folder(paths),
         columns={
             name: [cell for table in tables for cell in table.columns.get(name, [""] * len(table))]
             for name in first.columns
         },
         lines=[line for table in tables for line in table.lines],
-        files=[table.path.name for table in tables for _ in table.lines],
+        files=[name for name, table in zip(names, tables, strict=True) for _ in table.lines],
     )
 
 
