@@ -1,10 +1,8 @@
 """A plan: the model and every setting with the reason for its value, kept in a TOML file that people can edit."""
 
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +115,8 @@ class PlanFile:
     weights: str | None = None
     teacher: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    records: dict[str, Any] | None = None
-    """The table `reasons`: value, source and reason of each setting, as the file was made; None in version 0.1.0."""
-    comments: dict[str, str] = field(default_factory=dict)
-    """The reasons of that version, which has them in comments."""
+    records: dict[str, Any] = field(default_factory=dict)
+    """The table `reasons`: value, source and reason of each setting, as the file was made; empty in version 0.1.0."""
 
     @property
     def choices(self) -> dict[str, Choice]:
@@ -134,17 +130,14 @@ class PlanFile:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Source and reason of each setting as text, for a run's own plan; empty if the file has none."""
-        if self.records is None:
-            return self.comments
+        """Source and reason of each setting as text."""
         return {
             name: f"{choice.source} ({choice.reason})" if choice.reason else choice.source
             for name, choice in self._restore().items()
         }
 
     def _restore(self) -> dict[str, Choice]:
-        records = self.records or {}
-        return {name: _restore(value, records.get(name)) for name, value in self.settings.items()}
+        return {name: _restore(value, self.records.get(name)) for name, value in self.settings.items()}
 
 
 def read_plan(path: Path) -> PlanFile:
@@ -186,24 +179,13 @@ def read_plan(path: Path) -> PlanFile:
         weights=raw.get("weights"),
         teacher=raw.get("teacher"),
         settings=raw.get("settings", {}),
-        records=raw.get("reasons"),
-        comments={} if "reasons" in raw else parse_comments(text),
+        records=raw.get("reasons", {}),
     )
 
 
 def read_optional_plan(path: Path) -> PlanFile:
     """Read the plan file of a run as `read_plan` does; an empty one if it is missing, as only training needs it."""
     return read_plan(path) if path.exists() else PlanFile()
-
-
-def parse_comments(text: str) -> dict[str, str]:
-    """Return the reasons in a plan of version 0.1.0, which has them in the comment above each setting."""
-    reasons = {}
-    for comment, line in pairwise(text.splitlines()):
-        name = line.partition(" =")[0]
-        if name in declare_settings() and (reason := re.search(r"^#.* From (.+)\.$", comment)):
-            reasons[name] = reason[1]
-    return reasons
 
 
 def override_choices(

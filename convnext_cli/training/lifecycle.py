@@ -102,7 +102,7 @@ def start_training(preparation: Preparation, run: RunFolder, accelerator: Accele
     del teacher  # and its memory on the device, before the training's is measured
     try:
         if is_resumed:
-            return _resume(context, preparation, contents)
+            return _resume(context, preparation)
         return (yield from _begin(context, preparation, contents, identity, licenses))
     except BaseException:
         context.drop_compiled()
@@ -273,7 +273,7 @@ def _measure_settings(
         save_checkpoint(context, state)
 
 
-def _resume(context: TrainingContext, preparation: Preparation, contents: NDArray[np.uint64]) -> Training:
+def _resume(context: TrainingContext, preparation: Preparation) -> Training:
     """Resume a run from its newest checkpoint. All ranks call it."""
     run, settings, origin = context.run, context.settings, preparation.origin
 
@@ -282,6 +282,8 @@ def _resume(context: TrainingContext, preparation: Preparation, contents: NDArra
         context.ema = ModelEma(context.model, settings.ema_decay)
     # 2. Weights, optimizer and state.
     state, notices = load_checkpoint(run, context)
+    if origin is None:
+        raise RunError(f"{run.path} was written by another version", "Continue it with that version")
     if state.images != preparation.image_digest:
         raise DataError(
             f"the images in {context.index.location} are not those that {run.path} began with",
@@ -301,12 +303,7 @@ def _resume(context: TrainingContext, preparation: Preparation, contents: NDArra
     config, notice = adapt_to_device(config, context.accelerator)
     compute = _configure(context, AutotuneResult(compute_config=config, notices=(notice,) if notice else ()))
     state.blocks = config.blocks
-    # 5. The digests, if the version that began the run did not record them.
-    if origin is None:
-        record = partial(record_origin, run, context.plan, context.index, contents)
-        origin = do_on_first_rank(context.accelerator, record)
-        state.origin = asdict(origin)
-    # 6. The micro-batch size, the one changeable setting that the state has too.
+    # 5. The micro-batch size, the one changeable setting that the state has too.
     if settings.micro_batch_size != origin.settings["micro_batch_size"]:
         state.micro_batch_size = settings.micro_batch_size
     return Training(context, state, compute, (*notices, *compute.notices), is_resumed=True)

@@ -85,7 +85,7 @@ def digest_contents(index: Index) -> "Steps[NDArray[np.uint64]]":
 
 
 def record_origin(
-    run: RunFolder, plan: "Plan", index: Index, contents: "NDArray[np.uint64]", teacher_identity: str = ""
+    run: RunFolder, plan: "Plan", index: Index, contents: "NDArray[np.uint64]", teacher_identity: str
 ) -> Origin:
     """Write the digests of rows and images into the run, and return its origin."""
     rows = digest_split(index)
@@ -112,14 +112,13 @@ def check_teacher(origin: Origin, identity: str) -> None:
 
 
 def read_origin(run: RunFolder) -> Origin | None:
-    """Return the origin in the newest checkpoint that can be read; None if the version that wrote it kept none."""
+    """Return the origin in the newest checkpoint that can be read; None without one."""
     from safetensors import safe_open
 
     for path in run.list_checkpoints():
         try:
             with safe_open(path, "np") as file:
-                fields = json.loads(file.metadata()["state"]).get("origin")
-            return Origin(**fields) if fields else None
+                return Origin(**json.loads(file.metadata()["state"])["origin"])
         except Exception:  # noqa: S112  (damaged: safetensors' errors, OSError and JSON's share no base class)
             continue
     return None

@@ -42,7 +42,7 @@ class Preparation:
     plan_notices: tuple[Notice, ...]
     """Notices about the plan; for a resumed run, about allowed changes since it began."""
     origin: Origin | None = None
-    """The recorded start of the run; None for a new run, and if it was not recorded."""
+    """The recorded start of the run; None for a new run."""
     device_notices: tuple[Notice, ...] = ()
     """Notices about the device, from torch."""
 

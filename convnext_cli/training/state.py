@@ -31,7 +31,7 @@ class TrainingState:
     recomputed: Sequence[int] | None = None
     """`ComputeConfig.recomputed`; None where nothing was measured, and in checkpoints that did not keep it."""
     origin: dict[str, Any] | None = None
-    """The fields of `Origin`; None in checkpoints that did not keep it."""
+    """The fields of `Origin`."""
     loss_scale: dict[str, Any] | None = None
     """State of the scaler of losses, in fp16."""
     step: int = 0

@@ -27,7 +27,6 @@ from convnext_cli.recipes.plan import (
     PlanInputs,
     make_plan,
     override_choices,
-    parse_comments,
     read_plan,
 )
 from convnext_cli.recipes.rules import choose_image_size, explain_lr
@@ -194,25 +193,6 @@ def test_flags_replace_the_reasons_that_they_contradict(tmp_path: Path) -> None:
     assert same["lr"].source == plan.choices["lr"].source
     other = override_choices(read_plan(path).choices, {}, same_model=False)
     assert other["image_size"].reason == "chosen for another model"
-
-
-def test_reasons_in_comments_of_version_0_1_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "plan.toml"
-    path.write_text(
-        'model = "test_convnext"\nweights = "auto"\n\n[settings]\n'
-        "# Passes over the training images. From specification 5, small (3.2 has 300; a note (here)).\nepochs = 3\n"
-        "# Training images are turned by at most this, either way; 0 is off From augmentation light.\nrotation = 0.0\n"
-        "lr = 0.001\n"
-    )
-    assert {name: choice.value for name, choice in read_plan(path).choices.items()} == read_plan(path).settings
-    assert {choice.source for choice in read_plan(path).choices.values()} == {"plan"}
-    assert read_plan(path).reasons == {
-        "epochs": "specification 5, small (3.2 has 300; a note (here))",
-        "rotation": "augmentation light",
-    }
-    assert parse_comments("# Peak learning rate. From rule.\nlr = 1\n# From rule.\nname = 2\nlr = 2\n") == {
-        "lr": "rule"
-    }
 
 
 @pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16", "cp1252"])

@@ -85,7 +85,7 @@ def test_fold_equals_the_same_fold_trained_alone(data: Path, folds_run: FoldsFol
     train(folds_request(data, "alone", fold=2))
     assert Path("alone/model.safetensors").read_bytes() == weights_of(folds_run)[1]
     alone, fold = read_plan(Path("alone/plan.toml")), read_plan(folds_run.run(2).plan)
-    assert replace(alone, records=None) == replace(fold, records=None), "but for the sources"
+    assert replace(alone, records={}) == replace(fold, records={}), "but for the sources"
     assert weights_of(folds_run)[0] != weights_of(folds_run)[1]
 
 
@@ -325,7 +325,6 @@ def test_a_deleted_fold_is_trained_again(folds_run: FoldsFolder, convnext: Convn
     assert (outcome.code, lacking in outcome.err) == (3, True)
     recorded = run_all(train_steps(TrainRequest(resume=Path("cv"))))
     assert [event.fold for event in recorded if isinstance(event, FoldDone)] == list(deleted)
-    assert not [event for event in recorded if isinstance(event, Started) and "no digests" in str(event.notices)]
     assert weights_of(FoldsFolder(Path("cv"))) == weights_of(folds_run)
     assert json.loads(Path("cv/metrics.json").read_text()) == json.loads(folds_run.metrics.read_text())
     for name in ("audit.json", "image_hashes.safetensors", "split.csv"):
