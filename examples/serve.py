@@ -11,6 +11,7 @@ a generated name until it is classified. At most `MAX_UPLOADS` uploads are kept 
 import argparse
 import asyncio
 import base64
+import contextlib
 import html
 import logging
 import socket
@@ -211,7 +212,9 @@ def main() -> None:
         parser.exit(2, f"error: cannot listen on port {options.port} ({error}). Give another --port.\n")
     print(f"Serving {options.run} at http://127.0.0.1:{listening.getsockname()[1]}/", flush=True)
     app = make_app(options.run, (*HOSTS, *options.host_name))
-    uvicorn.Server(uvicorn.Config(app, http=Connection, ws="none", log_level="warning")).run(sockets=[listening])
+    server = uvicorn.Server(uvicorn.Config(app, http=Connection, ws="none", log_level="warning"))
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
+        server.run(sockets=[listening])
 
 
 if __name__ == "__main__":

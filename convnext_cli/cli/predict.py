@@ -98,8 +98,10 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
     done = total - len(failures)
     if not (flags.as_json or flags.as_csv):
         summary = f"Classified {done:,} of {format_count(total, 'image')}"
-        has_hint = request.explain is None and request.per == "image" and run.is_dir()  # a file has no gradients
-        console.say(f"{summary}. Next: --explain DIR draws heat maps" if has_hint else summary)
+        is_possible = done and request.per == "image" and run.is_dir()  # a file has no gradients
+        console.say(
+            f"{summary}. Next: --explain DIR draws heat maps" if is_possible and request.explain is None else summary
+        )
     if request.explain is not None:
         console.say(f"Heat maps: {format_count(done, 'image')} in {console.shorten_path(request.explain)}")
     if ungrouped := len({str(path) for path in inputs.paths}.intersection(groups)):  # named by their paths

@@ -244,8 +244,9 @@ def _check_class_number(index: Index) -> None:
         DataError: this is not so.
     """
     if len(index.classes) < 2:
+        skipped = f"; skipped: {describe_skipped(index.skipped)}" if index.skipped else ""
         raise DataError(
-            f"{index.location} has one class only ({index.classes[0]!r})",
+            f"{index.location} has one class only ({index.classes[0]!r}){skipped}",
             "Give two class folders or more",
         )
     if len(index.classes) > len(index):

@@ -96,7 +96,8 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
     except FileNotFoundError as error:
         raise RunError(f"{folder} is not a finished run: it has no {path.name}", MODEL_REMEDY) from error
     except Exception as error:  # safetensors' own errors, OSError
-        raise RunError(f"{path} cannot be read: it is damaged or cut short", MODEL_REMEDY) from error
+        reason = getattr(error, "strerror", None) or "it is damaged or cut short"
+        raise RunError(f"{path} cannot be read: {reason}", MODEL_REMEDY) from error
     classes = config.count_outputs(CONFIG.path(folder))
     outputs = len(state.get("head.fc.weight", ()))
     if outputs != classes:

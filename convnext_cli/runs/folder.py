@@ -375,7 +375,8 @@ class RunFolder:
         try:
             return f"{checksum_file(MODEL.path(self.path)):08x}"
         except OSError as error:
-            raise RunError(f"{MODEL.path(self.path)} cannot be read", "Give a finished run") from error
+            problem = f"{MODEL.path(self.path)} cannot be read: {error.strerror}"
+            raise RunError(problem, "Give a finished run") from error
 
     def record_test(self, entry: dict[str, Any]) -> int:
         """Record an evaluation on a test split, and return the number of evaluations so far.

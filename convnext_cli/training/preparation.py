@@ -7,6 +7,7 @@ from convnext_cli.data.dataset import Dataset
 from convnext_cli.data.groups import find_groups_across_splits
 from convnext_cli.data.index import Index, describe_skipped
 from convnext_cli.data.split import TOO_FEW, advise_on_validation, explain_small_validation
+from convnext_cli.data.tree import CLOSED
 from convnext_cli.machine import Machine
 from convnext_cli.models.catalog import Architecture, Tag
 from convnext_cli.progress import Notice
@@ -121,5 +122,7 @@ class Preparation:
         elif absent:
             notices.append(Notice(f"the test split has no image of {shorten_names(absent)}"))
         if index.skipped:
-            notices.append(Notice(f"skipped in the data folder: {describe_skipped(index.skipped)}"))
+            is_closed = any(reason.startswith(CLOSED) for reason in index.skipped)
+            text = f"skipped in the data folder: {describe_skipped(index.skipped)}"
+            notices.append(Notice(text, "warning" if is_closed else "note"))
         return notices

@@ -297,3 +297,21 @@ def test_targets_are_called_what_they_are(tmp_path: Path, convnext: Convnext, mo
     (tmp_path / "areas.csv").write_text("\n".join(["path,area", *rows]))
     lines = convnext("check", "areas.csv").out.splitlines()
     assert [line.split() for line in lines[1:3]] == [["number", "images"], ["area", "12"]]
+
+
+def test_folder_that_cannot_be_read_is_a_warning(
+    digits: Path, convnext: Convnext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def refuse(path: str) -> object:  # root may read everything
+        if str(path).endswith("/1"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    words = ("finetune", digits, "--model", "test_convnext", "--weights", "none", "--dry-run")
+    assert "skipped in the data folder" not in convnext(*words).err
+    monkeypatch.setattr(os, "scandir", refuse)
+    outcome = convnext(*words)
+    text = " ".join((outcome.out + outcome.err).split())
+    assert "warning: skipped in the data folder: 1 folder that cannot be read (Permission denied)" in text

@@ -744,3 +744,18 @@ def test_exclusion_of_everything_is_refused(
         scan_data(data, exclude=exclude)
     with pytest.raises(DataError, match=problem):
         scan_data(data / "table.csv", exclude=exclude)
+
+
+def test_one_class_beside_a_folder_that_cannot_be_read_names_it(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, scan = make(tmp_path / "data", "a/ b/ c/", image), os.scandir
+
+    def refuse(path: str) -> object:  # root may read everything
+        if path.endswith(("/b", "/c")):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"one class only \('a'\); skipped: 2 folders that cannot be read \(Permission"):
+        check_trainable(scan_folder(data))

@@ -1,4 +1,5 @@
 import contextlib
+import signal
 import socket
 import subprocess
 import sys
@@ -52,6 +53,18 @@ def post(address: str, content: bytes, filename: str, host: str = "localhost") -
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def test_interrupted_server_ends_without_a_traceback(run: RunFolder) -> None:
+    command = [sys.executable, str(SCRIPT), str(run.path), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    address = process.stdout.readline().split()[-1]
+    with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:  # noqa: S310
+        assert answer.status == 200
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 0
 
 
 @pytest.mark.slow
