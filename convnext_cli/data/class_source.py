@@ -54,8 +54,9 @@ def choose_class_source(layout: Layout, folders: Index, source: Path, options: T
     tables = _drop_copies(tables)
 
     files: Files = ()
-    if _names_classes(folders, paths, options):
-        index, files = _find_extension(tables, folders, source) or (folders, ())
+    names_column = options.label_column != AUTO or options.label_columns != AUTO
+    if _names_classes(folders, paths, options) and not (tables and names_column):
+        index, files = _find_extension(tables, folders, source, options.known_labels) or (folders, ())
     elif len(tables) == 1:
         [(files, table)] = tables.items()
         index = _describe_only_table(files, table, layout, forms)
@@ -170,7 +171,9 @@ def _are_groups(folders: Index, groups: Sequence[str], known: Set[str]) -> bool:
     return is_each or (len(folders.classes) > 1 and known >= set(folders.classes))
 
 
-def _find_extension(tables: dict[Files, Index], folders: Index, source: Path) -> tuple[Index, Files] | None:
+def _find_extension(
+    tables: dict[Files, Index], folders: Index, source: Path, known_labels: Sequence[str]
+) -> tuple[Index, Files] | None:
     """Return the first table that has the classes and all images of the folders, and more columns; None if none has.
 
     Raises:
@@ -194,8 +197,17 @@ def _find_extension(tables: dict[Files, Index], folders: Index, source: Path) ->
         has_more = any(table.groups) or any(table.folds) or (any(table.splits) and not any(folders.splits))
         if has_more and label_of.keys() <= set(files):
             note = f"the classes of {_name_files(names)} are those of the folders; other columns are used"
-            extensions.append((replace(table, notes=(note, *table.notes)), names))
+            named = table if set(table.classes) & set(known_labels) else _rename_numbers(table, folders, pairs)
+            extensions.append((replace(named, notes=(note, *table.notes)), names))
     return extensions[0] if extensions else None
+
+
+def _rename_numbers(table: Index, folders: Index, pairs: Iterable[Pair]) -> Index:
+    """Return the index of a table whose classes are numbers with the names of the folders that they stand for."""
+    number_of = {by_table: by_folder for by_folder, by_table in pairs}
+    if len(number_of) < len(table.classes) or not all(name.isdecimal() for name in table.classes):
+        return table
+    return replace(table, classes=folders.classes, labels=tuple(number_of[label] for label in table.labels))
 
 
 def _is_one_to_one(pairs: Iterable[tuple[object, object]]) -> bool:
@@ -216,8 +228,8 @@ def _describe_contradiction(
         f"{source} has folders ({', '.join(folders.classes[:5])}) and a table ({_name_files(files)}: "
         f"{', '.join(table.classes[:5])}) that give the images different classes, such as "
         f"{folders.classes[by_folder]!r} and {table.classes[by_table]!r}",
-        f"{_suggest_itself(files)}, to train on its classes; or move it out of the folder to train on the folders' "
-        "names",
+        f"{_suggest_itself(files)}, to train on its classes; or move {_name_files(files)} out of the folder to "
+        "train on the folders' names",
     )
 
 
@@ -225,7 +237,7 @@ def _suggest_itself(files: Files) -> str:
     """Return the remedy of a folder whose table decides."""
     if len(files) == 1:
         return f"Give the table itself, {files[0]}"
-    return f"Write {_name_files(files)} into one table with a column split, and give that"
+    return "Name the tables' column of labels with --label-column"
 
 
 def _describe_only_table(files: Files, table: Index, layout: Layout, forms: Sequence[str]) -> Index:
@@ -260,7 +272,8 @@ def _explain_missing_classes(
     skipped = f" (skipped: {describe_skipped(folders.skipped)})" if folders.skipped else ""
     return DataError(
         f"no images in class folders under {source}{skipped}{describe_others(layout.tree)}",
-        f"Put them into {source}/<class>/, as JPEG, PNG, TIFF, DICOM or another readable format",
+        f"Put them into {source}/<class>/, as JPEG, PNG, TIFF, DICOM or another readable format, or give a CSV file "
+        "with path and label",
     )
 
 

@@ -632,6 +632,28 @@ def test_contradiction_names_two_classes(tmp_path: Path, image: Path) -> None:
         scan_folder(make(tmp_path, f"a/ b/ {table}", image))
 
 
+def test_a_named_column_of_labels_decides_against_the_folders(tmp_path: Path, image: Path) -> None:
+    rows = {s: "|".join(f"{s}/{c}/{k}.png,{k % 2}" for c in "ab" for k in range(3)) for s in ("train", "val")}
+    tables = " ".join(f"{s}.csv:path,sick|{text}" for s, text in rows.items())
+    data = make(tmp_path / "data", f"train/a/ train/b/ val/a/ val/b/ {tables}", image)
+    with pytest.raises(DataError, match="different classes") as caught:
+        scan_data(data)
+    assert caught.value.remedy.startswith("Name the tables' column of labels with --label-column, to train on its")
+    index = scan_data(data, table_options=TableOptions(label_column="sick"))
+    assert (index.classes, index.splits.count("val")) == (("0", "1"), 6)
+
+
+def test_folders_name_the_classes_that_are_numbers_in_a_table(tmp_path: Path, image: Path) -> None:
+    rows = "|".join(
+        f"{c}/{k}.png,{number},{'val' if k else 'train'}" for number, c in enumerate("ba") for k in range(3)
+    )
+    data = make(tmp_path / "data", f"a/ b/ t.csv:path,label,split|{rows}", image)
+    index = scan_data(data)
+    assert (index.classes, index.labels, index.splits.count("val")) == (("a", "b"), (0,) * 3 + (1,) * 3, 4)
+    index = scan_data(data, table_options=TableOptions(known_labels=("0", "1")))
+    assert (index.classes, index.labels) == (("0", "1"), (1,) * 3 + (0,) * 3)
+
+
 def test_table_adds_groups_to_the_folders(tmp_path: Path, image: Path) -> None:
     index = scan_folder(make(tmp_path / "data", RECOGNISED["a table that says the patients too"][0], image))
     assert index.groups == ("p0", "p1", "p2") * 2

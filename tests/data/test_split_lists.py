@@ -63,11 +63,12 @@ def test_each_form_of_a_line(root: Path, form: str) -> None:
     assert find_notes(scan_data(root)) == ["splits by lists: train.txt, val.txt, test.txt"]
 
 
-def test_lists_beside_a_table_that_is_given_itself(root: Path) -> None:
+@pytest.mark.parametrize("folder", ["", "annotations"])
+def test_lists_beside_a_table_that_is_given_itself(root: Path, folder: str) -> None:
     table = write(root / "table.csv", "image,label", *(f"{Path(path).name},{k % 3}" for k, path in enumerate(IMAGES)))
     names = [Path(path).name for path in IMAGES]
-    write(root / "train_val_list.txt", *names[:6])
-    write(root / "test_list.txt", *names[6:])
+    write(root / folder / "train_val_list.txt", *names[:6])
+    write(root / folder / "test_list.txt", *names[6:])
     index = scan_data(table)
     assert Counter(index.splits) == {"train": 6, "test": 2}
     index = scan_data(write(table, "image,label,split", *(f"{name},{k % 3},train" for k, name in enumerate(names))))
