@@ -368,6 +368,7 @@ AMBIGUOUS = {
     "patients as folders": ("patient0001/study1/ patient0002/study1/", "look like patients"),
     "patients in a split": ("train/patient0001/s1/ train/patient0002/s1/", "look like patients"),
     "classes inside numbered patients": ("10253/0/ 10253/1/ 10254/0/ 10254/1/", "the same folders \\(0, 1\\)"),
+    "classes under their letters": ("a/abbey/ a/airport/ b/beach/", "begin with the same letter"),
     "classes inside sites": (
         "hamburg/NORMAL/ hamburg/SICK/ berlin/NORMAL/ berlin/SICK/",
         "same folders \\(NORMAL, SICK\\)",

@@ -77,6 +77,7 @@ def check_top_folders(tree: Folder, start: Folder) -> None:
             suggest_table(tree),
         )
     is_numbered = len(shapes) == 1 and all(re.search(r"\d{3}", name) for name in names)
+    _check_letters(tops)
     _check_inner_folders(tops, words, is_numbered=is_numbered)
     generic = [top for top, top_words in zip(tops, words, strict=True) if _is_subset(top_words, _NO_CLASSES)]
     unlike = sorted({top.name for top in generic} | {top.name for top in tops if find_simple_split(top.name)})
@@ -116,6 +117,22 @@ def _check_paired_masks(tops: Sequence[Folder]) -> None:
             f"{quote_name(masks[0])} has files with the names of those in {quote_name(images)}, so they look like "
             "images and their masks, not like two classes",
             f"Leave the masks out with --exclude {masks[0].name}, or give a CSV file with path and label",
+        )
+
+
+def _check_letters(tops: Sequence[Folder]) -> None:
+    """Check that the folders are not letters under which the classes are sorted, as in SUN397's `a/abbey`."""
+    inner = [folder.name for top in tops for folder in top.filled]
+    are_letters = all(
+        len(top.name) == 1 and not top.images and all(folder.name.startswith(top.name) for folder in top.filled)
+        for top in tops
+    )
+    are_words = not any(find_split(name) or re.search(r"\d", name) for name in inner)
+    if are_letters and are_words and len(inner) > len(tops):
+        raise AmbiguousLayoutError(
+            f"{list_names(tops)} have folders that begin with the same letter ({shorten_names(sorted(inner))}), so "
+            "those seem to be the classes",
+            "Give a folder that has one folder for each class, or a CSV file with path and label",
         )
 
 
