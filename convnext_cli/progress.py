@@ -1,6 +1,8 @@
 """Long operations: generators that yield events and return their result, composed with `yield from`."""
 
+import sys
 from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -50,7 +52,8 @@ def finish(steps: Generator[object, None, Result], on_event: OnEvent = None) -> 
     try:
         while True:
             try:
-                event = next(steps)
+                with _use_numpy_defaults():
+                    event = next(steps)
             except StopIteration as end:
                 result: Result = end.value
                 return result
@@ -58,6 +61,12 @@ def finish(steps: Generator[object, None, Result], on_event: OnEvent = None) -> 
                 on_event(event)
     finally:
         steps.close()  # an exception's traceback would keep the generator open, and with it the run's lock
+
+
+def _use_numpy_defaults() -> AbstractContextManager[object]:
+    """Give a block NumPy's default answers to an underflow or a division by zero; a program may have changed them."""
+    numpy = sys.modules.get("numpy")  # a program that has changed them has imported it
+    return numpy.errstate(divide="warn", over="warn", under="ignore", invalid="warn") if numpy else nullcontext()
 
 
 def map_events(

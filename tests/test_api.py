@@ -245,6 +245,19 @@ def test_a_training_works_in_a_changed_process_and_leaves_it_so(digits: Path, ru
         torch.set_default_dtype(dtype)
 
 
+def test_numpys_errors_of_a_program_do_not_end_an_operation() -> None:
+    tiny = np.float32(1e-30)
+
+    def square() -> Generator[int, None, float]:
+        yield 1
+        return float(tiny * tiny)
+
+    with np.errstate(all="raise"):
+        assert finish(square()) == 0
+        with pytest.raises(FloatingPointError):
+            tiny * tiny
+
+
 def test_two_trainings_at_once_in_a_process_would_disturb_each_other(digits: Path, tmp_path: Path) -> None:
     def train_too(event: Any) -> None:
         if type(event).__name__ == "Planned":

@@ -1,8 +1,10 @@
 """The command line: its commands, and the line and exit code of a failure."""
 
+import errno
 import gc
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,7 +20,7 @@ from convnext_cli.cli.help import Command
 from convnext_cli.cli.hints import explain_usage
 from convnext_cli.cli.signals import get_stopping_signal, stop_by_signals
 from convnext_cli.cli.streams import discard, discard_unwritten, keep_streams
-from convnext_cli.errors import ConvnextError, OutOfMemoryError, StoppedError, UsageError
+from convnext_cli.errors import ConvnextError, OutOfMemoryError, StoppedError, UsageError, shorten_error
 from convnext_cli.machine import get_rank
 
 EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memory, 130 interrupted, 143 terminated."
@@ -175,10 +177,34 @@ def _explain(error: BaseException, words: Sequence[str]) -> tuple[str, int]:
             return f"this process has too little memory. {remedy}", OutOfMemoryError.exit_code
         case BlockingIOError(filename=None) | RuntimeError(args=["can't start new thread"]):  # of fork
             return NO_PROCESS, 1
+        case OSError(errno=errno.EBADF, filename=None):
+            return "standard output is closed, so the result is lost. Redirect it to a file, or to /dev/null", 1
         case OSError():
             where = f": {error.filename}" if error.filename else ""
             return f"{error.strerror or error}{where}. Check the path, the disk's space and its permissions", 1
         case ImportError(path=str(path)) if path.endswith(".so"):  # at a limit of memory, or damaged
             return f"cannot load a library ({error}). Raise the memory limit (`ulimit -v`), or install it again", 1
+    if variables := _find_variables(error):
+        problem = f"a library cannot use the environment variable {variables} ({shorten_error(error)})"
+        return f"{problem}. Correct or unset it", UsageError.exit_code
     problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return f"{problem}. This is a bug; --debug before the command shows the traceback", 1
+
+
+def _find_variables(error: BaseException) -> str:
+    """Return the environment variables whose value an error complains of; libraries read some hundred.
+
+    It names the variable, or quotes its value. It does not if it only advises to set it (`CUDA_LAUNCH_BLOCKING=1`). By
+    chance a key that is missing may equal a value, and so may a path.
+    """
+    text = str(error)
+    advice = re.compile(r"\b([A-Z]+_[A-Z_]+)=\S*")
+    advised, rest = advice.findall(text), advice.sub("", text)
+    named = re.findall(r"[A-Z]+_[A-Z_]+", rest)
+
+    def is_meant(name: str, value: str) -> bool:
+        if name in named or (isinstance(error, ValueError) and os.sep not in value and repr(value) in rest):
+            return True
+        return name in advised and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", rest) is not None
+
+    return ", ".join(name for name, value in os.environ.items() if value and is_meant(name, value))

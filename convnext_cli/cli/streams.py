@@ -59,13 +59,14 @@ def keep_streams() -> Iterator[None]:
     """Provide three standard streams for the length of the block; writing to stderr never fails.
 
     A closed stream becomes the null device. Otherwise the next file that is opened, such as a checkpoint, would get its
-    number, and a library's warning would be written into it.
+    number, and a library's warning would be written into it. Writing to a closed stdout stays an error, since the
+    result is lost: its null device is for reading only.
     """
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+            os.open(os.devnull, os.O_RDWR if name == "stderr" else os.O_RDONLY)  # the lowest free number is this one
         if getattr(sys, name) is None:  # Python's value for a closed stream
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  (for the process)
     stderr = sys.stderr

@@ -14,6 +14,44 @@ from convnext_cli import __main__
 from tests.conftest import Convnext, save_image
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "invalid literal for int() with base 10: 'junk'",
+        "Invalid settings: junk.\nTry SOME_LOGS=all",
+        "The value of SOME_LOGS must be ON",
+    ],
+)
+def test_a_variable_that_a_library_cannot_use_is_named(
+    convnext: Convnext, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    monkeypatch.setattr("convnext_cli.cli.list.list_models", Mock(side_effect=ValueError(reason)))
+    monkeypatch.setenv("SOME_LOGS", "junk")
+    monkeypatch.setenv("LOGS", "jun")
+    outcome = convnext("list")
+    assert outcome.code == 2
+    problem = f"a library cannot use the environment variable SOME_LOGS ({reason.splitlines()[0]})"
+    assert outcome.err == f"error: {problem}. Correct or unset it\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("SHLVL", "1", KeyError("1")),
+        ("PWD", "/a/b", ValueError("'/a/c' is not in the subpath of '/a/b'")),
+        ("CUDA_LAUNCH_BLOCKING", "1", RuntimeError("CUDA error. For debugging pass CUDA_LAUNCH_BLOCKING=1")),
+    ],
+)
+def test_an_error_that_does_not_complain_of_a_variable_is_a_bug(
+    convnext: Convnext, monkeypatch: pytest.MonkeyPatch, name: str, value: str, error: Exception
+) -> None:
+    monkeypatch.setattr("convnext_cli.cli.list.list_models", Mock(side_effect=error))
+    monkeypatch.setenv(name, value)
+    outcome = convnext("list")
+    assert outcome.code == 1
+    assert f"{type(error).__name__}: {error}. This is a bug" in outcome.err
+
+
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, "Resource")])
 def test_a_limit_of_processes_is_named(convnext: Convnext, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr("convnext_cli.cli.list.list_models", Mock(side_effect=error))

@@ -79,6 +79,16 @@ def test_closed_streams_do_not_stop_a_training(data: Path) -> None:
     assert check_files(run) > 8
 
 
+@pytest.mark.parametrize("words", [["list", "--json"], ["--help"], ["cache"]])
+def test_a_result_printed_to_a_closed_stdout_is_an_error(words: list[str]) -> None:
+    command = ["bash", "-c", 'exec "$0" -m convnext_cli "$@" >&-', sys.executable, *words]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: standard output is closed, so the result is lost. Redirect it to a file, or to /dev/null\n"
+    )
+
+
 def test_a_lost_reader_is_ignored_and_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with os.fdopen(open_lost("pipe"), "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
