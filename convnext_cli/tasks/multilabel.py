@@ -194,7 +194,8 @@ class Multilabel(Task):
 
     def count(self, targets: Targets, num_classes: int) -> list[int]:
         """Return the number of positive images of each label, (K,)."""
-        return [int(n) for n in (targets == 1).sum(axis=0)]
+        rows = targets.reshape(-1, num_classes)  # without images, `stack_targets` does not know the number
+        return [int(n) for n in (rows == 1).sum(axis=0)]
 
     def list_strata(self, targets: Targets) -> list[tuple[int, ...]]:
         """Return the positive labels of each image; K for an image without any."""
