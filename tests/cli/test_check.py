@@ -318,11 +318,13 @@ def test_folder_that_cannot_be_read_is_a_warning(
 
 
 def test_several_labels_need_no_test_split(tmp_path: Path, convnext: Convnext) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
     lines = ["path,round,red,split"]
     for number in range(24):
-        save_image(tmp_path / f"{number}.png", seed=number)
+        save_image(data / f"{number}.png", seed=number)
         lines.append(f"{number}.png,{number % 2},{number // 2 % 2},{'val' if number % 3 else 'train'}")
-    (tmp_path / "t.csv").write_text("\n".join(lines))
-    outcome = convnext("finetune", tmp_path / "t.csv", "--model", "test_convnext", "--weights", "none", "--dry-run")
+    (data / "t.csv").write_text("\n".join(lines))
+    outcome = convnext("finetune", data / "t.csv", "--model", "test_convnext", "--weights", "none", "--dry-run")
     assert outcome.code == 0, outcome.err
     assert "there is no test split" in outcome.out + outcome.err
