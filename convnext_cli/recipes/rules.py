@@ -41,6 +41,8 @@ class RecipeRows:
     choices: dict[str, Choice]
     base_batch: int
     """Images per step that the learning rate is for."""
+    least_batch: int
+    """The smallest number of images per step that it is for too."""
     batch_power: float
     """Exponent of the batch size that the learning rate is proportional to."""
 
@@ -88,31 +90,37 @@ def scale_lr(lr: Choice, batch: int, rows: RecipeRows) -> Choice:
     """Scale a recipe's learning rate to a batch size. The rate for random weights holds for all batch sizes."""
     if batch == rows.base_batch or lr.source == "rule":
         return lr
-    scaled = float(f"{lr.value * (batch / rows.base_batch) ** rows.batch_power:.4g}")
+    nearest = min(max(batch, rows.least_batch), rows.base_batch)
+    scaled = float(f"{lr.value * (batch / nearest) ** rows.batch_power:.4g}")
     scaling = "linearly" if rows.batch_power == 1 else "with the square root"
-    reason = f"{lr.value:g} at batch {rows.base_batch}, scaled {scaling} to {batch}"
+    reason = f"{lr.value:g} at batch {nearest}, scaled {scaling} to {batch}"
+    if batch == nearest:
+        reason = f"as at batch {rows.base_batch}: scaled down, small runs were less accurate"
     return Choice(value=scaled, source=lr.source, reason=_join(reason, lr.reason))
 
 
 def pick_rows(recipe: str, model: Architecture, tag: Tag | None, images: int, weights: str) -> RecipeRows:
     """Return the settings that a recipe has for a model with these weights and a data set of `images` images."""
     tables = load_tables()
-    base_batch, batch_power = tables.model_row(model.parsed).base_batch, 1.0
+    base_batch, batch_power, least_batch = tables.model_row(model.parsed).base_batch, 1.0, 0
     if recipe == "specification":
         choices = _from_all(tables) | _from_specification(model, images, weights)
-        return RecipeRows(choices=choices, base_batch=base_batch, batch_power=batch_power)
+        return RecipeRows(choices=choices, base_batch=base_batch, least_batch=base_batch, batch_power=batch_power)
     if recipe == "published":
         choices = _from_published(model, tag)
         base_batch = base_batch if weights == "none" else published_row(model, tag).base_batch
     else:
-        choices, batch_power = _from_measured(model, tag, images), 0.5
+        choices, batch_power, least_batch = _from_measured(model, tag, images), 0.5, MIN_BATCH
         if weights != "none" and choices["lr"].source == "measured":
             base_batch = load_measured().base_batch
     if weights == "none":
         off = Choice(value=0, source="rule", reason="random weights have no pretrained features to keep")
         lr = _choose_random_start_lr(model, images)
         choices |= {"freeze_epochs": off, "layer_decay": replace(off, value=1.0), "lr": lr}
-    return RecipeRows(choices=choices, base_batch=base_batch, batch_power=batch_power)
+        least_batch = base_batch
+    return RecipeRows(
+        choices=choices, base_batch=base_batch, least_batch=least_batch or base_batch, batch_power=batch_power
+    )
 
 
 def choose_min_lr(recipe: str, lr: float) -> Choice | None:

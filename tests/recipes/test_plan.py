@@ -88,12 +88,22 @@ def test_measured_recipe_has_a_measured_lr_for_the_builtin_weights_only() -> Non
     assert (own.value, own.source) == (measured.values["lr"], "measured")
     fourfold = plan_for("convnext_zepto_rms.builtin", recipe="measured", batch_size=4 * measured.base_batch)
     assert fourfold.settings.lr == pytest.approx(2 * own.value), "the square root of the batch"
-    other = plan_for("convnextv2_tiny", recipe="measured", batch_size=32).choices["lr"]
-    assert (other.value, other.source) == (1e-4, "specification 3.7")
-    assert other.reason == (
-        "0.0002 at batch 128, scaled with the square root to 32; the specification's value; the authors have 5e-05 at "
-        "batch 512, 1.25e-05 at 128"
-    )
+
+
+def test_the_authors_lr_is_not_scaled_down_for_small_batches() -> None:
+    authors = "the specification's value; the authors have 5e-05 at batch 512, 1.25e-05 at 128"
+    for batch, lr, scaling in (
+        (4, 1e-4, "0.0002 at batch 16, scaled with the square root to 4; "),
+        (16, 2e-4, "as at batch 128: scaled down, small runs were less accurate; "),
+        (32, 2e-4, "as at batch 128: scaled down, small runs were less accurate; "),
+        (128, 2e-4, ""),
+        (512, 4e-4, "0.0002 at batch 128, scaled with the square root to 512; "),
+    ):
+        choice = plan_for("convnextv2_tiny", recipe="measured", batch_size=batch).choices["lr"]
+        assert (choice.value, choice.source, choice.reason) == (lr, "specification 3.7", scaling + authors)
+
+
+def test_layer_decay_of_weights_that_were_not_measured_is_the_authors() -> None:
     decay = plan_for("convnextv2_tiny", recipe="measured").choices["layer_decay"]
     assert (decay.value, decay.source.split()[0]) == (0.9, "published")
 
