@@ -68,7 +68,7 @@ def explain_missing(paths: Sequence[Path]) -> ImageError:
     """Return the error for paths that do not exist; addresses are called so."""
     if address := find_address(paths[0]):
         return ImageError(f"{address} is an address, and images are not downloaded", "Download it, and give the file")
-    return ImageError(f"{', '.join(map(str, paths[:5]))} does not exist", "Give the path of an image")
+    return ImageError(f"{', '.join(map(str, paths[:5]))} does not exist", "Correct the path, or restore the file")
 
 
 def explain_missing_reader(fact: str, extra: str) -> ImageError:
