@@ -110,11 +110,13 @@ def _read_tables(paths: Sequence[Path], options: TableOptions) -> tuple[dict[Fil
 
 def _drop_copies(tables: dict[Files, Index]) -> dict[Files, Index]:
     """Return the tables without those that only repeat rows of one with splits: a `full.csv` beside those of splits."""
+    whole = [files for files, table in tables.items() if any(table.splits)]
+    if len(whole) in (0, len(tables)):
+        return tables
     targets = {
         files: dict(zip(_list_files(table), map(table.describe_target, range(len(table))), strict=True))
         for files, table in tables.items()
     }
-    whole = [files for files, table in tables.items() if any(table.splits)]
     return {
         files: table
         for files, table in tables.items()

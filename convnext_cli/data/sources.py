@@ -44,7 +44,7 @@ def scan_data(
         index = replace(read_manifest(data, table_options), source=data)
         others = [path for path in list_tables(data.parent) if path != data]
         index, _ = add_groups(index, others, table_options)
-        beside = (path for pattern in ("*.*", "*/*.*") for path in data.parent.glob(pattern))
+        beside = (path for pattern in ("*.[tT][xX][tT]", "*/*.[tT][xX][tT]") for path in data.parent.glob(pattern))
         lists = [path for path in beside if is_split_list(path.name)]
         index = _exclude(apply_split_lists(index, lists), exclude)
         check_cache_outside(list_data_folders(index))

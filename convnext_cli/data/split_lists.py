@@ -15,7 +15,7 @@ from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.text import format_count, format_part, shorten_names
 
 _AFTER_NAME = r"[\s,;]+"
-"""What may stand between the name of an image and its class in a line."""
+"""Separator of the name of an image and its class in a line."""
 
 
 def apply_split_lists(index: Index, paths: Sequence[Path]) -> Index:

@@ -145,7 +145,6 @@ def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decode
     file.seek(0)
     if name == "PPM" and (raster := read_deep_pnm(file, path)) is not None:
         return finish_raster(raster, path)
-    size = file.seek(0, os.SEEK_END)
     file.seek(0)
     try:
         opened = open_with_pillow(file, path, name)
@@ -158,7 +157,7 @@ def _read(file: BinaryIO, path: Path, name: str, at_least: int | None) -> Decode
             page: Any = opened
             if not skip_thumbnails(page) or not is_read_by_pillow(page.tag_v2):
                 return _read_tiff(file, path)
-            refuse_cut(page.tag_v2, size, path)
+            refuse_cut(page.tag_v2, file, path)
         return read_opened(opened, file, path, at_least)
 
 

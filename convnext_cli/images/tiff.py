@@ -5,6 +5,7 @@ tifffile reads them, with the decompressors of imagecodecs, which never write mo
 
 import logging
 import math
+import os
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -72,13 +73,16 @@ def is_read_by_pillow(tags: Any) -> bool:
     return set(formats) == {_UNSIGNED} and not is_separate and not is_subsampled
 
 
-def refuse_cut(tags: Any, size: int, path: Any) -> None:
-    """Raise an `ImageError` for a compressed page that ends after the file of `size` bytes: libtiff prints its errors.
+def refuse_cut(tags: Any, file: BinaryIO, path: Any) -> None:
+    """Raise an `ImageError` for a compressed page that ends after its file: libtiff prints its errors.
 
     Without compression, Pillow does not need the lengths, which may be wrong.
     """
     if tags.get(259, _UNCOMPRESSED) in (_UNCOMPRESSED, _CCITT[0], _JPEG[0]):
         return
+    position = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(position)
     for offsets, counts in ((273, 279), (324, 325)):
         segments = zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
         if any(offset + count > size for offset, count in segments):

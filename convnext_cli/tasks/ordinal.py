@@ -31,7 +31,7 @@ from convnext_cli.tasks.reading import (
     sort_by_number,
 )
 from convnext_cli.tasks.single import Single, describe_constant, describe_mistakes
-from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
+from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets
 from convnext_cli.text import format_count, quote, shorten_names
 
 
@@ -45,7 +45,7 @@ class Ordinal(Single):
     columns: ClassVar[tuple[str, ...]] = (*Single.columns, "mean_grade")
     pooling: ClassVar[tuple[Rule, ...]] = (MEAN,)
     has_negative: ClassVar[bool] = False
-    ignored: ClassVar[dict[str, str]] = {name: reason for name, reason in Task.ignored.items() if name != "grades"}
+    ignored: ClassVar[dict[str, str]] = {name: reason for name, reason in Single.ignored.items() if name != "grades"}
     display: ClassVar[Display] = replace(
         Single.display,
         headline="quadratic_kappa",

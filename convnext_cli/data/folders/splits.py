@@ -157,8 +157,8 @@ def find_split_lists(paths: Iterable[Path]) -> list[dict[str, Path]]:
     numbers = {path: tuple(map(int, re.findall(r"\d+", path.stem))) for path in paths}
     left = sorted(numbers, key=lambda path: (path.parent, numbers[path], path.name))
     sets: list[dict[str, Path]] = []
-    for pattern in (r"(?!)", _BOTH):
-        names = {path: re.sub(pattern, "train", path.stem) for path in left}
+    for has_both in (False, True):
+        names = {path: _BOTH.sub("train", path.stem) if has_both else path.stem for path in left}
         for numbered in (False, True):
             sets += _collect_sets({path: ((path.parent, numbered and numbers[path]), names[path]) for path in left})
             left = [path for path in left if not any(path in splits.values() for splits in sets)]

@@ -60,8 +60,8 @@ _OBJECT_WORDS = (
     "person", "donor", "individual", "animal", "mouse", "rat", "cow", "pig", "fish", "bird", "plant", "tree", "case",
     "study", "exam", "lesion", "video", "specimen", "sample", "slide", "serial", "wafer", "board", "object",
 )  # fmt: skip
-"""What several images may show, the larger first. Not `part` or `leaf`: a part number is a type, and leaves are counted
-anew on each plant."""
+"""Words for objects that several images show, the larger first. Not `part` or `leaf`: a part number is a type, and
+leaves are counted anew on each plant."""
 _VECTOR = re.compile(r"\[[\d.,\s]+\]")
 """A list of numbers, such as a one-hot vector beside its columns."""
 MIN_OBJECTS = 10  # values of a column that may be groups
@@ -301,18 +301,21 @@ def suggest_groups(table: Table, unused: Sequence[str], targets: Sequence[object
     There is none where that may be chance, as with one frequent class.
     """
     fractions = [count / len(table) for count in Counter(targets).values()]
-    notes = []
     for name in sorted(unused, key=lambda name: -len(set(table.columns[name]))):
         cells = table.columns[name]
         images = Counter(cells)
-        number, is_pure = len(images), len(set(zip(cells, targets, strict=True))) == len(images)
-        by_chance = sum(fraction**count for count in images.values() for fraction in fractions)
-        if is_pure and MIN_OBJECTS <= number <= len(cells) / 2 and by_chance < number / 2 and _most(cells, _has_digit):
-            notes.append(
-                f"column {name!r} has {number:,} values, each with one target only. If a value is one plant, part or "
-                f"patient, --group-column {quote(name)} keeps its images in one split"
-            )
-    return notes[:1]
+        if not (MIN_OBJECTS <= len(images) <= len(cells) / 2 and _most(cells, _has_digit)):
+            continue
+        if len(set(zip(cells, targets, strict=True))) > len(images):
+            continue
+        by_chance = sum(
+            values * sum(fraction**size for fraction in fractions) for size, values in Counter(images.values()).items()
+        )
+        if by_chance < len(images) / 2:
+            problem = f"column {name!r} has {len(images):,} values, each with one target only"
+            remedy = f"--group-column {quote(name)} keeps its images in one split"
+            return [f"{problem}. If a value is one plant, part or patient, {remedy}"]
+    return []
 
 
 def list_patients(table: Table) -> list[str]:
