@@ -98,12 +98,20 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def check_word(kind: str, word: str | None, known: tuple[str, ...]) -> None:
-    """Check that `word` is None or one of `known`; `kind` names it in the message."""
+    """Check that `word` is None or one of `known`; `kind` names it in the message.
+
+    Raises:
+        UsageError: it is neither.
+    """
     if word is not None and word not in known:
         raise UsageError(f"unknown {kind} {word!r}", f"{suggest(word, known)}Known: {', '.join(known)}")
 
 
 def check_kind(name: str, value: object, kind: type) -> None:
-    """Check that an argument is an object of a class."""
+    """Check that an argument is an object of a class.
+
+    Raises:
+        UsageError: it is not.
+    """
     if not isinstance(value, kind):
         raise UsageError(f"{name} = {value!r} must be of the class {kind.__name__}", "Give such an object")

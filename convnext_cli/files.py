@@ -114,6 +114,9 @@ def check_output(path: Path, option: str = "--output", *, overwrite: bool = Fals
     """Check that a file may be written at a path that the user named.
 
     Links, devices, pipes and sockets are never replaced; regular files with `overwrite` only.
+
+    Raises:
+        UsageError: it may not be written.
     """
     try:
         mode = path.lstat().st_mode
@@ -136,7 +139,11 @@ def check_output(path: Path, option: str = "--output", *, overwrite: bool = Fals
 
 
 def check_writable(folder: Path) -> None:
-    """Check that files may be written into a folder that the user named, or that it may be made."""
+    """Check that files may be written into a folder that the user named, or that it may be made.
+
+    Raises:
+        UsageError: the permissions do not allow it, or a file is in its place.
+    """
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.access(path, os.F_OK))
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         reason = "is not writable" if nearest.is_dir() else "is not a folder"
@@ -202,7 +209,11 @@ def _compute_checksum(path: Path, *status: int) -> int:
 
 
 def check_outside(output: Path, data: Path, option: str = "--output") -> None:
-    """Check that `output` is outside the data folder, which is never written to."""
+    """Check that `output` is outside the data folder, which is never written to.
+
+    Raises:
+        UsageError: it is inside.
+    """
     if resolve_links(output).is_relative_to(resolve_links(data)):
         raise UsageError(f"{output} would lie in the data folder {data}", f"Give a place outside of it with {option}")
 

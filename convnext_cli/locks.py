@@ -70,7 +70,11 @@ def is_locked(folder: Path) -> bool:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Check that no other process holds the folder's lock."""
+    """Check that no other process holds the folder's lock.
+
+    Raises:
+        RunError: one does.
+    """
     if is_locked(folder):
         raise describe_holder(folder)
 

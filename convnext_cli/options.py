@@ -154,7 +154,11 @@ def make_request(request: type[Request], values: Mapping[str, Any]) -> Request:
 
 
 def make_path(name: str, value: Any) -> Path:
-    """Return the path of an argument: text or a path-like object."""
+    """Return the path of an argument: text or a path-like object.
+
+    Raises:
+        UsageError: it is neither, or empty.
+    """
     path = _to_path(value)
     if problem := _explain_path(path):
         raise UsageError(f"{name} {problem}", "Give a path")
@@ -163,7 +167,11 @@ def make_path(name: str, value: Any) -> Path:
 
 
 def make_paths(name: str, values: Any) -> tuple[Path, ...]:
-    """Return the paths of an argument that takes several."""
+    """Return the paths of an argument that takes several.
+
+    Raises:
+        UsageError: it is no list of paths.
+    """
     if isinstance(values, str | os.PathLike) or not isinstance(values, Iterable):
         raise UsageError(f"{name} = {values!r} must be a list of paths", "Give a list")
     return tuple(make_path(name, value) for value in values)
@@ -212,6 +220,9 @@ def check_options(
         known: the declarations of all options.
         kind: the word for one of them in messages.
         is_command_line: name options by their flags.
+
+    Raises:
+        UsageError: one or more are wrong; all of them are named, with the allowed range of numbers.
     """
     problems, ranges = [], []
     for name, value in values.items():

@@ -107,7 +107,11 @@ def _options(
 
 
 def _check_current_folder() -> None:
-    """Check that the current folder exists: without it PyTorch cannot be loaded, nor a relative path be opened."""
+    """Check that the current folder exists: without it PyTorch cannot be loaded, nor a relative path be opened.
+
+    Raises:
+        UsageError: it was removed.
+    """
     try:
         Path.cwd()
     except FileNotFoundError as error:

@@ -89,7 +89,11 @@ def _is_filter(name: str, values: OptionValues) -> bool:
 
 
 def _make_rows(flags: ListFlags) -> list[dict[str, Any]]:
-    """Return the rows of the list: models or sets of weights."""
+    """Return the rows of the list: models or sets of weights.
+
+    Raises:
+        UsageError: a word is unknown.
+    """
     check_word("order", flags.sort, tuple(_ORDERS))
     models = list_models(**{name: getattr(flags, name) for name in describe_options(ModelFilter)})
     if flags.pattern in load_catalog():

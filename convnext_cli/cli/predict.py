@@ -113,7 +113,11 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
 
 
 def _check_csv(inputs: "Inputs") -> None:
-    """Check that no input is meant as the file to write CSV to."""
+    """Check that no input is meant as the file to write CSV to.
+
+    Raises:
+        UsageError: one is.
+    """
     named = next((path for path in inputs.paths if str(path).endswith(".csv") and not Path(path).exists()), None)
     if named:
         raise UsageError(
@@ -169,7 +173,12 @@ def _raise_failures(failures: Sequence[ImageError], total: int) -> None:
 
 
 def find_files(words: Iterable[str]) -> "Inputs":
-    """Return the image files that words of a command line name; `-` reads a list from standard input."""
+    """Return the image files that words of a command line name; `-` reads a list from standard input.
+
+    Raises:
+        ImageError: there are none.
+        DataError: standard input is not a list.
+    """
     from convnext_cli.data.inputs import find_inputs, read_list
 
     return find_inputs(entry for word in words for entry in (read_list(sys.stdin.buffer) if word == "-" else [word]))

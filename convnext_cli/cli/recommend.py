@@ -71,7 +71,11 @@ def recommend(_context: typer.Context, values: OptionValues) -> None:
 
 
 def _check_output(request: RecommendRequest, flags: RecommendFlags) -> None:
-    """Check that the plan can be written."""
+    """Check that the plan can be written.
+
+    Raises:
+        UsageError: it cannot.
+    """
     if flags.output is not None:
         if request.data is not None:
             check_outside(flags.output, request.data)

@@ -71,6 +71,9 @@ def depthwise_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     Args:
         x: the convolution's input, (B, C, H, W) float32 on the CPU, C at least the kernel's `count_lanes()`.
         grad: the gradient of its output, (B, C, H, W).
+
+    Raises:
+        NoKernelError: the kernels cannot be compiled or loaded.
     """
     threads = torch.get_num_threads()
     x, grad = (part.contiguous(memory_format=torch.channels_last) for part in (x, grad))

@@ -50,6 +50,9 @@ def native_grn_mlp(
 
     Returns:
         The result, (B, H, W, C'); x first', (B * H * W, D); and the norms n, (B, D).
+
+    Raises:
+        NoKernelError: the kernels cannot be compiled or loaded.
     """
     threads, hidden, outputs, images = torch.get_num_threads(), len(first), len(second), len(x)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
@@ -76,6 +79,9 @@ def native_grn_mlp_backward(
     Args:
         grad: that of its result, (B, H, W, C').
         parts: x, first, first_bias, weight and second; then x first' and the norms.
+
+    Raises:
+        NoKernelError: as `native_grn_mlp`.
     """
     x, first, first_bias, weight, second, h, norms = parts
     threads, hidden, outputs, images = torch.get_num_threads(), len(first), len(second), len(x)

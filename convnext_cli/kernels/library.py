@@ -53,6 +53,9 @@ def call_kernel(name: str, *places: "Tensor | int | None", sizes: Sequence[int])
         name: of the function.
         places: its pointers: contiguous tensors, addresses such as that of `find_multiply`, None for NULL.
         sizes: its further arguments; all are `long`.
+
+    Raises:
+        NoKernelError: the kernels cannot be compiled or loaded.
     """
     addresses = (place if place is None or isinstance(place, int) else place.data_ptr() for place in places)
     function = load_kernels()[name]

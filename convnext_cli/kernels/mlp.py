@@ -47,6 +47,9 @@ def native_mlp(
 
     Returns:
         The result, (..., C'), and what is kept.
+
+    Raises:
+        NoKernelError: the kernels cannot be compiled or loaded.
     """
     threads, hidden, outputs = torch.get_num_threads(), len(first), len(second)
     rows, *weights = _lay_out(x, first.T, first_bias, second.T, second_bias)
@@ -62,7 +65,11 @@ def native_mlp(
 def native_mlp_backward(
     grad: Tensor, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, kept: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of all arguments of `native_mlp`, given that of its result, (..., C'), and what it kept."""
+    """Return the gradients of all arguments of `native_mlp`, given that of its result, (..., C'), and what it kept.
+
+    Raises:
+        NoKernelError: as `native_mlp`.
+    """
     threads, hidden, outputs = torch.get_num_threads(), len(first), len(second)
     rows, grads, *weights = _lay_out(x, grad.reshape(-1, outputs), first.T, first, first_bias, second)
     inputs, size = rows.shape[1], count_block_rows(len(rows), hidden, threads)

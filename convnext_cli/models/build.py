@@ -73,7 +73,11 @@ def build_model(
 
 
 def _read_downloaded(path: Path) -> dict[str, Tensor]:
-    """Read weights of the Hub, in its local cache."""
+    """Read weights of the Hub, in its local cache.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
     try:
         return read_weights(path)
     except WeightsError as error:

@@ -305,7 +305,11 @@ def resolve_weights(model: str | None, weights: str) -> tuple[str | None, str]:
 
 
 def _name_builtin(model: str | None) -> str:
-    """Return the name of the weights in the package; `model`, if it is chosen, must be theirs."""
+    """Return the name of the weights in the package, with their architecture.
+
+    Raises:
+        UsageError: `model` is another model.
+    """
     name = load_builtin().architecture
     if model not in (None, name, f"{name}.{BUILTIN}"):
         raise UsageError(
@@ -391,7 +395,11 @@ def list_models(
 
 
 def check_license(license: str) -> None:
-    """Check that `license` is `permissive` or the licence of some of timm's weights."""
+    """Check that `license` is `permissive` or the licence of some of timm's weights.
+
+    Raises:
+        UsageError: it is neither; the message names the known licences.
+    """
     known = ["permissive", *sorted({name for model in load_catalog().values() for name in model.licenses})]
     if license not in known:
         raise UsageError(f"unknown licence {license!r}", f"{suggest(license, known)}Known: {', '.join(known)}")

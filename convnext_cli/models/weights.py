@@ -74,7 +74,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_weights(path: Path, architecture: Architecture) -> None:
-    """Check, without a model, that a file holds weights which may fit an architecture."""
+    """Check, without a model, that a file holds weights which may fit an architecture.
+
+    Raises:
+        WeightsError: it cannot be read, or holds the weights of another architecture.
+    """
     names = identify_architectures(read_weights(path))
     if names and architecture.name not in names:
         raise WeightsError(_describe_misfit(path, architecture.name, names), f"Give --model {names[0]}")
@@ -86,7 +90,11 @@ def _describe_misfit(source: object, model: str, names: Sequence[str]) -> str:
 
 
 def _unwrap_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """Return the state dict in the content of a checkpoint."""
+    """Return the state dict in the content of a checkpoint.
+
+    Raises:
+        WeightsError: it has none, or several.
+    """
     while isinstance(content, Mapping) and (key := next((k for k in _WRAPPERS if _holds_tensors(content.get(k))), "")):
         content = content[key]
     if isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):

@@ -81,7 +81,11 @@ class Plan:
         return replace(self, choices={**self.choices, "epochs": epochs, "warmup_epochs": warmup})
 
     def to_toml(self) -> str:
-        """Return the plan as TOML: values with their help, then their sources and reasons. `read_plan` reads it."""
+        """Return the plan as TOML: values with their help, then their sources and reasons. `read_plan` reads it.
+
+        Raises:
+            UsageError: a value is not Unicode text (a file name in another encoding).
+        """
         lines = [
             "# A plan of convnext. `convnext finetune DATA --config THIS_FILE` repeats it; flags override it.",
             _to_toml("model", self.model),
@@ -338,7 +342,11 @@ def _choose_defaults(inputs: PlanInputs) -> dict[str, Choice]:
 def _choose_learning_rates(
     choices: Mapping[str, Choice], user_choices: Mapping[str, Choice], rows: RecipeRows, recipe: str
 ) -> dict[str, Choice]:
-    """Return the choices of the peak and the last learning rate, which depend on the batch size."""
+    """Return the choices of the peak and the last learning rate, which depend on the batch size.
+
+    Raises:
+        UsageError: the user's last rate is above the peak.
+    """
     lr, min_lr = choices["lr"], choices["min_lr"]
     is_measured = "lr" in user_choices and lr.value == AUTO
     if "lr" not in user_choices or is_measured:

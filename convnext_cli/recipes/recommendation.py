@@ -203,7 +203,13 @@ def recommend(
 
 
 def make_recommendation(request: RecommendRequest) -> Recommendation:
-    """Scan the data, plan each candidate, order the candidates and choose the first that is not rejected."""
+    """Scan the data, plan each candidate, order the candidates and choose the first that is not rejected.
+
+    Raises:
+        UsageError: as `recommend`.
+        WeightsError: as `recommend`.
+        DataError: as `recommend`.
+    """
     _check_request(request)
     model, weights = resolve_weights(request.model, request.weights)
     request = replace(request, model=model, weights=weights)
@@ -236,7 +242,11 @@ def make_recommendation(request: RecommendRequest) -> Recommendation:
 
 
 def _check_request(request: RecommendRequest) -> None:
-    """Check everything that needs no look at the data."""
+    """Check everything that needs no look at the data.
+
+    Raises:
+        UsageError: a number, word or setting is invalid.
+    """
     check_settings(request.settings)
     counted = ("dataset_size", "classes", "counts", "fingerprint")
     if request.data is not None:
@@ -294,7 +304,11 @@ def _choose_machine(request: RecommendRequest) -> Machine | None:
 
 
 def _list_candidates(request: RecommendRequest, data: _DataSummary) -> list[Candidate]:
-    """Return the specification's models for a data set of this size in order of preference, the user's own first."""
+    """Return the specification's models for a data set of this size in order of preference, the user's own first.
+
+    Raises:
+        UsageError: the user's own model cannot be trained.
+    """
     catalog = load_catalog()
     candidates = [
         _plan_candidate(

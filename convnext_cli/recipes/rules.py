@@ -318,6 +318,9 @@ def check_head(model: Architecture | None, choices: Mapping[str, Choice]) -> Non
     Args:
         model: the model; None if not chosen yet.
         choices: the settings that the user or a plan file chose.
+
+    Raises:
+        UsageError: the model supports no hidden layer, or a width was set without one.
     """
     hidden = "head" in choices and choices["head"].value == "mlp"
     if hidden and model is not None and not model.takes_hidden_layer:

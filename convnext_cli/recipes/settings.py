@@ -639,12 +639,20 @@ def default_settings() -> dict[str, Any]:
 
 
 def check_settings(values: Mapping[str, Any]) -> None:
-    """Check names, types and bounds of settings."""
+    """Check names, types and bounds of settings.
+
+    Raises:
+        UsageError: one or more are wrong; all of them are named.
+    """
     check_options(values, declare_settings(), kind="setting")
 
 
 def expand_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings in their types, with `imbalance`, a fold `K/N` and a size (H, W) resolved."""
+    """Return settings in their types, with `imbalance`, a fold `K/N` and a size (H, W) replaced by what they stand for.
+
+    Raises:
+        UsageError: one of them is set in both ways, or a fold is not one.
+    """
     declared = declare_settings()
     settings = {
         name: convert_value(declared[name], value) if name in declared else value
@@ -697,7 +705,11 @@ def has_folds(values: Mapping[str, Any]) -> bool:
 
 
 def check_combinations(values: Mapping[str, Any]) -> None:
-    """Check settings that depend on one another, each of which is valid alone."""
+    """Check settings that depend on one another, each of which is valid alone.
+
+    Raises:
+        UsageError: two of them contradict each other.
+    """
     if values["val_fraction"] + values["test_fraction"] >= 1:
         raise UsageError("--val-fraction and --test-fraction leave no training images", "Make their sum less than 1")
     if values["leave_out"] == NONE and values["fold"] > values["folds"]:
@@ -720,6 +732,9 @@ def check_teacher(chosen: Collection[str], *, has_teacher: bool, unlabelled: boo
         chosen: their names; not those of a plan file, which holds every setting.
         has_teacher: True if a teacher is distilled.
         unlabelled: True if its predictions are the only labels.
+
+    Raises:
+        UsageError: one has none.
     """
     if not has_teacher and (names := [name for name in TEACHER_SETTINGS if name in chosen]):
         flag = declare_settings()[names[0]].flag
@@ -732,7 +747,11 @@ def check_teacher(chosen: Collection[str], *, has_teacher: bool, unlabelled: boo
 
 
 def check_schedule(chosen: Collection[str], settings: Settings) -> None:
-    """Check that the settings of the schedule that a user chose, as in `check_teacher`, have an effect."""
+    """Check that the settings of a schedule that a user chose, as in `check_teacher`, have an effect beside all others.
+
+    Raises:
+        UsageError: one has none, or the learning rate does not reach its peak.
+    """
     if settings.epochs and "warmup_epochs" in chosen and settings.warmup_epochs > settings.epochs:
         raise UsageError(
             f"--warmup-epochs {settings.warmup_epochs:g} is more than the {format_count(settings.epochs, 'epoch')}: "

@@ -157,7 +157,11 @@ class RunFolder:
             raise RunError(f"cannot write {self.path}: {error.strerror}", "Choose another --output") from error
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Check that a new run may be written here."""
+        """Check that a new run may be written here.
+
+        Raises:
+            UsageError: something is there already.
+        """
         if not self.path.exists():
             return
         if not self.path.is_dir():
@@ -192,7 +196,11 @@ class RunFolder:
         return file.remedy.format(resume=resume_command(self.path))
 
     def read(self, file: RunFile, schema: "type[Record]") -> "Record | None":
-        """Return the record in a JSON file; None if the file is missing."""
+        """Return the record in a JSON file; None if the file is missing.
+
+        Raises:
+            RunError: it does not fit its schema.
+        """
         from convnext_cli.runs.records import read_record  # here and below: `recommend` starts without it
 
         with suppress(FileNotFoundError):
@@ -246,7 +254,11 @@ class RunFolder:
             self.write_split(index)
 
     def read_split(self) -> Index:
-        """Return the index of `write_split`."""
+        """Return the index of `write_split`.
+
+        Raises:
+            RunError: a file is missing or damaged.
+        """
         from convnext_cli.runs.records import read_text
         from convnext_cli.tasks.registry import read_task
 
@@ -310,7 +322,11 @@ class RunFolder:
                     shutil.copyfile(path, temporary)
 
     def read_range_test(self) -> dict[str, Any] | None:
-        """Return the result of the learning-rate range test; None if there was none."""
+        """Return the result of the learning-rate range test; None if there was none.
+
+        Raises:
+            RunError: the file does not fit its schema.
+        """
         from convnext_cli.runs.records import RangeTest, convert_record, read_json
 
         path = RANGE_TEST.path(self.path)
@@ -322,7 +338,11 @@ class RunFolder:
         return raw
 
     def read_result(self) -> "Result | None":
-        """Return the kept epoch and its validation metrics; None before the run has finished."""
+        """Return the kept epoch and its validation metrics; None before the run has finished.
+
+        Raises:
+            RunError: the file does not fit its schema.
+        """
         from convnext_cli.runs.records import Result
 
         return self.read(METRICS, Result)
@@ -332,7 +352,11 @@ class RunFolder:
         write_text(LOG.path(self.path), "".join(json.dumps(epoch) + "\n" for epoch in epochs))
 
     def read_log(self) -> list[dict[str, Any]]:
-        """Return the epochs of `write_log`; an empty list if there is no log."""
+        """Return the epochs of `write_log`; an empty list if there is no log.
+
+        Raises:
+            RunError: a line does not fit its schema.
+        """
         from convnext_cli.runs.records import Epoch, convert_record, parse_json, read_text
 
         path = LOG.path(self.path)
@@ -354,7 +378,11 @@ class RunFolder:
         self.write(CALIBRATION, calibration)
 
     def read_calibration_arrays(self) -> "dict[str, NDArray[Any]]":
-        """Return the arrays of `write_calibration`."""
+        """Return the arrays of `write_calibration`.
+
+        Raises:
+            RunError: they are missing or damaged.
+        """
         from safetensors import SafetensorError, safe_open
 
         path = CALIBRATION_ARRAYS.path(self.path)
@@ -393,7 +421,11 @@ class RunFolder:
         return sum(bool(line.strip()) for line in self.tests.read_bytes().splitlines())
 
     def read_tests(self) -> list[dict[str, Any]]:
-        """Return the evaluations of `record_test`, oldest first. A partial line, from a full disk, is skipped."""
+        """Return the evaluations of `record_test`, oldest first. A partial line, from a full disk, is skipped.
+
+        Raises:
+            RunError: a line does not fit its schema.
+        """
         from convnext_cli.runs.records import Test, convert_record
 
         tests = read_json_lines(self.tests)

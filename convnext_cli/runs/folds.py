@@ -30,7 +30,11 @@ class FoldsFolder(RunFolder):
         return self.metrics.exists() and not self.list_missing()
 
     def list_missing(self) -> list[RunFolder]:
-        """Return the runs of the folds in the metrics that are gone or have not finished."""
+        """Return the runs of the folds in the metrics that are gone or have not finished.
+
+        Raises:
+            RunError: the metrics do not fit their schema.
+        """
         from convnext_cli.runs.records import FoldsResult
 
         result = self.read(METRICS, FoldsResult)
@@ -42,7 +46,11 @@ class FoldsFolder(RunFolder):
         return RunFolder(self.path / name_fold(fold))
 
     def list_runs(self) -> list[RunFolder]:
-        """Return the runs of all folds, in order."""
+        """Return the runs of all folds, in order.
+
+        Raises:
+            RunError: one has not finished, or the split cannot be read.
+        """
         if not self.is_finished:
             missing = ", ".join(run.path.name for run in self.list_missing())
             state = f"that lacks {missing}" if missing else "that has not finished"
@@ -58,7 +66,11 @@ class FoldsFolder(RunFolder):
         return "-".join(run.fingerprint_weights() for run in self.list_runs())
 
     def read_left_out(self) -> tuple[dict[str, Any], ...]:
-        """Return the internal and external metrics of each left-out value; none for other cross-validations."""
+        """Return the internal and external metrics of each left-out value; none for other cross-validations.
+
+        Raises:
+            RunError: the file does not fit its schema.
+        """
         from convnext_cli.runs.records import FoldsResult
 
         result = self.read(METRICS, FoldsResult)
@@ -127,7 +139,11 @@ def describe_resume(run: RunFolder) -> str:
 
 
 def check_single(path: Path) -> None:
-    """Check that there is a single model at `path`."""
+    """Check that there is a single model at `path`.
+
+    Raises:
+        UsageError: it is a cross-validation.
+    """
     if isinstance(open_folder(path), FoldsFolder):
         raise UsageError(
             f"{path} is a cross-validation: it has a model for each fold",
@@ -147,6 +163,9 @@ def find_newest_run(naming: str) -> RunFolder:
 
     Args:
         naming: the command that names a run, for the error.
+
+    Raises:
+        RunError: there is no such run.
     """
     models = [*RUNS.glob(f"*/{MODEL.name}"), *RUNS.glob(f"*/{FOLD}*/{MODEL.name}")]
     if not models:

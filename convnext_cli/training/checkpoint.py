@@ -64,7 +64,11 @@ def save_checkpoint(context: "TrainingContext", state: TrainingState) -> None:
 
 
 def write_checkpoint(run: RunFolder, snapshot: Snapshot) -> None:
-    """Write a checkpoint, and remove all but the last two. The first rank calls it, from any thread."""
+    """Write a checkpoint, and remove all but the last two. The first rank calls it, from any thread.
+
+    Raises:
+        ConvnextError: as `save_checkpoint`.
+    """
     text = json.dumps(asdict(snapshot.state))
     metadata = {"state": text, "sha256": compute_digest(snapshot.tensors, text)}
     write_tensors(snapshot.tensors, run.checkpoint(snapshot.state.step), metadata)
@@ -129,6 +133,9 @@ def load_checkpoint(run: RunFolder, context: "TrainingContext") -> tuple[Trainin
 
     Returns:
         The training state, and a notice for each newer checkpoint that is damaged.
+
+    Raises:
+        RunError: no checkpoint can be read.
     """
     accelerator, model, optimizer = context.accelerator, context.model, context.optimizer
     tensors: Tensors = {}
@@ -170,7 +177,11 @@ def _match_strides(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _parse_state(run: RunFolder, text: str) -> TrainingState:
-    """Return the training state of a checkpoint."""
+    """Return the training state of a checkpoint.
+
+    Raises:
+        RunError: a later version wrote it.
+    """
     fields = json.loads(text)
     if "formulation" in fields:  # its name until 0.1
         fields["blocks"] = fields.pop("formulation")
@@ -183,7 +194,11 @@ def _parse_state(run: RunFolder, text: str) -> TrainingState:
 
 
 def _check_fit(weights: Tensors, context: "TrainingContext") -> None:
-    """Check that a checkpoint's weights fit the model."""
+    """Check that a checkpoint's weights fit the model.
+
+    Raises:
+        RunError: a name or a shape differs.
+    """
     if is_sharded(context.accelerator):  # each rank has a part of each tensor
         return
     saved, built = (
@@ -207,7 +222,11 @@ def _make_options(context: "TrainingContext") -> StateDictOptions:
 
 
 def _read_newest(run: RunFolder) -> tuple[Tensors, str, list[Notice]]:
-    """Return tensors and state of the newest checkpoint that can be read, and a notice for each that cannot."""
+    """Return tensors and state of the newest checkpoint that can be read, and a notice for each that cannot.
+
+    Raises:
+        RunError: no checkpoint can be read.
+    """
     problems: list[str] = []
     for path in run.list_checkpoints():
         try:

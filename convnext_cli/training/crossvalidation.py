@@ -94,7 +94,12 @@ def train_steps(
 
 
 def _open_folds_folder(preparation: Preparation, folder: FoldsFolder, accelerator: "Accelerator") -> list[int]:
-    """Begin or check the folder of a cross-validation, whose lock is held; return the folds to train."""
+    """Begin or check the folder of a cross-validation, whose lock is held; return the folds to train.
+
+    Raises:
+        DataError: the images differ from those that it began with.
+        RunError: its split was changed.
+    """
     from convnext_cli.training.compute.devices import describe_device
 
     assert preparation.fold_index is not None
@@ -208,7 +213,11 @@ def _set_fold(plan: Plan, choice: Choice) -> Plan:
 
 
 def _read_fold(folder: FoldsFolder, fold: int, metrics: type[MetricSet]) -> Fold:
-    """Return the result of a finished fold, whose metrics are of the given class."""
+    """Return the result of a finished fold, whose metrics are of the given class.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
     run = folder.run(fold)
     result, remedy = run.read_result(), folder.remedy(METRICS)
     if result is None or result.val is None:

@@ -142,7 +142,11 @@ def run_training(
 
 
 def _open_teacher(preparation: Preparation) -> Teacher | None:
-    """Return the teacher of the plan; None if it has none."""
+    """Return the teacher of the plan; None if it has none.
+
+    Raises:
+        RunError: it cannot be opened, or its weights are not those that the run began with.
+    """
     name, origin = preparation.plan.teacher, preparation.origin
     if name is None:
         return None
@@ -274,7 +278,12 @@ def _measure_settings(
 
 
 def _resume(context: TrainingContext, preparation: Preparation) -> Training:
-    """Resume a run from its newest checkpoint. All ranks call it."""
+    """Resume a run from its newest checkpoint. All ranks call it.
+
+    Raises:
+        RunError: the checkpoint has no record of the run's start.
+        DataError: the images differ from those that the run began with.
+    """
     run, settings, origin = context.run, context.settings, preparation.origin
 
     # 1. The moving average, into which the checkpoint is loaded.

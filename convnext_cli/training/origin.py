@@ -87,7 +87,11 @@ def digest_contents(index: Index) -> "Steps[NDArray[np.uint64]]":
 def record_origin(
     run: RunFolder, plan: "Plan", index: Index, contents: "NDArray[np.uint64]", teacher_identity: str
 ) -> Origin:
-    """Write the digests of rows and images into the run, and return its origin."""
+    """Write the digests of rows and images into the run, and return its origin.
+
+    Raises:
+        ConvnextError: the disk is full, read-only or gone.
+    """
     rows = digest_split(index)
     run.write_arrays(ORIGIN, {"rows": rows, "images": contents})
     return Origin(
@@ -103,7 +107,11 @@ def record_origin(
 
 
 def check_teacher(origin: Origin, identity: str) -> None:
-    """Check that the teacher's weights are those that the run began with."""
+    """Compare the teacher's weights with those that the run began with.
+
+    Raises:
+        RunError: they differ.
+    """
     if origin.teacher_identity not in ("", identity):
         raise RunError(
             f"the weights of the teacher {origin.teacher} are not those that the run began with",
@@ -125,7 +133,11 @@ def read_origin(run: RunFolder) -> Origin | None:
 
 
 def check_plan(run: RunFolder, origin: Origin, plan: "Plan") -> list[Notice]:
-    """Check that a run's plan file is what the run began with; return a notice for each allowed change."""
+    """Compare a run's plan file with what the run began with, and return a notice for each allowed change.
+
+    Raises:
+        RunError: other values differ; it names all of them.
+    """
     before = {"model": origin.model, "weights": origin.weights, "teacher": origin.teacher}
     before |= BEFORE_FIT | origin.settings
     after = {"model": plan.model, "weights": plan.weights, "teacher": plan.teacher, **plan.values}
@@ -149,7 +161,11 @@ def check_plan(run: RunFolder, origin: Origin, plan: "Plan") -> list[Notice]:
 
 
 def check_split(run: RunFolder, origin: Origin, index: Index, *, folder: Path) -> None:
-    """Check that a run's split, of its own folder or of its cross-validation's, is what the run began with."""
+    """Compare a run's split, of its own folder or of its cross-validation's, with what the run began with.
+
+    Raises:
+        RunError: rows or classes differ; it names the first five rows.
+    """
     if list(index.classes) != origin.classes:
         raise RunError(
             f"the classes in {DATA.path(folder)} were changed: {shorten_names(index.classes)}; the run began with "
@@ -183,7 +199,11 @@ def _describe_differences(former: list[int], digests: list[int], paths: Sequence
 
 
 def check_contents(run: RunFolder, origin: Origin, index: Index, contents: "NDArray[np.uint64]") -> None:
-    """Check that the image files are those that the run began with."""
+    """Compare the image files with those that the run began with.
+
+    Raises:
+        DataError: some differ; it names the first five.
+    """
     if sum_digests(contents) == origin.images:
         return
     former = (run.read_arrays(ORIGIN) or {}).get("images")

@@ -80,7 +80,13 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
 
 
 def scan_request(request: TrainRequest) -> Scan:
-    """Check the request for a new run, scan its data, and choose the model."""
+    """Check the request for a new run, scan its data, and choose the model.
+
+    Raises:
+        UsageError: as `prepare_steps`.
+        DataError: as `prepare_steps`.
+        WeightsError: as `prepare_steps`.
+    """
     # 1. The request: all that can be checked without the data.
     _check_trackers(request.track, request.data)
     if request.data is None:
@@ -110,7 +116,12 @@ def scan_request(request: TrainRequest) -> Scan:
 
 
 def plan_steps(scan: Scan) -> Steps[Preparation]:
-    """Check and split the images of a scan, and make the plan."""
+    """Check and split the images of a scan, and make the plan.
+
+    Raises:
+        UsageError: as `prepare_steps`.
+        DataError: as `prepare_steps`.
+    """
     # 1. The data and their split.
     values = _list_values(scan.request)
     request, dataset = yield from _load_data(scan, values)
@@ -142,13 +153,22 @@ def plan_steps(scan: Scan) -> Steps[Preparation]:
 
 
 def fetch_weights(request: TrainRequest, model: str) -> Steps[None]:
-    """Download the pretrained weights of a model, unless this machine has them or the request names others."""
+    """Download the pretrained weights of a model, unless this machine has them or the request names others.
+
+    Raises:
+        WeightsError: they do not exist, or the Hub cannot be reached.
+    """
     if request.weights == "auto":
         yield from find_weights_steps(*find_model(model), offline=request.offline)
 
 
 def check_sources(request: TrainRequest, model: str) -> None:
-    """Check what a new model would learn from: its file of weights, and its teacher. Imports torch."""
+    """Check what a new model would learn from: its file of weights, and its teacher. Imports torch.
+
+    Raises:
+        WeightsError: the weights cannot be read, or are of another model; those of a teacher of timm cannot be had.
+        UsageError: there is no such teacher.
+    """
     from convnext_cli.inference.teacher import check_source
     from convnext_cli.models.weights import check_weights
 
@@ -280,7 +300,11 @@ def _split(dataset: Dataset, values: Mapping[str, Any]) -> tuple[Index, Index | 
 
 
 def _check_part(index: Index, fold: int, leave_out: str) -> None:
-    """Check that the training images of a fold can be trained on; fold 0 is no fold."""
+    """Check that the training images of a fold can be trained on; fold 0 is no fold.
+
+    Raises:
+        DataError: they cannot; it names what the fold leaves out.
+    """
     try:
         check_trainable(index)
     except DataError as error:
@@ -303,7 +327,12 @@ def _check_part(index: Index, fold: int, leave_out: str) -> None:
 
 
 def _read_left_out(request: TrainRequest, index: Index, values: Mapping[str, Any]) -> Steps[tuple[TrainRequest, Index]]:
-    """Return the request with the number of folds, and the index with the fold of each image, for `--leave-out`."""
+    """Return the request with the number of folds, and the index with the fold of each image, for `--leave-out`.
+
+    Raises:
+        DataError: there is no such column.
+        UsageError: it has one value or too many, or the folds are chosen otherwise too.
+    """
     text = values["leave_out"]
     choice = request.choices.get("folds")
     if choice is not None and choice.value and choice.source == "flag":
@@ -388,7 +417,11 @@ def _locate_teacher(teacher: str | None) -> str | None:
 
 
 def _check_task(index: Index, plan: Plan) -> None:
-    """Check that no setting is on that does not apply to the task."""
+    """Check that no setting is on that does not apply to the task.
+
+    Raises:
+        UsageError: one is.
+    """
     values, defaults = {"teacher": plan.teacher, **plan.values}, {"teacher": None, **default_settings()}
     for key, reason in index.task.unsupported.items():
         name, _, value = key.partition("=")

@@ -66,6 +66,9 @@ def open_devices(preparation: Preparation) -> tuple[Accelerator, Preparation]:
 
     The plan was made for the device that the driver names. If torch uses another one, the plan is made again for it,
     with a notice.
+
+    Raises:
+        OutOfMemoryError: other processes have filled the GPU.
     """
     request, settings = preparation.request, preparation.plan.settings
     with guard_memory("the GPU has too little memory to start on", "Use another one", choose_device()):

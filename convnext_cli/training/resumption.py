@@ -31,7 +31,11 @@ def continue_if_restarted(request: TrainRequest) -> TrainRequest:
 
 
 def check_unfinished(run: RunFolder) -> None:
-    """Check that a run has not finished."""
+    """Check that a run has not finished.
+
+    Raises:
+        UsageError: it has.
+    """
     if not run.is_finished:
         return
     remedy = (
@@ -107,7 +111,11 @@ def _check_resume_request(request: TrainRequest, run: RunFolder) -> None:
 
 
 def _read_complete_plan(run: RunFolder) -> Plan:
-    """Return the plan of a run, with all settings."""
+    """Return the plan of a run, with all settings.
+
+    Raises:
+        RunError: something is missing.
+    """
     plan = read_plan(run.plan)
     if plan.model is None:
         raise RunError(f"{run.plan} names no model", RESTART_REMEDY)
@@ -128,6 +136,9 @@ def _compare_origin(run: RunFolder, index: Index, plan: Plan) -> tuple[Origin | 
 
     In a cross-validation the origin of the first fold that is there is compared; if all were deleted, the digests of
     the cross-validation are compared as it continues. Image files are compared when their fold is resumed.
+
+    Raises:
+        RunError: they differ.
     """
     first, fold = run, 0
     if isinstance(run, FoldsFolder):

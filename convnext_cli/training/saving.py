@@ -68,12 +68,20 @@ class Writer:
         self._work: Future[None] | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Start `work` once the work before it has ended."""
+        """Start `work` after that before it.
+
+        Raises:
+            ConvnextError: the work before it has failed.
+        """
         self.wait()
         self._work = self._pool.submit(work)
 
     def wait(self) -> None:
-        """Wait for the work to end, and raise its error."""
+        """Wait for the work to end.
+
+        Raises:
+            ConvnextError: it has failed.
+        """
         work, self._work = self._work, None
         if work is not None:
             work.result()
@@ -129,7 +137,11 @@ def _write_epoch(context: TrainingContext, state: TrainingState, weights: Tensor
 
 
 def _check_signal(context: TrainingContext, state: TrainingState, signal: int) -> None:
-    """Check that no signal has arrived."""
+    """Check that no signal has arrived.
+
+    Raises:
+        StoppedError: one has.
+    """
     if signal:
         name = "" if signal in (SIGINT, SIGTERM) else f" ({Signals(signal).name})"
         problem = f"stopped after step {state.step:,}, and saved{name}"
@@ -137,9 +149,10 @@ def _check_signal(context: TrainingContext, state: TrainingState, signal: int) -
 
 
 def _go_back(context: TrainingContext, state: TrainingState, error: DivergedError) -> tuple[TrainingState, Notice]:
-    """Load the last checkpoint; return its state, with half the learning rate, and a warning.
+    """Load the last checkpoint and halve its learning rate; return its state and a warning.
 
-    The error is raised again after `MAX_HALVINGS`.
+    Raises:
+        DivergedError: it was halved `MAX_HALVINGS` times.
     """
     halvings = state.halvings + 1
     if halvings > MAX_HALVINGS:

@@ -46,6 +46,9 @@ def plan_distillation(context: TrainingContext, teacher: "Teacher") -> Distillat
     """Return what the student learns from the teacher, before its outputs are computed.
 
     Logits are learned if the teacher knows all classes.
+
+    Raises:
+        UsageError: there is nothing to learn.
     """
     settings, classes = context.settings, context.index.classes
     positions = [find_name(name, teacher.classifier.classes) for name in classes]

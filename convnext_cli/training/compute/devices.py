@@ -122,7 +122,11 @@ def make_accelerator(
 
 
 def _find_first_process(address: str, port: int) -> None:
-    """Wait until the machine of the first process answers. It may refuse: that process may still prepare, for hours."""
+    """Wait until the machine of the first process answers. It may refuse: that process may still prepare, for hours.
+
+    Raises:
+        UsageError: there is no such machine.
+    """
     end = time.monotonic() + MEETING_TIMEOUT
     while True:
         try:

@@ -31,7 +31,11 @@ class Signals:
     """Remedy of an immediate stop; None while training steps check for signals themselves."""
 
     def check(self) -> None:
-        """Check that no signal has arrived."""
+        """Check that no signal has arrived.
+
+        Raises:
+            StoppedError: one has.
+        """
         if self.received:
             raise self.stop(self.received)
 
