@@ -5,8 +5,8 @@ import os
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
-from functools import cache
+from dataclasses import KW_ONLY, MISSING, Field, dataclass, fields
+from functools import cache, partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -21,11 +21,12 @@ ALL_OPTIONS = "`convnext COMMAND --help` and `--help-all` list the options with 
 Request = TypeVar("Request")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Option:
     """The metadata of one option: its help, its values, and its names on the command line."""
 
     help: str
+    _: KW_ONLY
     unit: str = ""
     group: str = RUN
     """The heading that it stands under in the help."""
@@ -75,6 +76,10 @@ class Option:
         else:
             text = f"of at least {low}" if low else f"of at most {high}" if high else ""
         return ", or ".join([f"{text} {self.unit}".rstrip(), *self.words]) if text else ""
+
+
+DataOption, ModelOption, TrainingOption, AugmentationOption = (partial(Option, group=group) for group in GROUPS[:4])
+"""Options of these groups; a plain `Option` is of the last one, `RUN`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

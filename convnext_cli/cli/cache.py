@@ -22,8 +22,7 @@ class CacheFlags:
     """Options of the command."""
 
     clear: Annotated[
-        bool,
-        Option(help="Delete the cache. A running training that reads from a zip file fails then.", is_common=True),
+        bool, Option("Delete the cache. A running training that reads from a zip file fails then.", is_common=True)
     ] = False
     as_json: JsonFlag = False
 

@@ -10,7 +10,7 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.options import JsonFlag, OptionValues, quote_settings, with_options
 from convnext_cli.data.index import SPLITS, check_trainable, describe_skipped
-from convnext_cli.options import DATA, Option
+from convnext_cli.options import DataOption, Option
 from convnext_cli.recipes.settings import READING_SETTINGS
 from convnext_cli.text import format_count, format_percent, quote, shorten_name
 from convnext_cli.training.request import DATA_HELP
@@ -25,14 +25,12 @@ FALSE_SCORE = 3  # the exit code where a finding falsifies test scores
 class CheckFlags:
     """Options of the command alone."""
 
-    data: Annotated[Path, Option(help=DATA_HELP, group=DATA, is_argument=True)]
+    data: Annotated[Path, DataOption(DATA_HELP, is_argument=True)]
     fix_list: Annotated[
         Path | None,
-        Option(
-            help="Write the images to leave out to this file, for `finetune --exclude`.", is_common=True, metavar="FILE"
-        ),
+        Option("Write the images to leave out to this file, for `finetune --exclude`.", is_common=True, metavar="FILE"),
     ] = None
-    overwrite: Annotated[bool, Option(help="Replace an existing file at --fix-list.", is_common=True)] = False
+    overwrite: Annotated[bool, Option("Replace an existing file at --fix-list.", is_common=True)] = False
     as_json: JsonFlag = False
 
 

@@ -41,11 +41,9 @@ class DemoFlags:
 
     folder: Annotated[
         Path,
-        Option(
-            help="Folder for the demo's images and runs.", is_common=True, name="output", flags=("-o",), metavar="DIR"
-        ),
+        Option("Folder for the demo's images and runs.", is_common=True, name="output", flags=("-o",), metavar="DIR"),
     ] = FOLDER
-    as_json: Annotated[bool, Option(help="Print both evaluations as JSON.", is_common=True, name="json")] = False
+    as_json: Annotated[bool, Option("Print both evaluations as JSON.", is_common=True, name="json")] = False
 
 
 @with_options(DemoFlags)

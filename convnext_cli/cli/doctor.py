@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class DoctorFlags:
     """Options of the command."""
 
-    offline: Annotated[bool, Option(help="Never contact the Hub.", is_common=True, env="HF_HUB_OFFLINE")] = False
+    offline: Annotated[bool, Option("Never contact the Hub.", is_common=True, env="HF_HUB_OFFLINE")] = False
     as_json: JsonFlag = False
 
 

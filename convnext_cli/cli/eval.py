@@ -17,7 +17,7 @@ from convnext_cli.cli.targets import show_points, show_targets
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
 from convnext_cli.metrics.registry import METRICS
-from convnext_cli.options import DATA, Option
+from convnext_cli.options import DataOption, Option
 from convnext_cli.runs.files import PREDICTIONS
 from convnext_cli.text import capitalise, format_count, format_p, quote, shorten_name
 
@@ -37,16 +37,15 @@ class EvalFlags:
 
     paths: Annotated[
         tuple[Path, ...],
-        Option(
-            help="Run folders; default: the newest run. Another folder is the data.",
-            group=DATA,
+        DataOption(
+            "Run folders; default: the newest run. Another folder is the data.",
             metavar="[RUN]... [DATA]",
             completion="run",
             is_argument=True,
         ),
     ] = ()
     report: Annotated[
-        bool, Option(help="Write report.html, its plots and predictions.csv into the run.", is_common=True)
+        bool, Option("Write report.html, its plots and predictions.csv into the run.", is_common=True)
     ] = True
     as_json: JsonFlag = False
 

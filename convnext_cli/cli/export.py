@@ -25,12 +25,12 @@ class ExportFlags:
     """Options of the command alone."""
 
     run: Annotated[
-        Path | None, Option(help="Run folder; default: the newest under runs/.", completion="run", is_argument=True)
+        Path | None, Option("Run folder; default: the newest under runs/.", completion="run", is_argument=True)
     ] = None
     images: Annotated[
         tuple[str, ...],
         Option(
-            help="Images, folder or pattern for the parity check, repeatable; default: the run's validation images.",
+            "Images, folder or pattern for the parity check, repeatable; default: the run's validation images.",
             is_common=True,
             metavar="PATH",
         ),

@@ -27,15 +27,12 @@ if TYPE_CHECKING:
 class FinetuneFlags:
     """Options of the command alone."""
 
-    devices: Annotated[
-        int | None,
-        Option(help="Processes on this machine, one per GPU.", is_common=True, low=1),
-    ] = None
-    dry_run: Annotated[bool, Option(help="Show the plan with its memory and time, and stop.", is_common=True)] = False
+    devices: Annotated[int | None, Option("Processes on this machine, one per GPU.", is_common=True, low=1)] = None
+    dry_run: Annotated[bool, Option("Show the plan with its memory and time, and stop.", is_common=True)] = False
     verbose: Annotated[
-        bool, Option(help="Show every setting with its source and reason.", is_common=True, flags=("-v",))
+        bool, Option("Show every setting with its source and reason.", is_common=True, flags=("-v",))
     ] = False
-    as_json: Annotated[bool, Option(help="Print the result as JSON.", is_common=True, name="json")] = False
+    as_json: Annotated[bool, Option("Print the result as JSON.", is_common=True, name="json")] = False
 
 
 @with_options(TrainRequest, SettingSources, Settings, FinetuneFlags)

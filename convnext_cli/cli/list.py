@@ -47,11 +47,11 @@ MODEL_LEGEND = (
 class ListFlags(ModelFilter):
     """Options of the command."""
 
-    sort: Annotated[str, Option(help=f"Order: {', '.join(_ORDERS)}.", is_common=True, metavar="KEY")] = "catalog"
-    tags: Annotated[bool, Option(help="One row per set of weights.", is_common=True)] = False
-    compare: Annotated[bool, Option(help="Add well-known models of other families.", is_common=True)] = False
+    sort: Annotated[str, Option(f"Order: {', '.join(_ORDERS)}.", is_common=True, metavar="KEY")] = "catalog"
+    tags: Annotated[bool, Option("One row per set of weights.", is_common=True)] = False
+    compare: Annotated[bool, Option("Add well-known models of other families.", is_common=True)] = False
     as_json: JsonFlag = False
-    as_csv: Annotated[bool, Option(help="Print CSV.", is_common=True, name="csv")] = False
+    as_csv: Annotated[bool, Option("Print CSV.", is_common=True, name="csv")] = False
 
 
 @with_options(ListFlags)

@@ -17,7 +17,7 @@ from convnext_cli.recipes.settings import declare_settings
 from convnext_cli.text import quote
 
 Request = TypeVar("Request")
-JsonFlag = Annotated[bool, Option(help="Print JSON.", is_common=True, name="json")]
+JsonFlag = Annotated[bool, Option("Print JSON.", is_common=True, name="json")]
 _COMPLETIONS = {"model": complete_model, "run": complete_run, "": None}
 
 

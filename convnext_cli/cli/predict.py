@@ -17,7 +17,7 @@ from convnext_cli.data.index import describe_skipped
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.files import check_outside
 from convnext_cli.inference.request import PREDICT_RUN, PredictRequest
-from convnext_cli.options import DATA, Option
+from convnext_cli.options import DataOption, Option
 from convnext_cli.text import MAX_NAME, format_count, format_part, make_visible, quote, title_probabilities
 
 if TYPE_CHECKING:
@@ -34,37 +34,33 @@ class PredictFlags:
 
     images: Annotated[
         tuple[str, ...],
-        Option(
-            help="Images, folders, or patterns such as 'a/*.png'; - reads a list from standard input.",
-            group=DATA,
-            is_argument=True,
+        DataOption(
+            "Images, folders, or patterns such as 'a/*.png'; - reads a list from standard input.", is_argument=True
         ),
     ]
     run: Annotated[
         Path | None,
         Option(
-            help="Run folder or exported ONNX file; default: the newest under runs/.",
+            "Run folder or exported ONNX file; default: the newest under runs/.",
             is_common=True,
             flags=("-r",),
             completion="run",
         ),
     ] = None
-    top_k: Annotated[int, Option(help="Number of classes to show.", is_common=True, flags=("-k",), low=1)] = 3
+    top_k: Annotated[int, Option("Number of classes to show.", is_common=True, flags=("-k",), low=1)] = 3
     as_json: Annotated[
         bool,
         Option(
-            help="Print JSON: an object per image or group; the last one has the number of skipped files.",
+            "Print JSON: an object per image or group; the last one has the number of skipped files.",
             is_common=True,
             name="json",
         ),
     ] = False
     as_csv: Annotated[
-        bool,
-        Option(help="Print CSV: a line per image or group, safe to open in a spreadsheet.", is_common=True, name="csv"),
+        bool, Option("Print CSV: a line per image or group, safe to open in a spreadsheet.", is_common=True, name="csv")
     ] = False
     exact: Annotated[
-        bool,
-        Option(help="With --csv, names as they are: no escapes, no guard against formulas.", is_common=True),
+        bool, Option("With --csv, names as they are: no escapes, no guard against formulas.", is_common=True)
     ] = False
 
 

@@ -27,14 +27,12 @@ SETTINGS = ("image_size", "fit", "crop_pct", "image_root", "exclude", *TABLE_SET
 class RecommendFlags:
     """Options of the command alone."""
 
-    top: Annotated[int, Option(help="Number of models to show.", is_common=True, low=1)] = 5
+    top: Annotated[int, Option("Number of models to show.", is_common=True, low=1)] = 5
     output: Annotated[
         Path | None,
-        Option(
-            help="Write the plan to this file, for `finetune --config`.", is_common=True, flags=("-o",), metavar="FILE"
-        ),
+        Option("Write the plan to this file, for `finetune --config`.", is_common=True, flags=("-o",), metavar="FILE"),
     ] = None
-    overwrite: Annotated[bool, Option(help="Replace what is at --output.", is_common=True)] = False
+    overwrite: Annotated[bool, Option("Replace what is at --output.", is_common=True)] = False
     as_json: JsonFlag = False
 
 

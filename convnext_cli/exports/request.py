@@ -17,30 +17,24 @@ class ExportRequest:
     format: Annotated[
         Literal["onnx", "pt2", "hub"],
         Option(
-            help="onnx (one file), pt2 (torch.export), or hub (a folder).",
-            is_common=True,
-            flags=("-f",),
-            metavar="FORMAT",
+            "onnx (one file), pt2 (torch.export), or hub (a folder).", is_common=True, flags=("-f",), metavar="FORMAT"
         ),
     ] = "onnx"
     output: Annotated[
         Path | None,
         Option(
-            help="File, or folder for hub; default: model.FORMAT in the run.",
-            is_common=True,
-            flags=("-o",),
-            metavar="PATH",
+            "File, or folder for hub; default: model.FORMAT in the run.", is_common=True, flags=("-o",), metavar="PATH"
         ),
     ] = None
     calibration: Annotated[
         Path | None,
         Option(
-            help="File of `eval --save-calibration`, in place of the run's own calibration and thresholds.",
+            "File of `eval --save-calibration`, in place of the run's own calibration and thresholds.",
             is_common=True,
             metavar="FILE",
         ),
     ] = None
-    int8: Annotated[bool, Option(help="Quantise to 8 bits and measure the cost; ONNX only.", is_common=True)] = False
+    int8: Annotated[bool, Option("Quantise to 8 bits and measure the cost; ONNX only.", is_common=True)] = False
     images: tuple[Path, ...] = ()
     """Image files to check parity on; empty for the run's validation images."""
     max_images: int = PARITY_IMAGES
@@ -48,13 +42,12 @@ class ExportRequest:
     tolerance: Annotated[
         float | None,
         Option(
-            help="Largest difference of a probability (1e-4); with --int8, fraction that changes its class (0.02).",
+            "Largest difference of a probability (1e-4); with --int8, fraction that changes its class (0.02).",
             is_common=True,
             low=0,
         ),
     ] = None
     push: Annotated[
-        str | None,
-        Option(help="Upload the hub folder to this private repository.", is_common=True, metavar="OWNER/NAME"),
+        str | None, Option("Upload the hub folder to this private repository.", is_common=True, metavar="OWNER/NAME")
     ] = None
-    overwrite: Annotated[bool, Option(help="Replace what is at --output.", is_common=True)] = False
+    overwrite: Annotated[bool, Option("Replace what is at --output.", is_common=True)] = False

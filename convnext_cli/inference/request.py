@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from convnext_cli.options import AUTO, DATA, Option
+from convnext_cli.options import AUTO, DataOption, Option
 
 EVAL_RUN = "convnext eval RUN"  # how the command names a run
 PREDICT_RUN = "convnext predict IMAGE --run RUN"
@@ -17,17 +17,14 @@ class GroupOptions:
     per: Annotated[
         Literal["image", "group"],
         Option(
-            help="image, or group: one result for each group (patient), pooled from its images.",
+            "image, or group: one result for each group (patient), pooled from its images.",
             is_common=True,
             metavar="UNIT",
         ),
     ] = "image"
     group_from: Annotated[
         str,
-        Option(
-            help="Groups (patients): auto for the run's own, dicom:PatientID, or a regular expression on the path.",
-            group=DATA,
-        ),
+        DataOption("Groups (patients): auto for the run's own, dicom:PatientID, or a regular expression on the path."),
     ] = AUTO
 
 
@@ -35,29 +32,28 @@ class GroupOptions:
 class PredictRequest(GroupOptions):
     """The options of a prediction."""
 
-    raw: Annotated[bool, Option(help="Leave out the run's temperature and thresholds.", is_common=True)] = False
+    raw: Annotated[bool, Option("Leave out the run's temperature and thresholds.", is_common=True)] = False
     calibration: Annotated[
         Path | None,
         Option(
-            help="File of `eval --save-calibration`, used in place of the run's own calibration and thresholds.",
+            "File of `eval --save-calibration`, used in place of the run's own calibration and thresholds.",
             is_common=True,
             metavar="FILE",
         ),
     ] = None
-    abstain: Annotated[bool, Option(help="Flag images that are out-of-distribution (OOD).", is_common=True)] = False
-    explain: Annotated[Path | None, Option(help="Folder for Grad-CAM heat maps.", is_common=True, metavar="DIR")] = None
+    abstain: Annotated[bool, Option("Flag images that are out-of-distribution (OOD).", is_common=True)] = False
+    explain: Annotated[Path | None, Option("Folder for Grad-CAM heat maps.", is_common=True, metavar="DIR")] = None
     explain_class: Annotated[
-        tuple[str, ...],
-        Option(help="Class or label to explain, whatever is predicted; repeatable.", metavar="NAME"),
+        tuple[str, ...], Option("Class or label to explain, whatever is predicted; repeatable.", metavar="NAME")
     ] = ()
-    overwrite: Annotated[bool, Option(help="Replace existing heat maps in --explain.", is_common=True)] = False
+    overwrite: Annotated[bool, Option("Replace existing heat maps in --explain.", is_common=True)] = False
     tta: Annotated[
-        bool, Option(help="Test-time augmentation: average over shifted views; several times slower.", is_common=True)
+        bool, Option("Test-time augmentation: average over shifted views; several times slower.", is_common=True)
     ] = False
     engine: Annotated[
         Literal["auto", "onnx", "torch"],
         Option(
-            help="auto, onnx (ONNX Runtime) or torch; auto is onnx where the run has model.onnx.",
+            "auto, onnx (ONNX Runtime) or torch; auto is onnx where the run has model.onnx.",
             is_common=True,
             metavar="NAME",
         ),
@@ -72,27 +68,18 @@ class EvalRequest(GroupOptions):
     """Run folders; empty for the newest under `runs/`."""
     data: Annotated[
         Path | None,
-        Option(
-            help="Folder of images; default: the run's own data and split.",
-            group=DATA,
-            is_common=True,
-            flags=("-d",),
-            metavar="DIR",
+        DataOption(
+            "Folder of images; default: the run's own data and split.", is_common=True, flags=("-d",), metavar="DIR"
         ),
     ] = None
     split: Annotated[
         Literal["train", "val", "test", "all"] | None,
-        Option(
-            help="train, val, test or all; default: test, else val, else all.",
-            group=DATA,
-            is_common=True,
-            metavar="NAME",
-        ),
+        DataOption("train, val, test or all; default: test, else val, else all.", is_common=True, metavar="NAME"),
     ] = None
     targets: Annotated[
         tuple[str, ...],
         Option(
-            help="Set a threshold: sensitivity=0.9[,specificity=0.8]:CLASS[@confidence=0.9] or "
+            "Set a threshold: sensitivity=0.9[,specificity=0.8]:CLASS[@confidence=0.9] or "
             "ppv=0.3:CLASS@prevalence=0.02.",
             is_common=True,
             name="target",
@@ -101,7 +88,7 @@ class EvalRequest(GroupOptions):
     subgroups: Annotated[
         str | None,
         Option(
-            help="Compare subgroups: columns or DICOM attributes, with cuts of numbers, such as sex,age:18,65,site.",
+            "Compare subgroups: columns or DICOM attributes, with cuts of numbers, such as sex,age:18,65,site.",
             is_common=True,
             metavar="NAMES",
         ),
@@ -109,7 +96,7 @@ class EvalRequest(GroupOptions):
     subgroup_table: Annotated[
         Path | None,
         Option(
-            help="CSV file with the columns of --subgroups, by path or by group; default: the data's own.",
+            "CSV file with the columns of --subgroups, by path or by group; default: the data's own.",
             is_common=True,
             metavar="FILE",
         ),
@@ -117,7 +104,7 @@ class EvalRequest(GroupOptions):
     recalibrate: Annotated[
         int | None,
         Option(
-            help="Fit a calibration on N of the images and evaluate the others; the run keeps its own.",
+            "Fit a calibration on N of the images and evaluate the others; the run keeps its own.",
             is_common=True,
             low=2,
             metavar="N",
@@ -126,21 +113,19 @@ class EvalRequest(GroupOptions):
     save_calibration: Annotated[
         Path | None,
         Option(
-            help="With --recalibrate, write the new calibration into a file, for `predict --calibration`.",
+            "With --recalibrate, write the new calibration into a file, for `predict --calibration`.",
             is_common=True,
             metavar="FILE",
         ),
     ] = None
-    overwrite: Annotated[bool, Option(help="Replace an existing file of --save-calibration.")] = False
-    tta: Annotated[bool, Option(help="Test-time augmentation; its cost and gain are measured.", is_common=True)] = False
-    cache: Annotated[bool, Option(help="Cache preprocessed images for the next evaluation.", is_common=True)] = True
-    group_column: Annotated[
-        str, Option(help="Column of a CSV file given as DATA with the groups (patients).", group=DATA)
-    ] = AUTO
+    overwrite: Annotated[bool, Option("Replace an existing file of --save-calibration.")] = False
+    tta: Annotated[bool, Option("Test-time augmentation; its cost and gain are measured.", is_common=True)] = False
+    cache: Annotated[bool, Option("Cache preprocessed images for the next evaluation.", is_common=True)] = True
+    group_column: Annotated[str, DataOption("Column of a CSV file given as DATA with the groups (patients).")] = AUTO
     negative_class: Annotated[
         str | None,
         Option(
-            help="With --per group, the class without a finding: any other class of a group's images outweighs it.",
+            "With --per group, the class without a finding: any other class of a group's images outweighs it.",
             metavar="CLASS",
         ),
     ] = None

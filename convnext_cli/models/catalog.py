@@ -326,21 +326,21 @@ class ModelFilter:
     pattern: Annotated[
         str,
         Option(
-            help="Part of a name, or a shell pattern. A full name shows the card of the model.",
+            "Part of a name, or a shell pattern. A full name shows the card of the model.",
             completion="model",
             is_argument=True,
         ),
     ] = "*"
-    family: Annotated[str | None, Option(help=f"One of {', '.join(FAMILIES)}.", is_common=True, metavar="NAME")] = None
-    size: Annotated[str | None, Option(help="Size: zepto to huge.", is_common=True, metavar="NAME")] = None
-    tier: Annotated[int | None, Option(help="The specification's tier, 1 to 6.", is_common=True, low=1, high=6)] = None
+    family: Annotated[str | None, Option(f"One of {', '.join(FAMILIES)}.", is_common=True, metavar="NAME")] = None
+    size: Annotated[str | None, Option("Size: zepto to huge.", is_common=True, metavar="NAME")] = None
+    tier: Annotated[int | None, Option("The specification's tier, 1 to 6.", is_common=True, low=1, high=6)] = None
     max_params: Annotated[
-        float | None, Option(help="Largest number of parameters.", unit="millions", is_common=True, low=0)
+        float | None, Option("Largest number of parameters.", unit="millions", is_common=True, low=0)
     ] = None
     license: Annotated[
-        str | None, Option(help="A licence of the weights, or 'permissive'.", is_common=True, metavar="NAME")
+        str | None, Option("A licence of the weights, or 'permissive'.", is_common=True, metavar="NAME")
     ] = None
-    pretrained: Annotated[bool, Option(help="Only models with pretrained weights.", is_common=True)] = False
+    pretrained: Annotated[bool, Option("Only models with pretrained weights.", is_common=True)] = False
 
 
 def list_models(

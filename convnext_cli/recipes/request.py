@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from convnext_cli.machine import Machine
-from convnext_cli.options import AUGMENTATION, DATA, MODEL, Option
+from convnext_cli.options import AugmentationOption, DataOption, ModelOption, Option
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint
 from convnext_cli.recipes.settings import DEFAULT_RECIPE, RECIPE_HELP, WEIGHTS_HELP
 
@@ -18,57 +18,49 @@ class RecommendRequest:
     """The data set or its size, the machine, and the preferences; `recommend` documents the fields."""
 
     data: Annotated[
-        Path | None,
-        Option(help="Folder, CSV file or zip file of images; or use --dataset-size.", group=DATA, is_argument=True),
+        Path | None, DataOption("Folder, CSV file or zip file of images; or use --dataset-size.", is_argument=True)
     ] = None
     dataset_size: Annotated[
-        int | None, Option(help="Number of images, all splits together.", group=DATA, is_common=True, low=1)
+        int | None,
+        DataOption("Number of images, all splits together.", is_common=True, low=1),
     ] = None
-    classes: Annotated[int | None, Option(help="Number of classes.", group=DATA, is_common=True, low=2)] = None
+    classes: Annotated[int | None, DataOption("Number of classes.", is_common=True, low=2)] = None
     domain: Annotated[
         str | None,
-        Option(
-            help="Kind of images: medical, natural or other; sets the augmentation. Default: guessed from the images.",
-            group=AUGMENTATION,
+        AugmentationOption(
+            "Kind of images: medical, natural or other; sets the augmentation. Default: guessed from the images.",
             is_common=True,
             metavar="NAME",
         ),
     ] = None
     model: Annotated[
         str | None,
-        Option(
-            help="Plan for this architecture, with or without .tag.",
-            group=MODEL,
+        ModelOption(
+            "Plan for this architecture, with or without .tag.",
             is_common=True,
             flags=("-m",),
             metavar="NAME",
             completion="model",
         ),
     ] = None
-    weights: Annotated[str, Option(help=WEIGHTS_HELP, group=MODEL, is_common=True)] = "auto"
+    weights: Annotated[str, ModelOption(WEIGHTS_HELP, is_common=True)] = "auto"
     prefer: Annotated[
         str | None,
-        Option(
-            help="Order of the models: by accuracy, speed or size; default: the specification's.",
-            group=MODEL,
+        ModelOption(
+            "Order of the models: by accuracy, speed or size; default: the specification's.",
             is_common=True,
             metavar="NAME",
         ),
     ] = None
     license: Annotated[
         str,
-        Option(
-            help="Licence that the weights must have: any, permissive, or a name.",
-            group=MODEL,
-            is_common=True,
-            metavar="NAME",
-        ),
+        ModelOption("Licence that the weights must have: any, permissive, or a name.", is_common=True, metavar="NAME"),
     ] = "any"
-    recipe: Annotated[str, Option(help=RECIPE_HELP, group=MODEL, is_common=True, metavar="NAME")] = DEFAULT_RECIPE
+    recipe: Annotated[str, ModelOption(RECIPE_HELP, is_common=True, metavar="NAME")] = DEFAULT_RECIPE
     vram: Annotated[
         float | None,
         Option(
-            help="Memory of the GPU, if it is not in this machine.",
+            "Memory of the GPU, if it is not in this machine.",
             unit="GiB",
             is_common=True,
             low=0,

@@ -11,11 +11,13 @@ from convnext_cli.images.preprocessing import MAX_SIDE, MIN_SIDE, ImageSize, par
 from convnext_cli.options import (
     AUGMENTATION,
     AUTO,
-    DATA,
-    MODEL,
     TRAINING,
+    AugmentationOption,
+    DataOption,
     Declaration,
+    ModelOption,
     Option,
+    TrainingOption,
     check_options,
     convert_value,
     describe_options,
@@ -73,49 +75,27 @@ class Settings:
 
     epochs: Annotated[
         int,
-        Option(
-            help="Epochs of fine-tuning; 0 leaves --freeze-epochs only.",
-            group=TRAINING,
-            is_common=True,
-            low=0,
-            high=MAX_COUNT,
-        ),
+        TrainingOption("Epochs of fine-tuning; 0 leaves --freeze-epochs only.", is_common=True, low=0, high=MAX_COUNT),
     ]
     freeze_epochs: Annotated[
-        int,
-        Option(
-            help="Epochs that train the head only, first; 0 is off.",
-            group=TRAINING,
-            is_common=True,
-            low=0,
-            high=MAX_COUNT,
-        ),
+        int, TrainingOption("Epochs that train the head only, first; 0 is off.", is_common=True, low=0, high=MAX_COUNT)
     ]
     batch_size: Annotated[
         int,
-        Option(
-            help="Images per optimizer step, over all processes.",
-            group=TRAINING,
-            is_common=True,
-            low=1,
-            high=MAX_COUNT,
-            flags=("-b",),
+        TrainingOption(
+            "Images per optimizer step, over all processes.", is_common=True, low=1, high=MAX_COUNT, flags=("-b",)
         ),
     ]
     micro_batch_size: Annotated[
         int,
-        Option(
-            help="Images per forward pass and process; gradients accumulate up to the batch size.",
-            group=TRAINING,
-            low=1,
-            high=MAX_COUNT,
+        TrainingOption(
+            "Images per forward pass and process; gradients accumulate up to the batch size.", low=1, high=MAX_COUNT
         ),
     ]
     lr: Annotated[
         float,
-        Option(
-            help="Peak learning rate; auto runs a short range test.",
-            group=TRAINING,
+        TrainingOption(
+            "Peak learning rate; auto runs a short range test.",
             is_common=True,
             low=0,
             high=MAX_LR,
@@ -123,115 +103,74 @@ class Settings:
             words=(AUTO,),
         ),
     ]
-    min_lr: Annotated[
-        float,
-        Option(help="Learning rate at the end of the cosine schedule.", group=TRAINING, low=0, high=10),
-    ] = 1e-6
+    min_lr: Annotated[float, TrainingOption("Learning rate at the end of the cosine schedule.", low=0, high=10)] = 1e-6
     warmup_epochs: Annotated[
-        float,
-        Option(help="Epochs of linear warm-up to the peak learning rate.", group=TRAINING, low=0, high=MAX_COUNT),
+        float, TrainingOption("Epochs of linear warm-up to the peak learning rate.", low=0, high=MAX_COUNT)
     ]
     weight_decay: Annotated[
-        float,
-        Option(
-            help="AdamW weight decay; not applied to norms, biases, LayerScale and GRN.",
-            group=TRAINING,
-            low=0,
-            high=100,
-        ),
+        float, TrainingOption("AdamW weight decay; not applied to norms, biases, LayerScale and GRN.", low=0, high=100)
     ]
     layer_decay: Annotated[
-        float,
-        Option(
-            help="Learning-rate factor from each block to the one before it; 1 is off.", group=TRAINING, low=0, high=1
-        ),
+        float, TrainingOption("Learning-rate factor from each block to the one before it; 1 is off.", low=0, high=1)
     ]
     drop_path: Annotated[
-        float,
-        Option(
-            help="Stochastic depth rate of the last block, rising linearly from 0.", group=TRAINING, low=0, high=0.99
-        ),
+        float, TrainingOption("Stochastic depth rate of the last block, rising linearly from 0.", low=0, high=0.99)
     ]
     head: Annotated[
         Literal["linear", "mlp"],
-        Option(help="Classifier: linear, the model's own; or mlp, with a hidden layer and GELU.", group=MODEL),
+        ModelOption("Classifier: linear, the model's own; or mlp, with a hidden layer and GELU."),
     ] = "linear"
     head_hidden_size: Annotated[
         int,
-        Option(help="Width of the hidden layer of --head mlp.", group=MODEL, low=1, high=8192),
+        ModelOption("Width of the hidden layer of --head mlp.", low=1, high=8192),
     ] = 512  # fastai's create_head
-    head_dropout: Annotated[
-        float,
-        Option(help="Dropout before the classifier; 0 is off.", group=MODEL, low=0, high=0.99),
-    ] = 0.0
+    head_dropout: Annotated[float, ModelOption("Dropout before the classifier; 0 is off.", low=0, high=0.99)] = 0.0
     label_smoothing: Annotated[
-        float,
-        Option(help="Label smoothing; 0 is off.", group=TRAINING, low=0, high=0.99, flags=("--smoothing",)),
+        float, TrainingOption("Label smoothing; 0 is off.", low=0, high=0.99, flags=("--smoothing",))
     ]
-    mixup: Annotated[
-        float,
-        Option(help="Mixup alpha; 0 is off.", group=AUGMENTATION, low=0, high=100),
-    ]
-    cutmix: Annotated[
-        float,
-        Option(help="CutMix alpha; 0 is off.", group=AUGMENTATION, low=0, high=100),
-    ]
+    mixup: Annotated[float, AugmentationOption("Mixup alpha; 0 is off.", low=0, high=100)]
+    cutmix: Annotated[float, AugmentationOption("CutMix alpha; 0 is off.", low=0, high=100)]
     mixup_off_epoch: Annotated[
         int,
-        Option(
-            help="Epoch from which mixup and CutMix are off, counted from 0; 0 keeps them on.",
-            group=AUGMENTATION,
-            low=0,
-            high=MAX_COUNT,
+        AugmentationOption(
+            "Epoch from which mixup and CutMix are off, counted from 0; 0 keeps them on.", low=0, high=MAX_COUNT
         ),
     ] = 0
     class_weights: Annotated[
         Literal["none", "balanced", "effective", "asymmetric"],
-        Option(
-            help="Class weights in the loss: none, inverse frequency (balanced), effective number, or asymmetric loss.",
-            group=AUGMENTATION,
+        AugmentationOption(
+            "Class weights in the loss: none, inverse frequency (balanced), effective number, or asymmetric loss."
         ),
     ] = "none"
     sampler: Annotated[
         Literal["shuffle", "balanced"],
-        Option(
-            help="Sampling: each image once an epoch (shuffle), or each class equally often (balanced).",
-            group=AUGMENTATION,
-        ),
+        AugmentationOption("Sampling: each image once an epoch (shuffle), or each class equally often (balanced)."),
     ] = "shuffle"
     logit_adjustment: Annotated[
         float,
-        Option(
-            help="Factor on the log class priors added to the logits in training; 1 is usual, 0 is off.",
-            group=AUGMENTATION,
-            low=0,
-            high=100,
+        AugmentationOption(
+            "Factor on the log class priors added to the logits in training; 1 is usual, 0 is off.", low=0, high=100
         ),
     ] = 0.0
     head_init_scale: Annotated[
         float,
-        Option(
-            help="Factor on the newly initialised classifier's weights; 0.001 starts it near zero.",
-            group=MODEL,
-            low=0,
-            high=1000,
+        ModelOption(
+            "Factor on the newly initialised classifier's weights; 0.001 starts it near zero.", low=0, high=1000
         ),
     ] = 1.0
     ema_decay: Annotated[
         float,
-        Option(
-            help="Decay of an exponential moving average of the weights, which is then validated and kept; 0 is off.",
-            group=TRAINING,
+        TrainingOption(
+            "Decay of an exponential moving average of the weights, which is then validated and kept; 0 is off.",
             low=0,
             high=0.99999,
         ),
     ] = 0.0
     image_size: Annotated[
         ImageSize,
-        Option(
-            help="Side of a square, or HEIGHTxWIDTH such as 224x320.",
+        ModelOption(
+            "Side of a square, or HEIGHTxWIDTH such as 224x320.",
             unit="px",
-            group=MODEL,
             is_common=True,
             low=MIN_SIDE,
             high=MAX_SIDE,
@@ -242,283 +181,163 @@ class Settings:
     ]
     fit: Annotated[
         Literal["auto", "crop", "pad", "squash", "weights"],
-        Option(
-            help="Fit images: crop, pad, squash, weights (as timm), auto.",
-            group=MODEL,
-            is_common=True,
-            metavar="FIT",
-        ),
+        ModelOption("Fit images: crop, pad, squash, weights (as timm), auto.", is_common=True, metavar="FIT"),
     ]
     crop_pct: Annotated[
         float,
-        Option(
-            help="Fraction of the scaled image's sides kept in evaluation; auto: the weights' for --fit crop, else 1.",
-            group=MODEL,
+        ModelOption(
+            "Fraction of the scaled image's sides kept in evaluation; auto: the weights' for --fit crop, else 1.",
             low=MIN_CROP_PCT,
             high=1,
             words=(AUTO,),
         ),
     ]
-    in_chans: Annotated[
-        Literal[1, 3],
-        Option(help="Input channels of the model; 1 uses the luminance only.", group=MODEL),
-    ] = 3
+    in_chans: Annotated[Literal[1, 3], ModelOption("Input channels of the model; 1 uses the luminance only.")] = 3
     min_crop_area: Annotated[
         float,
-        Option(
-            help="Smallest fraction of the image area in a random training crop; 1 uses the evaluation crop.",
-            group=AUGMENTATION,
-            low=0,
-            high=1,
+        AugmentationOption(
+            "Smallest fraction of the image area in a random training crop; 1 uses the evaluation crop.", low=0, high=1
         ),
     ]
     hflip: Annotated[
-        float,
-        Option(
-            help="Probability of a horizontal flip; 0 where left and right differ.", group=AUGMENTATION, low=0, high=1
-        ),
+        float, AugmentationOption("Probability of a horizontal flip; 0 where left and right differ.", low=0, high=1)
     ]
     rotation: Annotated[
         float,
-        Option(
-            help="Largest random rotation in either direction; 0 is off.",
-            unit="degrees",
-            group=AUGMENTATION,
-            low=0,
-            high=180,
-        ),
+        AugmentationOption("Largest random rotation in either direction; 0 is off.", unit="degrees", low=0, high=180),
     ] = 0.0
     jitter: Annotated[
-        float,
-        Option(
-            help="Largest relative change of brightness and contrast; 0 is off.", group=AUGMENTATION, low=0, high=0.99
-        ),
+        float, AugmentationOption("Largest relative change of brightness and contrast; 0 is off.", low=0, high=0.99)
     ] = 0.0
     rand_augment: Annotated[
-        float,
-        Option(help="RandAugment magnitude, on timm's scale; 0 is off.", group=AUGMENTATION, low=0, high=10),
+        float, AugmentationOption("RandAugment magnitude, on timm's scale; 0 is off.", low=0, high=10)
     ] = 0.0
-    erasing: Annotated[
-        float,
-        Option(help="Probability of random erasing; 0 is off.", group=AUGMENTATION, low=0, high=1),
-    ] = 0.0
+    erasing: Annotated[float, AugmentationOption("Probability of random erasing; 0 is off.", low=0, high=1)] = 0.0
     teacher_weight: Annotated[
         float,
-        Option(
-            help="Weight of the teacher's probabilities in the loss; the labels have 1 minus it.",
-            group=TRAINING,
-            low=0,
-            high=1,
-        ),
+        TrainingOption("Weight of the teacher's probabilities in the loss; the labels have 1 minus it.", low=0, high=1),
     ] = 0.7
     teacher_temperature: Annotated[
         float,
-        Option(
-            help="Temperature of the teacher's and the student's probabilities in the loss.",
-            group=TRAINING,
-            low=0,
-            high=100,
-            is_open=True,
+        TrainingOption(
+            "Temperature of the teacher's and the student's probabilities in the loss.", low=0, high=100, is_open=True
         ),
     ] = 2.0
     teacher_features: Annotated[
         float,
-        Option(
-            help="Weight in the loss of 1 - cosine of the student's and the teacher's features; 0 is off.",
-            group=TRAINING,
-            low=0,
-            high=100,
+        TrainingOption(
+            "Weight in the loss of 1 - cosine of the student's and the teacher's features; 0 is off.", low=0, high=100
         ),
     ] = 1.0
     teacher_views: Annotated[
         int,
-        Option(
-            help="Random views of each image that the teacher sees, once; epochs use them in turn.",
-            group=TRAINING,
-            low=1,
-            high=10_000,
+        TrainingOption(
+            "Random views of each image that the teacher sees, once; epochs use them in turn.", low=1, high=10_000
         ),
     ] = 8
     average_best: Annotated[
         int,
-        Option(
-            help="Average the weights of this many best epochs at the end; kept if no worse; 0 is off.",
-            group=TRAINING,
-            low=0,
-            high=1000,
+        TrainingOption(
+            "Average the weights of this many best epochs at the end; kept if no worse; 0 is off.", low=0, high=1000
         ),
     ] = 0
     clip_grad: Annotated[
         float,
-        Option(help="Largest gradient norm (L2) of a step; 0 is off.", group=TRAINING, low=0, high=1e6),
+        TrainingOption("Largest gradient norm (L2) of a step; 0 is off.", low=0, high=1e6),
     ] = 0.0
     patience: Annotated[
-        int,
-        Option(
-            help="Stop after N epochs without improvement; 0 is off.",
-            group=TRAINING,
-            is_common=True,
-            low=0,
-            high=MAX_COUNT,
-        ),
+        int, TrainingOption("Stop after N epochs without improvement; 0 is off.", is_common=True, low=0, high=MAX_COUNT)
     ] = 0
     save_every: Annotated[
-        int,
-        Option(help="Optimizer steps between two checkpoints; 0 saves after each epoch only.", low=0, high=MAX_COUNT),
+        int, Option("Optimizer steps between two checkpoints; 0 saves after each epoch only.", low=0, high=MAX_COUNT)
     ] = 0
     grad_checkpointing: Annotated[
         bool,
-        Option(
-            help="Recompute activations in the backward pass: less memory, about a third slower.",
-            group=TRAINING,
-            has_negation=True,
+        TrainingOption(
+            "Recompute activations in the backward pass: less memory, about a third slower.", has_negation=True
         ),
     ] = False
     deterministic: Annotated[
-        bool,
-        Option(help="Use deterministic algorithms only; fail where none exists.", has_negation=True),
+        bool, Option("Use deterministic algorithms only; fail where none exists.", has_negation=True)
     ] = False
     task: Annotated[
         TaskName,
-        Option(
-            help="Targets: auto, single (one class), multilabel, ordinal (grades) or regression.",
-            group=DATA,
+        DataOption(
+            "Targets: auto, single (one class), multilabel, ordinal (grades) or regression.",
             is_common=True,
             metavar="TASK",
         ),
     ] = "auto"
     label_columns: Annotated[
         str,
-        Option(help="Columns of a CSV file with a label each (1, 0, -1 or blank): A,B,C.", group=DATA),
+        DataOption("Columns of a CSV file with a label each (1, 0, -1 or blank): A,B,C."),
     ] = AUTO
     label_column: Annotated[
-        str, Option(help="Column of a CSV file with the class, the labels, the grade or the number.", group=DATA)
+        str, DataOption("Column of a CSV file with the class, the labels, the grade or the number.")
     ] = AUTO
-    label_sep: Annotated[
-        str, Option(help="Separator of several labels in one cell of a CSV file, such as '|'.", group=DATA)
-    ] = AUTO
-    path_column: Annotated[str, Option(help="Column of a CSV file with the images' paths.", group=DATA)] = AUTO
-    group_column: Annotated[
-        str, Option(help="Column of a CSV file with the groups (patients), or none.", group=DATA)
-    ] = AUTO
-    split_column: Annotated[str, Option(help="Column of a CSV file with the splits, or none.", group=DATA)] = AUTO
+    label_sep: Annotated[str, DataOption("Separator of several labels in one cell of a CSV file, such as '|'.")] = AUTO
+    path_column: Annotated[str, DataOption("Column of a CSV file with the images' paths.")] = AUTO
+    group_column: Annotated[str, DataOption("Column of a CSV file with the groups (patients), or none.")] = AUTO
+    split_column: Annotated[str, DataOption("Column of a CSV file with the splits, or none.")] = AUTO
     blank: Annotated[
-        Literal["unknown", "negative"],
-        Option(help="Meaning of a blank cell in the columns of labels.", group=DATA),
+        Literal["unknown", "negative"], DataOption("Meaning of a blank cell in the columns of labels.")
     ] = "unknown"
     log_target: Annotated[
         Literal["auto", "yes", "no"],
-        Option(
-            help="Learn the logarithm of the target; auto: if targets are skewed and span a factor of 20.",
-            group=DATA,
-        ),
+        DataOption("Learn the logarithm of the target; auto: if targets are skewed and span a factor of 20."),
     ] = "auto"
-    grades: Annotated[
-        str, Option(help="Grades of --task ordinal in their order, the lowest first: A,B,C.", group=DATA)
-    ] = AUTO
+    grades: Annotated[str, DataOption("Grades of --task ordinal in their order, the lowest first: A,B,C.")] = AUTO
     uncertain: Annotated[
         Literal["ignore", "positive", "negative", "smooth"],
-        Option(
-            help="Training target of an uncertain label (-1): none, 1, 0, or 0.7 (arXiv:1911.06475).",
-            group=TRAINING,
-        ),
+        TrainingOption("Training target of an uncertain label (-1): none, 1, 0, or 0.7 (arXiv:1911.06475)."),
     ] = "ignore"
     image_root: Annotated[
         str,
-        Option(
-            help="Folder that a CSV file's paths are relative to; auto searches the file's folder and those below.",
-            group=DATA,
-        ),
+        DataOption("Folder that a CSV file's paths are relative to; auto searches the file's folder and those below."),
     ] = AUTO
-    exclude: Annotated[
-        str,
-        Option(
-            help="Leave out images: a list, a folder or a pattern.",
-            group=DATA,
-            is_common=True,
-        ),
-    ] = NONE
+    exclude: Annotated[str, DataOption("Leave out images: a list, a folder or a pattern.", is_common=True)] = NONE
     group_from: Annotated[
         str,
-        Option(
-            help="Groups (patients): auto, none, dicom:PatientID, or a regular expression on the path.",
-            group=DATA,
-            is_common=True,
+        DataOption(
+            "Groups (patients): auto, none, dicom:PatientID, or a regular expression on the path.", is_common=True
         ),
     ] = AUTO
     resplit: Annotated[
-        bool,
-        Option(help="Ignore the data's own splits and draw new ones.", group=DATA, is_common=True, has_negation=True),
+        bool, DataOption("Ignore the data's own splits and draw new ones.", is_common=True, has_negation=True)
     ] = False
     resplit_val: Annotated[
-        bool,
-        Option(help="Draw a new val split from train and val; the test split stays.", group=DATA, has_negation=True),
+        bool, DataOption("Draw a new val split from train and val; the test split stays.", has_negation=True)
     ] = False
     unlabelled: Annotated[
         bool,
-        Option(
-            help="Take all images below the folder as unlabelled; the teacher's predictions are their labels.",
-            group=DATA,
+        DataOption(
+            "Take all images below the folder as unlabelled; the teacher's predictions are their labels.",
             has_negation=True,
         ),
     ] = False
     data_license: Annotated[
-        str,
-        Option(
-            help="Licence of the images, such as cc-by-nc-4.0; it is joined to the model's licence.",
-            group=DATA,
-        ),
+        str, DataOption("Licence of the images, such as cc-by-nc-4.0; it is joined to the model's licence.")
     ] = UNKNOWN
-    folds: Annotated[
-        int,
-        Option(
-            help="Cross-validation folds; 0 is off.",
-            group=DATA,
-            is_common=True,
-            low=0,
-            high=1000,
-        ),
-    ] = 0
+    folds: Annotated[int, DataOption("Cross-validation folds; 0 is off.", is_common=True, low=0, high=1000)] = 0
     fold: Annotated[
         int,
-        Option(
-            help="Train fold K of N only; 0 trains all in turn.",
-            group=DATA,
-            low=0,
-            high=1000,
-            parse=parse_fold,
-            metavar="K/N",
-        ),
+        DataOption("Train fold K of N only; 0 trains all in turn.", low=0, high=1000, parse=parse_fold, metavar="K/N"),
     ] = 0
     leave_out: Annotated[
-        str,
-        Option(
-            help="Column, such as site: for each value, train on the others and test on it.",
-            group=DATA,
-            metavar="COLUMN",
-        ),
+        str, DataOption("Column, such as site: for each value, train on the others and test on it.", metavar="COLUMN")
     ] = NONE
     val_fraction: Annotated[
-        float,
-        Option(help="Fraction of images for validation, if the data have no val split.", group=DATA, low=0, high=0.9),
+        float, DataOption("Fraction of images for validation, if the data have no val split.", low=0, high=0.9)
     ] = 0.15
     test_fraction: Annotated[
-        float,
-        Option(help="Fraction of images for the test split, if the data have no splits.", group=DATA, low=0, high=0.9),
+        float, DataOption("Fraction of images for the test split, if the data have no splits.", low=0, high=0.9)
     ] = 0.15
     amp: Annotated[
         Literal["auto", "no", "bf16", "fp16"],
-        Option(help="Mixed precision; auto is bf16, fp16 on older GPUs, float32 on a CPU.", group=TRAINING),
+        TrainingOption("Mixed precision; auto is bf16, fp16 on older GPUs, float32 on a CPU."),
     ] = "auto"
     seed: Annotated[
-        int,
-        Option(
-            help="Seed of split, weights, order and augmentation.",
-            group=TRAINING,
-            is_common=True,
-            low=0,
-            high=2**32 - 1,
-        ),
+        int, TrainingOption("Seed of split, weights, order and augmentation.", is_common=True, low=0, high=2**32 - 1)
     ] = 0
 
     @property
@@ -532,22 +351,11 @@ class SettingSources:
     """Options that set several settings at once. Settings given by name override them."""
 
     config: Annotated[
-        Path | None,
-        Option(
-            help="Plan file to start from; other options override it.",
-            group=MODEL,
-            is_common=True,
-            flags=("-c",),
-        ),
+        Path | None, ModelOption("Plan file to start from; other options override it.", is_common=True, flags=("-c",))
     ] = None
     imbalance: Annotated[
         Literal["none", "sampler", "weights", "effective", "logit", "asymmetric"] | None,
-        Option(
-            help="none, sampler, weights, effective, logit or asymmetric.",
-            metavar="METHOD",
-            group=AUGMENTATION,
-            is_common=True,
-        ),
+        AugmentationOption("none, sampler, weights, effective, logit or asymmetric.", metavar="METHOD", is_common=True),
     ] = None
 
 

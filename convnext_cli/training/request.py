@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from convnext_cli.options import AUGMENTATION, DATA, MODEL, TRAINING, Option, describe_options, parse_duration
+from convnext_cli.options import (
+    AugmentationOption,
+    DataOption,
+    ModelOption,
+    Option,
+    TrainingOption,
+    describe_options,
+    parse_duration,
+)
 from convnext_cli.recipes.settings import DEFAULT_RECIPE, RECIPE_HELP, WEIGHTS_HELP, Choice, list_changed
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -17,34 +25,28 @@ TEACHER_HELP = "Teacher to distil: a run, folds, an .onnx, a timm model."
 class TrainRequest:
     """The options of a training."""
 
-    data: Annotated[Path | None, Option(help=DATA_HELP, group=DATA, is_argument=True, is_shared=True)] = None
-    audit: Annotated[bool, Option(help="Check every image before training.", group=DATA, name="check")] = True
+    data: Annotated[Path | None, DataOption(DATA_HELP, is_argument=True, is_shared=True)] = None
+    audit: Annotated[bool, DataOption("Check every image before training.", name="check")] = True
     model: Annotated[
         str | None,
-        Option(
-            help="Architecture[.tag]; default: the recommended one.",
-            group=MODEL,
+        ModelOption(
+            "Architecture[.tag]; default: the recommended one.",
             is_common=True,
             flags=("-m",),
             metavar="NAME",
             completion="model",
         ),
     ] = None
-    weights: Annotated[str, Option(help=WEIGHTS_HELP, group=MODEL, is_common=True)] = "auto"
-    teacher: Annotated[
-        str | None,
-        Option(help=TEACHER_HELP, group=MODEL, is_common=True, metavar="MODEL", completion="run"),
-    ] = None
-    recipe: Annotated[str, Option(help=RECIPE_HELP, group=MODEL)] = DEFAULT_RECIPE
+    weights: Annotated[str, ModelOption(WEIGHTS_HELP, is_common=True)] = "auto"
+    teacher: Annotated[str | None, ModelOption(TEACHER_HELP, is_common=True, metavar="MODEL", completion="run")] = None
+    recipe: Annotated[str, ModelOption(RECIPE_HELP)] = DEFAULT_RECIPE
     offline: Annotated[
-        bool,
-        Option(help="Never contact the Hub.", group=MODEL, is_common=True, env="HF_HUB_OFFLINE", is_shared=True),
+        bool, ModelOption("Never contact the Hub.", is_common=True, env="HF_HUB_OFFLINE", is_shared=True)
     ] = False
     max_time: Annotated[
         float | None,
-        Option(
-            help="Time budget (90m, 2h, 1h30m); epochs are reduced to fit.",
-            group=TRAINING,
+        TrainingOption(
+            "Time budget (90m, 2h, 1h30m); epochs are reduced to fit.",
             is_common=True,
             low=0,
             is_open=True,
@@ -54,48 +56,36 @@ class TrainRequest:
     ] = None
     augment: Annotated[
         str | None,
-        Option(
-            help="Augmentation: none, light, medical, natural or strong.",
-            group=AUGMENTATION,
-            is_common=True,
-            metavar="PRESET",
-        ),
+        AugmentationOption("Augmentation: none, light, medical, natural or strong.", is_common=True, metavar="PRESET"),
     ] = None
     output: Annotated[
-        Path | None,
-        Option(help="Run folder; default: runs/<time>-<model>/.", is_common=True, flags=("-o",), metavar="DIR"),
+        Path | None, Option("Run folder; default: runs/<time>-<model>/.", is_common=True, flags=("-o",), metavar="DIR")
     ] = None
-    overwrite: Annotated[bool, Option(help="Replace an existing run at --output.", is_common=True)] = False
+    overwrite: Annotated[bool, Option("Replace an existing run at --output.", is_common=True)] = False
     resume: Annotated[
         Path | None,
-        Option(
-            help="Resume this run with its own settings and split.", is_common=True, metavar="RUN", completion="run"
-        ),
+        Option("Resume this run with its own settings and split.", is_common=True, metavar="RUN", completion="run"),
     ] = None
-    cache: Annotated[bool, Option(help="Cache decoded images for later epochs and runs.", is_shared=True)] = True
+    cache: Annotated[bool, Option("Cache decoded images for later epochs and runs.", is_shared=True)] = True
     workers: Annotated[
         int | None,
         Option(
-            help="Processes that load training images; 0: threads; default: all cores but one with a GPU, else 0.",
+            "Processes that load training images; 0: threads; default: all cores but one with a GPU, else 0.",
             low=0,
             is_shared=True,
         ),
     ] = None
     autotune: Annotated[
-        bool,
-        Option(help="Measure which compute configuration is fastest, at the start of a long run.", is_shared=True),
+        bool, Option("Measure which compute configuration is fastest, at the start of a long run.", is_shared=True)
     ] = True
     compile: Annotated[
-        bool | None,
-        Option(help="Compile the model: a minute or two, then faster steps; default: long runs."),
+        bool | None, Option("Compile the model: a minute or two, then faster steps; default: long runs.")
     ] = None
     track: Annotated[
-        tuple[str, ...],
-        Option(help="Send metrics to tensorboard, wandb or mlflow too; repeatable.", is_shared=True),
+        tuple[str, ...], Option("Send metrics to tensorboard, wandb or mlflow too; repeatable.", is_shared=True)
     ] = ()
     onnx: Annotated[
-        bool,
-        Option(help="Write model.onnx at the end; it lets `predict` run without PyTorch.", is_shared=True),
+        bool, Option("Write model.onnx at the end; it lets `predict` run without PyTorch.", is_shared=True)
     ] = True
     choices: Mapping[str, Choice] = field(default_factory=dict)
     """The settings that are set already, each with its source."""
