@@ -154,7 +154,8 @@ def explain(run: Path, data: bytes, suffix: str) -> HTMLResponse:
             logging.exception("an image whose reader failed")
             return make_page("<p class=bad>This cannot be read as an image.</p>", status=400)
         if prediction.error or prediction.explanation is None:
-            return make_page("<p class=bad>This cannot be read as an image.</p>", status=400)
+            problem = prediction.error.problem if prediction.error else "it has no heat map"
+            return make_page(f"<p class=bad>{html.escape(problem.replace(str(path), 'The file'))}</p>", status=400)
         return make_page(describe(prediction, prediction.explanation.read_bytes()))
 
 

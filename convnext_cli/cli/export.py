@@ -108,7 +108,7 @@ def _show_exported(exported: "ExportedFile") -> None:
 def _show_hub(folder: "HubFolder") -> None:
     path = console.shorten_path(folder.path)
     console.show(path, style="bold")
-    console.show(f"config.json, model.safetensors, README.md; licence: {folder.license}")
+    console.show(f"{', '.join(folder.files)}; licence: {folder.license}")
     for note in folder.notes:
         console.note(note)
     if folder.url:

@@ -1,7 +1,7 @@
 """A folder for the Hugging Face Hub: the model in timm's format, which transformers loads too, and a model card."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +10,18 @@ from convnext_cli.data.outside import check_outside_data
 from convnext_cli.errors import ConvnextError, DataError, ImageError, RunError, UsageError
 from convnext_cli.exports.model_card import License, find_license, render_card
 from convnext_cli.files import list_leftovers, remove_leftovers, replace_output
+from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.models.hub import report_failure
 from convnext_cli.progress import Progress, Steps
-from convnext_cli.runs.files import CONFIG, MODEL
+from convnext_cli.runs.files import CALIBRATION, CONFIG, MODEL
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import check_single
 from convnext_cli.text import quote
 
-MODEL_FILES = (CONFIG.name, MODEL.name)
 CARD = "README.md"
-FILES = (*MODEL_FILES, CARD)
+FILES = (CONFIG.name, MODEL.name, CALIBRATION.name, CARD)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +29,8 @@ class HubFolder:
     """A folder written for the Hub."""
 
     path: Path
+    files: tuple[str, ...]
+    """Their names."""
     license: License
     url: str | None
     """URL of the upload; None without `push`."""
@@ -37,13 +39,13 @@ class HubFolder:
 
 
 def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrite: bool = False) -> Steps[HubFolder]:
-    """Write config.json, model.safetensors and a model card.
+    """Write config.json, model.safetensors, calibration.json where the run has a current one, and a model card.
 
     The card's metrics are those of a new evaluation, on the run's test split where there is one. Like every evaluation
     on a test split, it is recorded in the run.
 
     `push` is a repository, OWNER/NAME, to upload to. It is made private where it does not exist. `overwrite`
-    replaces the three files in `output`, which else is a new or an empty folder.
+    replaces an earlier export in `output`, which else is a new or an empty folder.
 
     Raises:
         UsageError: `output` exists, or lies in the data folder.
@@ -59,13 +61,16 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
     if existing and not (overwrite and existing <= set(FILES)):
         raise UsageError(f"{output} exists already", "Choose another --output; --overwrite replaces an earlier export")
     run.fingerprint_weights()  # fails for a run without weights before anything is written
+    copied = [CONFIG.name, MODEL.name]
+    if read_calibration(run) is not None:
+        copied.append(CALIBRATION.name)
     repository = _make_repository(push) if push else None  # a refusal must not cost an evaluation on the test split
     license = find_license(run)
     notes: list[str] = []
     for name in FILES:
         remove_leftovers(output / name)
-    with _replace_all(output, overwrite=overwrite) as files:
-        for name in MODEL_FILES:
+    with _replace_all(output, (*copied, CARD), overwrite=overwrite) as files:
+        for name in copied:
             shutil.copyfile(run.path / name, files[name])
         evaluation: Evaluation | None = None
         try:  # after the large files are copied: a full disk must not cost an evaluation on the test split
@@ -75,18 +80,20 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
         except (DataError, ImageError) as error:
             notes.append(f"the model card has validation metrics only, without 95% CIs: {error.problem}")
         files[CARD].write_text(render_card(run, evaluation, license), encoding="utf-8", errors="surrogateescape")
+    for name in set(FILES) - {*copied, CARD}:
+        (output / name).unlink(missing_ok=True)  # of an earlier export
     if license.is_unknown:
         notes.append(f"licence unknown: {license.reason}. State it in {output / CARD} before you share the model")
     url = None
     if repository:
         yield Progress(done=0, total=1, activity=f"uploading to {repository}")
         url = _upload(output, repository)
-    return HubFolder(path=output, license=license, url=url, notes=tuple(notes))
+    return HubFolder(path=output, files=(*copied, CARD), license=license, url=url, notes=tuple(notes))
 
 
 @contextmanager
-def _replace_all(output: Path, *, overwrite: bool) -> Iterator[dict[str, Path]]:
-    """Yield a temporary path for each of the three files; all are renamed if the block succeeds, or none.
+def _replace_all(output: Path, names: Iterable[str], *, overwrite: bool) -> Iterator[dict[str, Path]]:
+    """Yield a temporary path for each file; all are renamed if the block succeeds, or none.
 
     The folder is made, and removed again if the block fails.
     """
@@ -94,7 +101,7 @@ def _replace_all(output: Path, *, overwrite: bool) -> Iterator[dict[str, Path]]:
     output.mkdir(parents=True, exist_ok=True)
     try:
         with ExitStack() as stack:
-            yield {name: stack.enter_context(replace_output(output / name, overwrite=overwrite)) for name in FILES}
+            yield {name: stack.enter_context(replace_output(output / name, overwrite=overwrite)) for name in names}
     except BaseException:
         with suppress(OSError):  # a folder that is not empty stays
             for folder in new_folders:

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from convnext_cli.errors import ImageError
 from convnext_cli.images.formats import JPEG2000_CODESTREAM, PILLOW_SUFFIXES, explain_missing_reader
@@ -37,6 +37,9 @@ _JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")  # other markers have
 _MAX_SCANS = 100  # a progressive JPEG has 6 to 20
 _READER_BYTES = {"WEBP": 12, "JPEG2000": 24, "AVIF": 10, "HEIF": 6}
 """Bytes per pixel that a library holds beside Pillow's own image, measured on images of one colour."""
+
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+"""Bytes of one compressed text or colour profile. Pillow refuses an image with 1 MiB, as a long editing history has."""
 
 
 def differs_in_pillow(image: Image.Image) -> bool:

@@ -27,7 +27,7 @@ from convnext_cli.inference.sources import ImageInput, Source, list_sources
 from convnext_cli.metrics.thresholds import Threshold, describe_unreachable
 from convnext_cli.options import AUTO, make_path, make_request
 from convnext_cli.progress import OnEvent, Progress, Steps, finish
-from convnext_cli.runs.files import CALIBRATION, MODEL
+from convnext_cli.runs.files import CALIBRATION, MODEL, SPLIT
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.tasks.task import Outcome, Task
@@ -176,7 +176,8 @@ def _explain_uncalibrated(run: RunFolder, calibration: Calibration | None, path:
         return f"not calibrated, because {calibration.unfitted_reason}" if calibration.unfitted_reason else ""
     is_outdated = CALIBRATION.path(run.path).exists()
     reason = f"was fitted for other weights than {MODEL.name}" if is_outdated else "is missing"
-    return f"{run.path} is not calibrated: {CALIBRATION.name} {reason}. `convnext eval {quote(path)}` fits it again"
+    remedy = f"`convnext eval {quote(path)}` fits it again" if SPLIT.path(run.path).exists() else "Export the run again"
+    return f"{run.path} is not calibrated: {CALIBRATION.name} {reason}. {remedy}"
 
 
 def predict_images(run: Path, sources: Sequence[Source], request: PredictRequest) -> Iterator[Prediction]:

@@ -95,7 +95,7 @@ def scale_lr(lr: Choice, batch: int, rows: RecipeRows) -> Choice:
     scaling = "linearly" if rows.batch_power == 1 else "with the square root"
     reason = f"{lr.value:g} at batch {nearest}, scaled {scaling} to {batch}"
     if batch == nearest:
-        reason = f"as at batch {rows.base_batch}: scaled down, small runs were less accurate"
+        reason = f"the value for batch {rows.base_batch}, not scaled down: short runs were more accurate with it"
     return Choice(value=scaled, source=lr.source, reason=_join(reason, lr.reason))
 
 

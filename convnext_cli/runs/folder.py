@@ -390,6 +390,9 @@ class RunFolder:
             with safe_open(path, "np") as file:
                 weights = (file.metadata() or {}).get("weights")  # older runs have none
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except FileNotFoundError as error:
+            remedy = f"Give the run itself if this is an exported folder. {CALIBRATION_ARRAYS.remedy}"
+            raise RunError(f"{path} is missing", remedy) from error
         except (OSError, SafetensorError, TypeError) as error:
             raise RunError(f"{path} cannot be read ({error})", CALIBRATION_ARRAYS.remedy) from error
         if weights not in (None, self.fingerprint_weights()):

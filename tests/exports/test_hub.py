@@ -19,6 +19,8 @@ from convnext_cli.progress import finish
 from convnext_cli.runs.folder import RunFolder
 from tests.conftest import Convnext, change_json
 
+FILES = {"README.md", "calibration.json", "config.json", "model.safetensors"}
+
 
 def export(run: RunFolder, output: Path, **options: Any) -> HubFolder:
     return finish(hub_steps(run, output, **options))
@@ -82,7 +84,7 @@ def test_model_card_has_metrics_data_settings_and_use(mine: RunFolder, convnext:
     outcome = convnext("export", mine.path, "--format", "hub", "-o", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     assert "Nothing was uploaded" in outcome.out
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     card = (tmp_path / "out/README.md").read_text()
     for words in ("| balanced accuracy |", "95% CI", "45 images of the test split", "| epochs | 1 |",
                   "sensitivity=0.9:1", "| 0 | 65 | 20 | 15 |", "This was evaluation", "interpolation bi"):  # fmt: skip
@@ -109,7 +111,26 @@ def test_what_a_killed_export_left_does_not_block_the_next(mine: RunFolder, tmp_
     output.mkdir()
     (output / ".model.safetensors.abcd1234.tmp").write_text("half")
     export(mine, output)
-    assert {path.name for path in output.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert {path.name for path in output.iterdir()} == FILES
+
+
+def test_hub_folder_keeps_calibration_and_thresholds(mine: RunFolder, tmp_path: Path, convnext: Convnext) -> None:
+    run, output, image = tmp_path / "run", tmp_path / "out", next(mine.read_split().root.rglob("*.png"))
+    shutil.copytree(mine.path, run)
+    change_json(run / "calibration.json", "temperature", 0.5)
+    export(RunFolder(run), output)
+    expected = convnext("predict", image, "--run", run, "--engine", "torch", "--json")
+    [prediction] = json.loads(convnext("predict", image, "--run", output, "--json").out)
+    assert prediction.items() <= json.loads(expected.out)[0].items()
+    assert "sensitivity=0.9:1" in json.dumps(prediction)
+    outcome = convnext("predict", image, "--run", output, "--abstain")
+    assert outcome.code == 3
+    assert "is missing. Give the run itself if this is an exported folder" in outcome.err
+
+    (run / "calibration.json").unlink()
+    assert set(export(RunFolder(run), output, overwrite=True).files) == FILES - {"calibration.json"}
+    assert {path.name for path in output.iterdir()} == FILES - {"calibration.json"}
+    assert "calibration.json is missing. Export the run again" in convnext("predict", image, "--run", output).err
 
 
 def test_hub_folder_loads_in_timm_and_transformers(mine: RunFolder, tmp_path: Path) -> None:
@@ -172,7 +193,7 @@ def test_upload_needs_push_and_is_private(mine: RunFolder, tmp_path: Path, hub: 
     assert created.get("private") is True or created["visibility"] == "private"
     lines = map(json.loads, hub["/api/models/me/xrays/commit/main"].splitlines())
     sent = {line["value"]["path"]: line["value"] for line in lines if line["key"] == "file"}
-    assert sent.keys() == {"README.md", "config.json", "model.safetensors"}
+    assert sent.keys() == FILES
     assert base64.b64decode(sent["model.safetensors"]["content"]) == (mine.path / "model.safetensors").read_bytes()
 
 

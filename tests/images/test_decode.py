@@ -7,6 +7,7 @@ import pydicom
 import pytest
 import tifffile
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pydicom.uid import JPEGLSLossless, RLELossless
 
 from convnext_cli.errors import ImageError
@@ -174,6 +175,24 @@ def test_decompression_bomb_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(encode_png(np.zeros((1, 1, 3), np.uint16), 2, size=(20_000, 20_000)))
     with pytest.raises(ImageError, match=f"more than {MAX_PIXELS:,} pixels"):
         decode_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_png_with_large_metadata_is_read(tmp_path: Path, bits: int) -> None:
+    history = PngInfo()
+    history.add_text("Raw profile type xmp", "edited " * 700_000, zip=True)
+    history.add_itxt("XML:com.adobe.xmp", "edited " * 700_000, zip=True)
+    image = Image.fromarray(RAMP.astype(np.uint16) * 257 if bits == 16 else RAMP)
+    image.save(tmp_path / "a.png", pnginfo=history, icc_profile=bytes(5_000_000))
+    assert np.array_equal(decode_image(tmp_path / "a.png")[:, :, 0], RAMP)
+
+
+def test_png_with_a_text_that_never_ends_is_refused(tmp_path: Path) -> None:
+    text = PngInfo()
+    text.add_text("Comment", "a" * 70_000_000, zip=True)
+    Image.fromarray(RAMP).save(tmp_path / "a.png", pnginfo=text)
+    with pytest.raises(ImageError, match="cannot be read"):
+        decode_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(

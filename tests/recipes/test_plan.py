@@ -94,8 +94,8 @@ def test_the_authors_lr_is_not_scaled_down_for_small_batches() -> None:
     authors = "the specification's value; the authors have 5e-05 at batch 512, 1.25e-05 at 128"
     for batch, lr, scaling in (
         (4, 1e-4, "0.0002 at batch 16, scaled with the square root to 4; "),
-        (16, 2e-4, "as at batch 128: scaled down, small runs were less accurate; "),
-        (32, 2e-4, "as at batch 128: scaled down, small runs were less accurate; "),
+        (16, 2e-4, "the value for batch 128, not scaled down: short runs were more accurate with it; "),
+        (32, 2e-4, "the value for batch 128, not scaled down: short runs were more accurate with it; "),
         (128, 2e-4, ""),
         (512, 4e-4, "0.0002 at batch 128, scaled with the square root to 512; "),
     ):
