@@ -78,7 +78,7 @@ def finetune(
     """Fine-tune a ConvNeXt on images, and return the run folder and its metrics.
 
     Args:
-        data: a folder of `<class>/` or `{train,val,test}/<class>/` folders, a CSV file, or a zip file; None for those
+        data: a folder of `<class>/` or `{train,val,test}/<class>/` folders, a table, or a zip file; None for those
             of the run that `resume` names.
         on_event: called with each event: `Progress` of checking and preparing, then `Planned`, `Started`, a `StepDone`
             for each optimizer step, an `EpochDone` for each epoch, `Notice` (a text for the user) and `Trained`, of
@@ -128,11 +128,12 @@ def check(
     """Check a data set: unreadable files, duplicates, leakage between splits, classes that metadata alone predict.
 
     Args:
-        data: a folder of `<class>/` or `{train,val,test}/<class>/` folders, a CSV file, or a zip file.
+        data: a folder of `<class>/` or `{train,val,test}/<class>/` folders, a table (CSV, JSONL, XLSX), or a zip
+            file.
         fix_list: a file to write the images to leave out to, for `exclude`.
         overwrite: replace an existing file at `fix_list`.
         on_event: called with each `Progress`.
-        **options: `image_root`, `exclude`, `group_from`, `resplit`, `resplit_val`, `task` and those of a CSV file's
+        **options: `image_root`, `exclude`, `group_from`, `resplit`, `resplit_val`, `task` and those of a table's
             columns, as `convnext check --help-all` describes them.
 
     Returns:

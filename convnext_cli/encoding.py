@@ -28,8 +28,9 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
-_BINARY = (b"PK\3\4", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"\x1f\x8b\x08")
-"""First bytes of zip files, XLSX among them, of XLS, and of gzip."""
+SPREADSHEETS = (b"PK\3\4", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")
+"""First bytes of zip files, XLSX and ODS among them, and of XLS."""
+_GZIP = b"\x1f\x8b\x08"
 _SIGNS = "\u2013\u2014\u2018\u2019\u201c\u201d\u2026\u20ac\xa0\xd7°±²³µ§ªº½¼¾"
 _REMEDY = "Save it as UTF-8"
 
@@ -53,7 +54,7 @@ def decode_text(raw: bytes, source: str) -> tuple[str, str]:
     Raises:
         DataError: the encoding is not known.
     """
-    if raw.startswith(_BINARY):
+    if raw.startswith((*SPREADSHEETS, _GZIP)):
         raise DataError(f"{source} is a spreadsheet or an archive, not text", "Save it as text: a table as CSV")
     for mark, codec, name in _MARKS:
         if raw.startswith(mark):

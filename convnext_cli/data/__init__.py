@@ -1,1 +1,1 @@
-"""From a folder, CSV or zip file to an index: scan, group, audit, split."""
+"""From a folder, table or zip file to an index: scan, group, audit, split."""

@@ -1,4 +1,4 @@
-"""Attributes of images beside their targets, such as sex, age and site: columns of a CSV file, or DICOM attributes."""
+"""Attributes of images beside their targets, such as sex, age and site: columns of a table, or DICOM attributes."""
 
 import os
 import re
@@ -79,21 +79,28 @@ def read_attributes(
     Args:
         index: the images.
         cuts: the cuts of each attribute by its name; none for categories, and for the default of numbers.
-        table: a CSV file with the attributes; None for that of the data, else those in the data folder.
+        table: a table with the attributes; None for that of the data, else those in the data folder.
         option: the option that names them, for errors.
 
     Raises:
         DataError: there is no such column or DICOM attribute, or the table is not of these images.
         UsageError: an attribute has too many values.
     """
-    tables = [read_table(path) for path in _list_tables(index, table)]
+    tables, errors = [], []
+    for path in _list_tables(index, table):
+        try:
+            tables.append(read_table(path))
+        except DataError as error:
+            if path in (table, index.table):
+                raise
+            errors.append(error)  # of one that only lies there
     attributes = []
     for name, own_cuts in cuts.items():
         attribute = _read_column(index, tables, name)
         if attribute is None and table is None:
             attribute = yield from _read_dicom(index, name)
         if attribute is None:
-            raise _explain_missing(index, tables, name, option)
+            raise errors[0] if errors else _explain_missing(index, tables, name, option)
         attributes.append(_make_levels(attribute, own_cuts, option))
     return attributes
 
@@ -213,7 +220,7 @@ def _explain_missing(index: Index, tables: Sequence[Table], name: str, option: s
             "Give a table with a column of the images' paths or of their groups",
         )
     places = ", ".join(str(table.path) for table in tables[:3])
-    where = f"{places} has no column {name!r}" if tables else f"{index.location} has no CSV file with a column {name!r}"
+    where = f"{places} has no column {name!r}" if tables else f"{index.location} has no table with a column {name!r}"
     known = f"{suggest(name, columns)}Known are {', '.join(columns[:10])}; or give" if columns else "Give"
     table = "another table with --subgroup-table" if option == "--subgroups" else "a CSV file with that column as data"
     return DataError(f"{where}, and no DICOM file has that attribute", f"{known} {table}")

@@ -49,7 +49,7 @@ def choose_class_source(layout: Layout, folders: Index, source: Path, options: T
     forms = [path.name for path in paths if is_form(path.name)]
     paths = [path for path in paths if not is_form(path.name)]
     if not paths and options.image_root != AUTO:
-        raise UsageError(f"--image-root is for a CSV file, and {source} has none", "Leave it out, or give the CSV file")
+        raise UsageError(f"--image-root is for a table, and {source} has none", "Leave it out, or give the table")
     tables, errors = _read_tables(paths, options)
     tables = _drop_copies(tables)
 
@@ -109,19 +109,28 @@ def _read_tables(paths: Sequence[Path], options: TableOptions) -> tuple[dict[Fil
 
 
 def _drop_copies(tables: dict[Files, Index]) -> dict[Files, Index]:
-    """Return the tables without those that only repeat rows of one with splits: a `full.csv` beside those of splits."""
-    whole = [files for files, table in tables.items() if any(table.splits)]
-    if len(whole) in (0, len(tables)):
+    """Return the tables without those that only repeat others.
+
+    They have rows of one with splits, as a `full.csv` beside those of splits, or all that an earlier one has, as a
+    `labels.xlsx` beside a `labels.csv`.
+    """
+    if len(tables) < 2:
         return tables
     targets = {
         files: dict(zip(_list_files(table), map(table.describe_target, range(len(table))), strict=True))
         for files, table in tables.items()
     }
-    return {
-        files: table
-        for files, table in tables.items()
-        if any(table.splits) or not any(targets[files].items() <= targets[other].items() for other in whole)
-    }
+    whole = [files for files, table in tables.items() if any(table.splits)]
+    kept: dict[Files, Index] = {}
+    for files, table in tables.items():
+        is_part = not any(table.splits) and any(targets[files].items() <= targets[other].items() for other in whole)
+        is_copy = any(
+            (targets[files], table.splits, table.groups) == (targets[other], earlier.splits, earlier.groups)
+            for other, earlier in kept.items()
+        )
+        if not is_part and not is_copy:
+            kept[files] = table
+    return kept
 
 
 def _name_files(files: Files) -> str:
@@ -136,11 +145,14 @@ def add_groups(index: Index, others: Sequence[Path], options: TableOptions) -> t
     """
     from convnext_cli.data.manifest import read_file_groups
     from convnext_cli.data.tables.columns import GROUP_COLUMNS
+    from convnext_cli.data.tables.spreadsheet import INSTALL, lacks_reader
     from convnext_cli.tasks.reading import fold_column
 
     if any(index.groups) or options.group_column == NONE:
         return index, None
     others = [path for path in others if path.stat().st_size <= MAX_BESIDE]
+    if unread := [path.name for path in others if lacks_reader(path)]:
+        index = replace(index, notes=(*index.notes, f"tables not read: {shorten_names(unread)}, which {INSTALL}"))
     is_known = not set(index.classes).isdisjoint(options.known_labels)
     for path in others[:MAX_TABLES]:
         file_groups = read_file_groups(path, options.image_root)
@@ -260,23 +272,26 @@ def _explain_missing_classes(
     """Return the error that tells most about folders without classes and tables that cannot be used."""
     from convnext_cli.tasks.reading import OtherTaskError
 
+    is_alone = len(errors) == 1 and layout.tree.count and not layout.error and not folders
     for error in errors.values():
-        if isinstance(error, OtherTaskError) or options.image_root != AUTO:
+        if isinstance(error, OtherTaskError) or options.image_root != AUTO or is_alone:
             return error
-    if errors and (layout.error or folders):
-        files = min(errors)
-        problem = layout.error.problem if layout.error else f"{source} has one class only ({folders.classes[0]!r})"
-        problem = f"{problem} ({_name_files(files)} cannot be used: {errors[files].problem})"
-        remedy = layout.error.remedy if layout.error and len(errors) > 1 else errors[files].remedy
-        return DataError(problem, remedy)
     if layout.error:
-        return layout.error
-    skipped = f" (skipped: {describe_skipped(folders.skipped)})" if folders.skipped else ""
-    return DataError(
-        f"no images in class folders under {source}{skipped}{describe_others(layout.tree)}",
-        f"Put them into {source}/<class>/, as JPEG, PNG, TIFF, DICOM or another readable format, or give a CSV file "
-        "with path and label",
-    )
+        error = layout.error
+    elif errors and folders:
+        error = DataError(f"{source} has one class only ({folders.classes[0]!r})", errors[min(errors)].remedy)
+    else:
+        skipped = f" (skipped: {describe_skipped(folders.skipped)})" if folders.skipped else ""
+        error = DataError(
+            f"no images in class folders under {source}{skipped}{describe_others(layout.tree)}",
+            f"Put them into {source}/<class>/, as JPEG, PNG, TIFF, DICOM or another readable format, or give a CSV "
+            "file with path and label",
+        )
+    if errors:
+        files = min(errors)
+        problem = f"{error.problem} ({_name_files(files)} cannot be used: {errors[files].problem})"
+        return DataError(problem, error.remedy if len(errors) > 1 else errors[files].remedy)
+    return error
 
 
 def _list_files(index: Index) -> list[str]:

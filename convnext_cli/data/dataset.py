@@ -31,10 +31,10 @@ REPLACED: dict[str, dict[str, str]] = {  # settings without effect beside others
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetRequest(TableOptions):
-    """The data to load, and the options for reading it, a CSV file's among them."""
+    """The data to load, and the options for reading it, a table's among them."""
 
     data: Path
-    """A folder, a CSV file, or a zip file."""
+    """A folder, a table, or a zip file."""
     exclude: str = NONE
     """A list of images to leave out, as `convnext check --fix-list` writes it or with one path, folder or pattern per
     line; or one folder or pattern; or `none`."""
@@ -152,8 +152,8 @@ def _check_effects(chosen: Sequence[str], index: Index) -> None:
         if name == "resplit_val" and "val" not in index.splits:
             raise UsageError(f"{flag} has no effect: {index.location} has no val split", "Leave it out")
         if name in COLUMN_OPTIONS and index.table is None:
-            remedy = "Leave it out, or give the CSV file itself"
-            raise UsageError(f"{flag} has no effect: {index.location} is not read from a CSV file", remedy)
+            remedy = "Leave it out, or give the table itself"
+            raise UsageError(f"{flag} has no effect: {index.location} is not read from a table", remedy)
 
 
 def _list_unused_fractions(chosen: Sequence[str], index: Index) -> list[str]:

@@ -69,7 +69,7 @@ def group_steps(index: Index, group_from: str) -> Steps[tuple[Index, Grouping]]:
     if group_from == NONE:
         return replace(index, groups=()), Grouping(source="none", rule="none: switched off, each image is a group")
     if group_from == AUTO and index.groups:
-        return index, describe_groups(index.groups, index.paths, "manifest", "the CSV file's column of groups")
+        return index, describe_groups(index.groups, index.paths, "manifest", "the table's column of groups")
     if group_from.startswith(_DICOM):
         keyword = group_from.removeprefix(_DICOM)
         values = yield from _read_dicom(index, keyword)
@@ -80,7 +80,7 @@ def group_steps(index: Index, group_from: str) -> Steps[tuple[Index, Grouping]]:
         return _apply(index, patients, "dicom", "the DICOM attribute PatientID")
     if index.row_folders:
         return _apply(
-            index, _group_by_row(index), "manifest", "the folder in the CSV file's row, or the patient in its path"
+            index, _group_by_row(index), "manifest", "the folder in the table's row, or the patient in its path"
         )
     for guess in _group_by_folder(index):
         if groups := _keep_plausible(index, guess)[0]:

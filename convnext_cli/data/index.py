@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # NumPy: `recommend` starts without it
 
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
-TABLE_SUFFIXES = (".csv", ".tsv")
 SPREADSHEET_SUFFIXES = (".xls", ".xlsx", ".ods")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", *SPREADSHEET_SUFFIXES)
 MAX_RARE_CLASSES = 20
 """Classes of which there may be more than one for every two images."""
 NONE = "none"
@@ -68,9 +68,9 @@ class Index:
     ignored: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
     """Options of reading that have no effect on targets of this form, each with the reason."""
     table: Path | None = None
-    """The CSV file that it was read from, or the folder of those of the splits; None for class folders."""
+    """The table that it was read from, or the folder of those of the splits; None for class folders."""
     source: Path | None = field(default=None, compare=False)
-    """The folder, CSV file or zip file that the user named; None where that is not known."""
+    """The folder, table or zip file that the user named; None where that is not known."""
     fold_names: tuple[str, ...] = ()
     """The values of the column that `--leave-out` names, in the order of their folds; empty for other folds."""
     validation: tuple[bool, ...] = field(default=(), repr=False)

@@ -43,7 +43,7 @@ from convnext_cli.data.folders.words import (
     quote_name,
     relative_name,
 )
-from convnext_cli.data.index import SPREADSHEET_SUFFIXES, TABLE_SUFFIXES, are_too_many
+from convnext_cli.data.index import are_too_many
 from convnext_cli.data.tree import Folder, is_hidden
 from convnext_cli.encoding import decode_name, normalise_name
 from convnext_cli.errors import DataError
@@ -57,7 +57,7 @@ _PATIENT_FOLDER = re.compile(
 _DOCUMENTS = frozenset(
     (
         ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".xls", ".xlsx",
-        ".doc", ".docx", ".log",
+        ".ods", ".doc", ".docx", ".log",
     )
 )  # fmt: skip
 
@@ -337,8 +337,7 @@ def _note_other_classes(layout: Layout) -> None:
     tops = layout.filled
     if len(tops) < 2:
         return
-    suffixes = (*TABLE_SUFFIXES, *SPREADSHEET_SUFFIXES)
-    tables = [min((name for name in top.others if name.lower().endswith(suffixes)), default="") for top in tops]
+    tables = [min(filter(is_table, top.others), default="") for top in tops]
     if all(tables):
         layout.notes.append(
             f"all classes have a table beside their images (as {tables[0]}): if these tables name the classes, write "

@@ -1,4 +1,4 @@
-"""A data set as a CSV file: one row per image, with its label and, if known, its split, fold and group.
+"""A data set as a table: one row per image, with its label and, if known, its split, fold and group.
 
 Columns are recognised by name and by content. Notes name the columns that are not used.
 """
@@ -57,12 +57,12 @@ class _Rows:
 def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
     """Read a table with a column for the image's path, and one for its target or one for each label.
 
-    Paths are absolute, or relative to the CSV file, or to the folders below it if only that fits. An image's suffix may
+    Paths are absolute, or relative to the table, or to the folders below it if only that fits. An image's suffix may
     be left out. The path of a folder stands for all images below it. Columns for split, fold and group (or patient) are
     used if there are any.
 
     Args:
-        path: the file, in any encoding that `encoding.read_text` reads.
+        path: the table, as `read_table` reads it.
         options: the task, the columns that the user names, and the folder that paths are relative to.
 
     Raises:
@@ -146,7 +146,7 @@ def _make_finder(table: Table, options: TableOptions, listing: Listing | None = 
     is_auto = options.image_root == AUTO
     root = table.path.parent if is_auto else Path(options.image_root)
     if not is_auto and not root.is_dir():
-        raise DataError(f"--image-root {root} is not a folder", "Give the folder that the paths of the CSV begin in")
+        raise DataError(f"--image-root {root} is not a folder", "Give the folder that the paths of the table begin in")
     split = find_split(table.path.stem) or find_split(table.path.parent.name)
     return FileFinder(listing or Listing(root), split, search=is_auto, encoding=table.encoding)
 

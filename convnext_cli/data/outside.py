@@ -41,7 +41,7 @@ def check_cache_outside(folders: Iterable[Path]) -> None:
 def list_data_folders(index: Index) -> list[Path]:
     """Return the folders into which nothing is written: those that have images, and the data folder.
 
-    The folder of a CSV file is allowed: no folder in it can become a class. A folder in it that has all its images is
+    The folder of a table is allowed: no folder in it can become a class. A folder in it that has all its images is
     not.
     """
     folders = {(index.root / path).parent for path in index.paths}

@@ -9,7 +9,7 @@ from pathlib import Path
 from convnext_cli.data.class_source import choose_class_source
 from convnext_cli.data.exclusion import find_excluded
 from convnext_cli.data.folders.splits import UNLABELLED
-from convnext_cli.data.index import EXCLUDED, NONE, SPREADSHEET_SUFFIXES, TABLE_SUFFIXES, Index, select_rows
+from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, Index, select_rows
 from convnext_cli.data.layout import Layout, recognise_layout
 from convnext_cli.data.outside import check_cache_outside
 from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
@@ -40,12 +40,10 @@ def scan_folder(
     if not root.is_dir():
         if address := find_address(root):
             raise DataError(f"{address} is an address, and data are not downloaded", "Download it, and give the file")
-        if root.suffix.lower() in SPREADSHEET_SUFFIXES and root.is_file():
-            raise DataError(f"{root} is a spreadsheet, which cannot be read", "Save it as a CSV file, and give that")
         problem = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(
             f"{root} {problem}",
-            f"Give a folder with one folder of images per class, a {' or '.join(TABLE_SUFFIXES)} file, or a zip file",
+            f"Give a folder with one folder of images per class, a table ({', '.join(TABLE_SUFFIXES)}), or a zip file",
         )
     tree, excluded, skipped = _walk(root, exclude)
     layout = recognise_layout(tree, archive.stem if archive else root.name, known_classes)

@@ -1,4 +1,4 @@
-"""Make an index from a folder, a CSV file or a zip file."""
+"""Make an index from a folder, a table or a zip file."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,13 +25,13 @@ def scan_data(
     known_classes: Sequence[str] = (),
     table_options: TableOptions = AUTO_OPTIONS,
 ) -> Index:
-    """Find the images of a folder (`scan_folder`), a CSV file (`manifest.read_manifest`), or a zip file of either.
+    """Find the images of a folder (`scan_folder`), a table (`manifest.read_manifest`), or a zip file of either.
 
     Args:
         data: the folder or file.
         exclude: images to leave out (`exclusion.find_excluded`), or `none`.
         known_classes: classes of a run; their names are not questioned.
-        table_options: the task, and the columns and the folder of a CSV file.
+        table_options: the task, and the columns and the folder of a table.
 
     Raises:
         DataError: the data do not exist, cannot be read, have no images, or their layout is ambiguous.

@@ -23,7 +23,8 @@ _KNOWN_SUFFIXES = frozenset(  # of files that are known not to be images without
     {
         ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".md", ".html", ".htm", ".pdf",
         ".py", ".ipynb", ".log", ".zip", ".gz", ".tar", ".tgz", ".7z", ".rar", ".npy", ".npz", ".mat", ".pkl", ".h5",
-        ".hdf5", ".pt", ".pth", ".onnx", ".xls", ".xlsx", ".doc", ".docx", ".parquet", ".db", ".mp4", ".avi", ".mov",
+        ".hdf5", ".pt", ".pth", ".onnx", ".xls", ".xlsx", ".ods", ".doc", ".docx", ".parquet", ".db", ".mp4", ".avi",
+        ".mov",
     }
 )  # fmt: skip
 
@@ -122,8 +123,8 @@ def _skip(skipped: Counter[str], reason: str, path: str) -> None:
 
 
 def is_hidden(name: str) -> bool:
-    """Return True for files that every walk skips: hidden files, and those that systems leave in folders."""
-    return name[0] == "." or name.lower() in _NOT_DATA
+    """Return True for files that every walk skips: hidden files, and those that systems and Excel leave in folders."""
+    return name.startswith((".", "~$")) or name.lower() in _NOT_DATA
 
 
 def _explain_other(entry: "os.DirEntry[str]") -> str:

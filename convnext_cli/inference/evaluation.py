@@ -174,7 +174,7 @@ def evaluate(
         on_event: called with each `Progress`.
         **options: `split`, one of `train`, `val`, `test` and `all` (default: `test` if there is one, else `val`, else
             all); `targets`, such as `sensitivity=0.95:CLASS`, whose thresholds are set on validation and kept in the
-            run; `subgroups`, such as `sex,age:18,65`, whose gaps are tested, and `subgroup_table`, a CSV file with
+            run; `subgroups`, such as `sex,age:18,65`, whose gaps are tested, and `subgroup_table`, a table with
             these columns; `recalibrate`, the number of these images to fit the calibration on, which are then not
             evaluated; `save_calibration`, a file for this calibration, which `predict` takes, and `overwrite`; `tta`,
             test-time augmentation, whose cost and gain are measured; `cache`, False to keep no preprocessed images in

@@ -96,7 +96,7 @@ class EvalRequest(GroupOptions):
     subgroup_table: Annotated[
         Path | None,
         Option(
-            "CSV file with the columns of --subgroups, by path or by group; default: the data's own.",
+            "Table with the columns of --subgroups, by path or by group; default: the data's own.",
             is_common=True,
             metavar="FILE",
         ),
@@ -121,7 +121,7 @@ class EvalRequest(GroupOptions):
     overwrite: Annotated[bool, Option("Replace an existing file of --save-calibration.")] = False
     tta: Annotated[bool, Option("Test-time augmentation; its cost and gain are measured.", is_common=True)] = False
     cache: Annotated[bool, Option("Cache preprocessed images for the next evaluation.", is_common=True)] = True
-    group_column: Annotated[str, DataOption("Column of a CSV file given as DATA with the groups (patients).")] = AUTO
+    group_column: Annotated[str, DataOption("Column of a table given as DATA with the groups (patients).")] = AUTO
     negative_class: Annotated[
         str | None,
         Option(

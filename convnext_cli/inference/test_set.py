@@ -47,7 +47,7 @@ def choose_test_set(run: RunFolder, trained_on: Index, request: EvalRequest) -> 
     """
     data = request.data
     if request.group_column != AUTO and (data is None or data.suffix.lower() not in TABLE_SUFFIXES):
-        raise UsageError("--group-column needs a CSV file as DATA", "Give the CSV file, or --group-from")
+        raise UsageError("--group-column needs a table as DATA", "Give the table, or --group-from")
     index, is_own, notes = yield from find_data(run, trained_on, request)
     if request.group_from != AUTO:
         index, _ = yield from group_steps(index, request.group_from)

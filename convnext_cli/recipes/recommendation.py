@@ -172,7 +172,7 @@ def recommend(
     """Recommend a model and its settings.
 
     Args:
-        data: a folder, CSV or zip file of images, which are scanned; or a number of images, all splits together.
+        data: a folder, table or zip file of images, which are scanned; or a number of images, all splits together.
         classes: number of classes, for a number of images; counted in scanned data.
         vram: memory in GiB of a GPU in another machine.
         machine: the machine that trains, unless `vram` is set. None is this machine for scanned data and an unknown one

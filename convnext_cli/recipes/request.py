@@ -18,7 +18,7 @@ class RecommendRequest:
     """The data set or its size, the machine, and the preferences; `recommend` documents the fields."""
 
     data: Annotated[
-        Path | None, DataOption("Folder, CSV file or zip file of images; or use --dataset-size.", is_argument=True)
+        Path | None, DataOption("Folder, table or zip file of images; or use --dataset-size.", is_argument=True)
     ] = None
     dataset_size: Annotated[
         int | None,

@@ -270,15 +270,15 @@ class Settings:
     ] = "auto"
     label_columns: Annotated[
         str,
-        DataOption("Columns of a CSV file with a label each (1, 0, -1 or blank): A,B,C."),
+        DataOption("Columns of a table with a label each (1, 0, -1 or blank): A,B,C."),
     ] = AUTO
     label_column: Annotated[
-        str, DataOption("Column of a CSV file with the class, the labels, the grade or the number.")
+        str, DataOption("Column of a table with the class, the labels, the grade or the number.")
     ] = AUTO
-    label_sep: Annotated[str, DataOption("Separator of several labels in one cell of a CSV file, such as '|'.")] = AUTO
-    path_column: Annotated[str, DataOption("Column of a CSV file with the images' paths.")] = AUTO
-    group_column: Annotated[str, DataOption("Column of a CSV file with the groups (patients), or none.")] = AUTO
-    split_column: Annotated[str, DataOption("Column of a CSV file with the splits, or none.")] = AUTO
+    label_sep: Annotated[str, DataOption("Separator of several labels in one cell of a table, such as '|'.")] = AUTO
+    path_column: Annotated[str, DataOption("Column of a table with the images' paths.")] = AUTO
+    group_column: Annotated[str, DataOption("Column of a table with the groups (patients), or none.")] = AUTO
+    split_column: Annotated[str, DataOption("Column of a table with the splits, or none.")] = AUTO
     blank: Annotated[
         Literal["unknown", "negative"], DataOption("Meaning of a blank cell in the columns of labels.")
     ] = "unknown"
@@ -293,7 +293,7 @@ class Settings:
     ] = "ignore"
     image_root: Annotated[
         str,
-        DataOption("Folder that a CSV file's paths are relative to; auto searches the file's folder and those below."),
+        DataOption("Folder that a table's paths are relative to; auto searches the file's folder and those below."),
     ] = AUTO
     exclude: Annotated[str, DataOption("Leave out images: a list, a folder or a pattern.", is_common=True)] = NONE
     group_from: Annotated[

@@ -39,7 +39,7 @@ class Data(Struct, frozen=True, kw_only=True):
     task: dict[str, Any] | None = None
     """As `Task.to_dict` gives it; None for one class per image."""
     table: str | None = None
-    """The CSV file that the data were read from, or the folder of those of the splits; None for class folders."""
+    """The table that the data were read from, or the folder of those of the splits; None for class folders."""
     source: str | None = None
     """The zip file that the data were unpacked from; None for others, and in older runs."""
     fold_names: tuple[Text, ...] = ()

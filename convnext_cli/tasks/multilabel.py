@@ -4,6 +4,7 @@ Targets are 1, 0, -1 (uncertain) or nan (unknown). Uncertain and unknown ones do
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from convnext_cli.metrics.pooling import RULES, Rule, pool_scores
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.options import AUTO
-from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, TargetOptions, is_missing, parse_flag
+from convnext_cli.tasks.reading import LIST, OtherTaskError, RawTargets, Table, TargetOptions, is_missing, parse_flag
 from convnext_cli.tasks.task import (
     MIN_VAL_PER_CLASS,
     Chance,
@@ -45,6 +46,8 @@ from convnext_cli.tasks.task import (
 from convnext_cli.text import format_count, format_part, format_percent, quote, shorten_names
 
 MIN_TO_CALIBRATE = 10  # positive and negative validation images of a label; with fewer its probability stays as it is
+_BRACKETS = re.compile(r"\[.*\]|\([^()]*\)|\{[^{}]*\}")
+"""A printed list, tuple or set, but not `(left) mass|mass (right)`."""
 IDENTITY = 1.0, 0.0  # factor and offset of a label that is not calibrated
 MIN_TO_EXCLUDE = 5  # training images that would have both labels by chance, from which on none is a sign of exclusion
 
@@ -112,6 +115,8 @@ class Multilabel(Task):
         names = tuple(sorted({label for labels in split for label in labels}))
         values = tuple(tuple(1.0 if name in labels else 0.0 for name in names) for labels in map(set, split))
         separated = f"cells of {name!r} separated by {separator!r}" if separator else f"a label of {name!r} in each row"
+        if separator == LIST:
+            separated = f"lists in {name!r}"
         notes = [f"{separated}: read as several labels per image; --task single overrides this"]
         if blank := cells.count(""):
             number = format_count(blank, f"blank cell of {name!r} is", f"blank cells of {name!r} are")
@@ -487,8 +492,9 @@ def _read_flags(table: Table, name: str) -> list[float]:
 
 def _split_labels(cell: str, separator: str) -> list[str]:
     """Return the labels in a cell, without brackets and quotation marks of a list."""
-    parts = cell.strip("[](){}").split(separator)
-    return [normalise_name(name) for part in parts if (name := part.strip().strip("'\"").strip())]
+    while _BRACKETS.fullmatch(cell):
+        cell = cell[1:-1]
+    return [normalise_name(name) for part in cell.split(separator) if (name := part.strip().strip("'\"").strip())]
 
 
 def _unite_rows(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
@@ -510,6 +516,8 @@ def _count_votes_of_label(votes: tuple[float, ...]) -> float:
 
 def _choose_separator(cells: Sequence[str], options: TargetOptions) -> str:
     """Return the sign that the user names, or the one that the cells have; an empty string if none."""
+    if any(LIST in cell for cell in cells):
+        return LIST
     return _find_separator(cells) if options.label_sep == AUTO else options.label_sep
 
 
@@ -520,8 +528,9 @@ def _find_separator(labels: Sequence[str]) -> str:
     many.
     """
     counts = Counter(labels)
-    if all(label.startswith("[") and label.endswith("]") for label in counts):
-        return "," if any("," in label for label in counts) else ""
+    lists = [label for label in counts if label.startswith("[") and label.endswith("]")]
+    if len(lists) == sum(not is_missing(label) for label in counts):
+        return "," if any("," in label for label in lists) else ""
     for separator in "|;, ":
         combined = [label for label in counts if separator in label]
         if not combined:

@@ -48,6 +48,8 @@ MAX_ODD = 0.1
 """Fraction of cells that are no numbers in a column of numbers, at most."""
 _CHOICES = re.compile(r'\{"choices":\s*(\[.*\])\}')
 _LIST_OF_ONE = re.compile(r"""\[\s*(['"]?)([^,'"\[\]]*)\1\s*\]""")
+LIST = "\x1f"
+"""The sign between the labels of a cell that is a list in its file: ASCII's separator, which no label has."""
 _YES = frozenset(
     (
         "true", "yes", "y", "positive", "pos", "present", "wahr", "ja", "positiv", "vrai", "oui", "positif",

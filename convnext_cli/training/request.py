@@ -17,7 +17,9 @@ from convnext_cli.options import (
 from convnext_cli.recipes.settings import DEFAULT_RECIPE, RECIPE_HELP, WEIGHTS_HELP, Choice, list_changed
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
-DATA_HELP = "Folder of <class>/ or {train,val,test}/<class>/ folders, CSV file with path and label, or zip file."
+DATA_HELP = (
+    "Folder of <class>/ or {train,val,test}/<class>/ folders, CSV, JSONL or XLSX with path and label, or zip file."
+)
 TEACHER_HELP = "Teacher to distil: a run, folds, an .onnx, a timm model."
 
 

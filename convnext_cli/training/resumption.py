@@ -78,7 +78,7 @@ def prepare_resumed(request: TrainRequest, path: Path) -> Preparation:
 def _locate_images(index: Index, data: Path | None, plan: Plan) -> Index:
     """Return the index of a run with the place of its images now; an archive is unpacked if the cache lacks it.
 
-    `data` is the folder, CSV file or zip file that has them now; None where they have not moved.
+    `data` is the folder, table or zip file that has them now; None where they have not moved.
     """
     if data is None and index.source is not None and not index.root.is_dir():
         data = index.source  # the zip file, whose unpacked files `cache --clear` removes

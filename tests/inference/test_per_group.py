@@ -308,7 +308,7 @@ def test_a_column_of_a_table_has_the_groups(bags: RunFolder, table: Path) -> Non
     assert result.split == "test"
     assert result.per_group.images_per_group == (1, 2, 2)
     assert result.per_group.groups == 3 * 36
-    with pytest.raises(UsageError, match="--group-column needs a CSV file"):
+    with pytest.raises(UsageError, match="--group-column needs a table"):
         evaluate(bags.path, per="group", group_column="visit")
 
 

@@ -214,7 +214,7 @@ def test_eval_shows_subgroups_and_writes_them_as_json(convnext: Convnext, run: R
 
 
 def test_wrong_subgroups_are_refused_before_the_model_is_run(run: RunFolder, table: Path) -> None:
-    with pytest.raises(DataError, match="no CSV file with a column 'sex'"):
+    with pytest.raises(DataError, match="no table with a column 'sex'"):
         evaluate(run.path, split="val", subgroups="sex")
     with pytest.raises(DataError, match="has no column 'site'"):
         evaluate(run.path, split="val", subgroups="site", subgroup_table=table)

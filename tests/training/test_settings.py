@@ -38,8 +38,8 @@ def load_weights(run: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"label_column": "finding"}, "--label-column has no effect: .* is not read from a CSV file"),
-        ({"group_column": "none"}, "--group-column has no effect: .* is not read from a CSV file"),
+        ({"label_column": "finding"}, "--label-column has no effect: .* is not read from a table"),
+        ({"group_column": "none"}, "--group-column has no effect: .* is not read from a table"),
         ({"grades": "0,1"}, "--grades has no effect on one class per image"),
         ({"log_target": "no"}, "--log-target has no effect on one class per image"),
         ({"blank": "negative"}, "--blank has no effect on one class per image"),

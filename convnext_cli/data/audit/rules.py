@@ -171,7 +171,7 @@ def _find_similar(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
         examples=_show(index, shown),
         effect="neighbouring slices or frames of one subject resemble each other"
         + ("; test scores may be too high" if across else ""),
-        action="all are kept; name the subjects with --group-from, or in a CSV column"
+        action="all are kept; name the subjects with --group-from, or in a column of a table"
         + ("" if across else "; new splits keep each pair in one split"),
     )
 

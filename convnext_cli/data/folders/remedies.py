@@ -7,10 +7,9 @@ from pathlib import PurePath
 
 from convnext_cli.data.folders.splits import find_split, is_split_list
 from convnext_cli.data.folders.words import is_form, is_table
-from convnext_cli.data.index import SPREADSHEET_SUFFIXES
 from convnext_cli.data.tree import Folder
 
-_LEAST_FILES = {".txt": 3, ".xml": 2} | dict.fromkeys((".json", ".jsonl", ".mat", ".parquet", *SPREADSHEET_SUFFIXES), 1)
+_LEAST_FILES = {".txt": 3, ".xml": 2} | dict.fromkeys((".json", ".mat", ".parquet"), 1)
 """Number of files of a kind from which on they are rather annotations than notes and licences."""
 _CONTAINERS = (
     ".h5", ".hdf5", ".npz", ".npy", ".pkl", ".tfrec", ".tfrecord", ".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar",

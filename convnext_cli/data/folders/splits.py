@@ -136,7 +136,7 @@ def find_split_tables(paths: Iterable[Path]) -> list[dict[str, Path]]:
     One set has the same words beside the split's: `train.csv` and `val.csv`, `train_labels.csv` and `test_labels.csv`;
     or one name in the folders of splits: `train/metadata.csv` and `test/metadata.csv`.
     """
-    names = {path: ((path.parent, ""), path.stem) for path in paths}
+    names = {path: ((path.parent, path.suffix.lower()), path.stem) for path in paths}
     sets = _collect_sets(names)
     left = [path for path in names if not any(path in splits.values() for splits in sets)]
     return sets + _collect_sets({path: ((path.parent.parent, path.name), path.parent.name) for path in left})

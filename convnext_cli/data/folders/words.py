@@ -56,7 +56,7 @@ def name_findings(names: Iterable[str]) -> set[str]:
 
 
 def is_table(name: str) -> bool:
-    """Return True if a file name is that of a CSV or TSV file."""
+    """Return True if a file name is that of a table."""
     return name.lower().endswith(TABLE_SUFFIXES)
 
 

@@ -1,4 +1,4 @@
-"""The options of reading a CSV file: its columns and the task. `auto` decides by names and content."""
+"""The options of reading a table: its columns and the task. `auto` decides by names and content."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ COLUMN_OPTIONS = ("label_columns", "label_column", "path_column", "group_column"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableOptions(TargetOptions):
-    """The options of reading a CSV file; names and meanings are those of the settings."""
+    """The options of reading a table; names and meanings are those of the settings."""
 
     image_root: str = AUTO
     """The folder that the paths begin in; `auto` searches beside and below the file."""

@@ -1,7 +1,7 @@
-"""Read a CSV file into columns of text.
+"""Read a CSV file, a JSON Lines file or a spreadsheet into columns of text.
 
-The delimiter is the one by which the rows have the same number of cells. Quotation marks are doubled inside quoted
-cells (RFC 4180).
+The delimiter of a CSV file is the one by which the rows have the same number of cells. Quotation marks are doubled
+inside quoted cells (RFC 4180).
 """
 
 import csv
@@ -14,7 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from convnext_cli.data.folders.words import is_table
-from convnext_cli.encoding import read_text
+from convnext_cli.data.index import SPREADSHEET_SUFFIXES
+from convnext_cli.data.tables.json_lines import read_json_lines
+from convnext_cli.data.tables.spreadsheet import is_spreadsheet, read_spreadsheet
+from convnext_cli.data.tree import is_hidden
+from convnext_cli.encoding import UTF_8, read_text
 from convnext_cli.errors import DataError, suggest
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.tasks.reading import Table, fold_column
@@ -22,33 +26,30 @@ from convnext_cli.text import shorten
 
 SAMPLE = 200  # rows by which a column is judged
 _DELIMITERS = ",;\t|"
+_REMEDY = "Give a CSV file with the columns path and label"
 
 
 def list_tables(folder: Path) -> list[Path]:
     """Return the tables of a folder, sorted; none if it cannot be listed."""
-    return sorted(path for path in folder.glob("*.*") if is_table(path.name) and path.is_file())
+    files = (path for path in folder.glob("*.*") if is_table(path.name) and not is_hidden(path.name))
+    return sorted(path for path in files if path.is_file())
 
 
 def read_table(path: Path) -> Table:
-    """Read a CSV file, with or without a header.
+    """Read a table, with or without a header.
 
     Raises:
         DataError: it cannot be read, has no rows, two columns of one name, or rows longer than its header.
     """
-    remedy = "Give a CSV file with the columns path and label"
-    text, encoding = read_text(path, remedy)
-    text = re.sub(r"\Asep=.\r?\n", "\n", text)  # Excel's own first line; an empty one keeps the lines' numbers
-    try:
-        delimiter = _find_delimiter(text)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-        rows, lines = [], []
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                rows.append([cell.strip() for cell in row])
-                lines.append(reader.line_num)
-    except csv.Error as error:
-        raise DataError(f"cannot read {path}: {error}", remedy) from error
-    _check_quotes(path, text, rows, lines)
+    encoding, delimiter = UTF_8, ", "
+    if path.is_file() and is_spreadsheet(path):
+        rows, lines = read_spreadsheet(path)
+    else:
+        text, encoding = read_text(path, _REMEDY)
+        if path.suffix.lower() == ".jsonl":
+            rows, lines = read_json_lines(path, text)
+        else:
+            rows, lines, delimiter = _read_csv(path, text)
     if not rows:
         raise DataError(f"{path} has no rows", "Give a row for each image")
     if any(has_image_suffix(cell) or cell.endswith(("/", "\\")) for cell in rows[0]) and len(rows[0]) > 1:
@@ -75,6 +76,30 @@ def read_table(path: Path) -> Table:
         remedy = "Remove the lines above the header, such as a title or a comment"
     table.refuse(f"more cells than the first line ({header}), its header,", too_long, remedy=remedy)
     return table
+
+
+def _read_csv(path: Path, text: str) -> tuple[list[list[str]], list[int], str]:
+    """Return the rows of a CSV file, the line that each ends in, and the delimiter.
+
+    Raises:
+        DataError: it is no CSV file.
+    """
+    if path.suffix.lower() in SPREADSHEET_SUFFIXES and text.lstrip().startswith("<"):
+        remedy = "Open it in a spreadsheet program, and save it as XLSX or CSV"
+        raise DataError(f"{path} is a page in HTML or XML, not a spreadsheet", remedy)
+    text = re.sub(r"\Asep=.\r?\n", "\n", text)  # Excel's own first line; an empty one keeps the lines' numbers
+    rows, lines = [], []
+    try:
+        delimiter = _find_delimiter(text)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append([cell.strip() for cell in row])
+                lines.append(reader.line_num)
+    except csv.Error as error:
+        raise DataError(f"cannot read {path}: {error}", _REMEDY) from error
+    _check_quotes(path, text, rows, lines)
+    return rows, lines, delimiter
 
 
 def _check_quotes(path: Path, text: str, rows: list[list[str]], lines: list[int]) -> None:
