@@ -48,7 +48,7 @@ def scan_data(
         lists = [path for path in beside if is_split_list(path.name)]
         index = _exclude(apply_split_lists(index, lists), exclude)
         check_cache_outside(list_data_folders(index))
-        return index
+        return index if known_classes else _suggest_tasks(index, table_options)
     scan = partial(scan_folder, exclude=exclude, known_classes=known_classes, table_options=table_options)
     if suffix == ".zip":
         from convnext_cli.data.archive import check_inside, unpack
@@ -59,7 +59,18 @@ def scan_data(
     else:
         check_cache_outside([data])
         index = scan(data)
-    return apply_task(replace(index, source=data), table_options)
+    index = apply_task(replace(index, source=data), table_options)
+    return index if known_classes else _suggest_tasks(index, table_options)
+
+
+def _suggest_tasks(index: Index, options: TableOptions) -> Index:
+    """Return the index of classes with notes on other tasks that the classes' names suggest."""
+    if options.task != AUTO or index.task_record is not None:
+        return index
+    from convnext_cli.tasks.registry import TASKS
+
+    notes = [kind.suggest(index.classes, from_folders=index.table is None) for kind in TASKS.values()]
+    return replace(index, notes=(*index.notes, *filter(None, notes)))
 
 
 def apply_task(index: Index, options: TableOptions) -> Index:

@@ -4,6 +4,7 @@ The model gives a probability for each grade, as in classification. The predicte
 distribution, which has the least expected absolute error.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,17 +23,32 @@ from convnext_cli.metrics.summary import Metrics, MetricSet, summarise
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import (
     EXAMPLES,
+    NUMBER,
     OtherTaskError,
     RawTargets,
     Table,
     TargetOptions,
     explain_columns,
+    find_number,
+    fold_column,
     refuse_blank,
     sort_by_number,
 )
-from convnext_cli.tasks.single import Single, describe_constant, describe_mistakes
+from convnext_cli.tasks.single import GRADE_WORDS, Single, describe_constant, describe_mistakes
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets
 from convnext_cli.text import format_count, quote, shorten_names
+
+MAX_NUMBERS = 6  # folders of more numbers are digits or codes
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_SEVERITY = (
+    dict.fromkeys(("no", "non", "none", "normal", "healthy", "absent"), 0)
+    | dict.fromkeys(("minimal", "doubtful"), 1)
+    | dict.fromkeys(("mild", "slight", "minor", "low"), 2)
+    | dict.fromkeys(("moderate", "medium"), 3)
+    | dict.fromkeys(("severe", "major", "high"), 4)
+    | dict.fromkeys(("proliferative", "proliferate", "extreme"), 5)
+)
+"""The order of words that name grades; `very` moves a word away from `moderate`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +110,24 @@ class Ordinal(Single):
         """Return the folder of each image as its grade, in the order of `--grades` or of the numbers in their names."""
         grades = _sort_grades(classes, f"the folders of {folder}", options)
         return RawTargets(task=cls(), labels=tuple(labels), classes=grades)
+
+    @classmethod
+    def suggest(cls, classes: Sequence[str], *, from_folders: bool) -> str:
+        """Return a note if the classes are words of severity, or numbers that follow each other.
+
+        Numbers alone are often codes of classes in a table: they count for folders.
+        """
+        order = sort_by_number(classes) or ()
+        texts = {fold_column(NUMBER.sub("", name)) for name in order}
+        are_graded = texts <= GRADE_WORDS or (texts == {""} and from_folders)
+        counted = [[first + step for step in range(len(order))] for first in (0, 1)]
+        if are_graded and 2 < len(order) <= MAX_NUMBERS and [find_number(name) for name in order] in counted:
+            return f"{order[0]} to {order[-1]} are read as classes; if they are grades: --task ordinal"
+        ranks = {name: rank for name in classes if (rank := _find_severity(name)) is not None and "," not in name}
+        if 2 < len(classes) == len(set(ranks.values())):
+            names = ",".join(sorted(classes, key=ranks.__getitem__))
+            return f"the names are read as classes; if they are grades: --task ordinal --grades {quote(names)}"
+        return ""
 
     # Targets
 
@@ -183,6 +217,15 @@ class Ordinal(Single):
     def list_parts(self, outcome: Outcome, top_k: int, pad: Pad) -> list[str]:
         """Return the grade with its probability, the other grades, and the mean grade."""
         return [*Single.list_parts(self, outcome, top_k, pad), f"mean grade {outcome.value:.2f}"]
+
+
+def _find_severity(name: str) -> float | None:
+    """Return the rank of the word of severity in a name, `VeryMildDemented` or `No_DR`; None without exactly one."""
+    words = [word.casefold() for word in _WORD.findall(normalise_name(name))]
+    ranks = [_SEVERITY[word] for word in words if word in _SEVERITY]
+    if len(ranks) != 1:
+        return None
+    return ranks[0] + ("very" in words) * (0.5 if ranks[0] > 2 else -0.5)
 
 
 def _sort_grades(names: Sequence[str], source: str, options: TargetOptions) -> tuple[str, ...]:

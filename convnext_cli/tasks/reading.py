@@ -36,7 +36,7 @@ _MEASURES = frozenset(
     )
 )  # fmt: skip
 """Columns that hold measurements or count the rows."""
-_NUMBER = re.compile(r"(?:(?<![^\s_])-|\u2212)?\d+(?:[.,]\d+)?")
+NUMBER = re.compile(r"(?:(?<![^\s_])-|\u2212)?\d+(?:[.,]\d+)?")
 """A hyphen after a letter, as in grade-1, is no minus sign."""
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _QUANTITY = re.compile(
@@ -284,7 +284,7 @@ def is_measure(table: Table, name: str) -> bool:
 
 def sort_by_number(names: Sequence[str]) -> tuple[str, ...] | None:
     """Return names in the order of the first number in each; None if one has none, or two have the same."""
-    if not all(map(_NUMBER.search, names)):
+    if not all(map(NUMBER.search, names)):
         return None
     values = {name: find_number(name) for name in names}
     return tuple(sorted(names, key=values.__getitem__)) if len(set(values.values())) == len(values) else None
@@ -292,6 +292,6 @@ def sort_by_number(names: Sequence[str]) -> tuple[str, ...] | None:
 
 def find_number(name: str) -> float:
     """Return the first number in a name, which has one."""
-    match = _NUMBER.search(name)
+    match = NUMBER.search(name)
     assert match is not None
     return float(match[0].replace("\u2212", "-").replace(",", "."))

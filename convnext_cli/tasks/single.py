@@ -33,7 +33,7 @@ from convnext_cli.tasks.reading import (
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
 from convnext_cli.text import format_count, format_percent, quote, shorten_names
 
-_GRADE_WORDS = frozenset(("grade", "level", "severity", "stage", "diagnosis", "score", "rating", "kl", "birads"))
+GRADE_WORDS = frozenset(("grade", "level", "severity", "stage", "diagnosis", "score", "rating", "kl", "birads"))
 MAX_GRADES = 20
 MIN_TO_OFFSET = 10  # validation groups of each class; with fewer, pooled logits get no offsets
 
@@ -94,7 +94,7 @@ class Single(Task):
                 "Correct or remove these rows; or --task single reads each value as a class",
             )
         values = list_values(cells)
-        if options.task == AUTO and 2 < len(values) <= MAX_GRADES and fold_column(name) in _GRADE_WORDS:
+        if options.task == AUTO and 2 < len(values) <= MAX_GRADES and fold_column(name) in GRADE_WORDS:
             span = f"{min(values):g} to {max(values):g}"
             notes.append(
                 f"column {name!r} has the numbers {span}: read as classes; --task ordinal reads them as grades"

@@ -197,6 +197,11 @@ class Task(ABC):
             DataError: class folders cannot give this task's targets.
         """
 
+    @classmethod
+    def suggest(cls, classes: Sequence[str], *, from_folders: bool) -> str:
+        """Return a note that classes with such names may be targets of this task; empty if nothing says so."""
+        return ""
+
     # Targets
 
     @abstractmethod

@@ -616,6 +616,41 @@ def test_class_folders_can_be_grades_or_numbers(tmp_path: Path) -> None:
     assert scan_data(tmp_path / "data", table_options=given).classes == ("0_none", "10_worst", "2_mild")
 
 
+GRADES = "--task ordinal --grades "
+
+
+@pytest.mark.parametrize(
+    ("names", "option"),
+    [
+        ("0 1 2 3 4", "--task ordinal"),
+        ("KL0 KL1 KL2", "--task ordinal"),
+        (
+            "No_DR Mild Moderate Severe Proliferate_DR",
+            GRADES + "No_DR,Mild,Moderate,Severe,Proliferate_DR",
+        ),
+        ("MildDemented NonDemented VeryMildDemented", GRADES + "NonDemented,VeryMildDemented,MildDemented"),
+        ("low medium high very_high", GRADES + "low,medium,high,very_high"),
+        ("0 1 2 3 4 5 6 7 8 9", ""),
+        ("type1 type2 type3", ""),
+        ("2 4 8", ""),
+        ("cat dog mild moderate", ""),
+    ],
+)
+def test_folders_that_may_be_grades_have_a_note(tmp_path: Path, names: str, option: str) -> None:
+    for number, name in enumerate(names.split()):
+        save_image(tmp_path / f"data/{name}/{number}.png", seed=number)
+    notes = [note for note in scan_data(tmp_path / "data").notes if "grades" in note]
+    assert [note.partition("if they are grades: ")[2] for note in notes] == [option] * bool(option)
+    assert not any("grades" in note for note in scan_data(tmp_path / "data", known_classes=names.split()).notes)
+    assert scan_data(tmp_path / "data", table_options=TableOptions(task="single")).notes == ()
+
+
+def test_words_of_severity_in_a_table_have_a_note_and_numbers_do_not(images: Path) -> None:
+    index = scan_data(write(images / "list.csv", rows("severe", "mild", "moderate", "mild")))
+    assert "--task ordinal --grades mild,moderate,severe" in index.notes[-1]
+    assert scan_data(write(images / "list.csv", rows("1", "2", "3", "1"))).notes == ()
+
+
 def test_grades_in_words_have_the_order_of_the_option(images: Path) -> None:
     options = TableOptions(task="ordinal", grades="mild, Mu\u0308de,severe")
     index = scan_data(write(images / "list.csv", rows("severe", "mild", "Müde", "mild")), table_options=options)
