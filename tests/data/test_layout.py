@@ -620,6 +620,14 @@ def test_files_that_hold_many_images_are_named(tmp_path: Path, image: Path) -> N
             scan_folder(make(tmp_path / name[:3], words, image))
 
 
+def test_addresses_in_a_table_are_no_classes(tmp_path: Path, image: Path) -> None:
+    table = "|".join(f"{c}{k},PNG,https://a.org/{k % 2}" for c in "ab" for k in range(4))
+    files = " ".join(f"{c}/{c}{k}.png" for c in "ab" for k in range(4))
+    index = scan_folder(make(tmp_path, f"{files} meta.csv:FILE~NAME,FORMAT,URL|{table}", image))
+    assert index.classes == ("a", "b")
+    assert index.notes == ("tables that are not used: meta.csv",)
+
+
 def test_contradiction_names_two_classes(tmp_path: Path, image: Path) -> None:
     table = "t.csv:path,label|" + "|".join(f"{c}/{k}.png,{'b' if k else 'a'}" for c in "ab" for k in range(3))
     with pytest.raises(DataError, match=r"such as '(a' and 'b|b' and 'a)'"):

@@ -77,11 +77,15 @@ def _find_targets(table: Table, columns: dict[str, str], options: TableOptions) 
 
 
 def _read_likely_labels(table: Table, remaining: list[str], options: TableOptions) -> RawTargets:
-    """Return the targets of the only column that can hold class names, or a number; attributes such as sex go last."""
-    others = [name for name in remaining if fold_column(name) not in ATTRIBUTES] or remaining
+    """Return the targets of the only column that can hold class names, or a number; attributes such as sex go last.
+
+    Addresses, as of the publications that images are from, are neither.
+    """
+    possible = [name for name in remaining if not any("://" in cell for cell in table.columns[name])]
+    others = [name for name in possible if fold_column(name) not in ATTRIBUTES] or possible
     likely = [
         name
-        for name in remaining
+        for name in possible
         if 1 < len(set(table.columns[name])) <= max(2, len(table) // 2) and not is_measure(table, name)
     ]
     if len(likely) == 1 and likely[0] in others and all(table.columns[likely[0]]):
