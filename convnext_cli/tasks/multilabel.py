@@ -106,7 +106,9 @@ class Multilabel(Task):
         """Return several labels per image: from cells such as `cat|dog`, or a label in each of its rows."""
         cells = ["" if is_missing(cell) else cell for cell in table.columns[name]]
         separator = _choose_separator(cells, options)
-        if not separator and not table.has_repeats:
+        labels = {normalise_name(cell) for cell in cells if cell}
+        are_known = bool(labels) and labels <= set(options.known_labels)
+        if not separator and not table.has_repeats and not are_known:
             raise OtherTaskError(
                 f"--task multilabel: no cell of column {name!r} of {table.path} has several labels",
                 "Name the sign between labels with --label-sep, or a column per label with --label-columns",

@@ -83,6 +83,8 @@ class TargetOptions:
     blank: str = "unknown"
     log_target: str = AUTO
     grades: str = AUTO
+    known_labels: Sequence[str] = ()
+    """The labels or classes of a run: columns of other names are not labels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -581,6 +581,15 @@ def test_brackets_of_a_label_are_not_those_of_a_list(images: Path) -> None:
     assert (index.classes, len(index.values)) == (("a", "b"), 4)
 
 
+def test_one_label_of_a_run_in_each_cell_is_enough(images: Path) -> None:
+    table = write(images / "list.csv", rows("a", "", "b", head="path,labels"))
+    index = scan_data(table, table_options=TableOptions(task="multilabel", known_labels=("a", "b", "c")))
+    assert (index.classes, index.values) == (("a", "b"), ((1.0, 0.0), (0.0, 0.0), (0.0, 1.0)))
+    for known in ((), ("a", "c")):
+        with pytest.raises(DataError, match=r"no cell of column 'labels' of .* has several labels"):
+            scan_data(table, table_options=TableOptions(task="multilabel", known_labels=known))
+
+
 def test_a_meaning_of_commas_is_reported(images: Path) -> None:
     notes = scan_data(
         write(images / "list.csv", rows('"1,250"', '"1,980"', '"2,000"', '"1,010"', head="path,area"))

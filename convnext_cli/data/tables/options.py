@@ -21,8 +21,6 @@ class TableOptions(TargetOptions):
     path_column: str = AUTO
     group_column: str = AUTO
     split_column: str = AUTO
-    known_labels: Sequence[str] = ()
-    """The labels or classes of a run: columns of other names are not labels."""
     attributes: Sequence[str] = ()
     """The attributes of the images that are read from their columns afterwards: these count as used."""
 
