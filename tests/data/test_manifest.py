@@ -584,7 +584,7 @@ def test_brackets_of_a_label_are_not_those_of_a_list(images: Path) -> None:
 def test_one_label_of_a_run_in_each_cell_is_enough(images: Path) -> None:
     table = write(images / "list.csv", rows("a", "", "b", head="path,labels"))
     index = scan_data(table, table_options=TableOptions(task="multilabel", known_labels=("a", "b", "c")))
-    assert (index.classes, index.values) == (("a", "b"), ((1.0, 0.0), (0.0, 0.0), (0.0, 1.0)))
+    assert (index.classes, index.values) == (("a", "b"), ((1.0, 0.0), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0)))
     for known in ((), ("a", "c")):
         with pytest.raises(DataError, match=r"no cell of column 'labels' of .* has several labels"):
             scan_data(table, table_options=TableOptions(task="multilabel", known_labels=known))
