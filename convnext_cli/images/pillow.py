@@ -138,7 +138,9 @@ def convert_opened(image: Image.Image, mode: str, steps: list[str], path: object
         bits = 16 if mode.startswith("I;16") else 32
         return finish_raster(Raster(values, alpha, mode, bits, tuple(steps)), path)
     is_transparent = mode in _ALPHA_MODES or (mode in ("1", "L", "RGB") and "transparency" in image.info)
-    pixels, has_alpha = _to_rgb(image, is_transparent=is_transparent)
+    ignored = int(_has_other_alpha(image))
+    steps += describe_ignored(ignored)
+    pixels, has_alpha = _to_rgb(image, is_transparent=is_transparent and not ignored)
     if has_alpha:
         steps.append("composited on white")
     elif not is_transparent and mode not in ("RGB", "L"):
@@ -157,6 +159,18 @@ def find_orientation(image: Image.Image, steps: list[str]) -> int:
     if orientation != 1:
         steps.append("turned upright")
     return orientation
+
+
+def _has_other_alpha(image: Image.Image) -> bool:
+    """Return True if the alpha channel is not opacity: no pixel of a picture is opaque.
+
+    Programs that do not know alpha leave it 0; GDAL declares the fourth band of a photograph, near infrared, as alpha.
+    In a drawing of one colour, alpha is the picture.
+    """
+    if image.mode not in ("LA", "PA", "RGBA"):
+        return False
+    *colours, (_, highest) = image.getextrema()
+    return highest < 255 and any(low != high for low, high in colours)
 
 
 def _to_rgb(image: Image.Image, *, is_transparent: bool) -> tuple[Pixels, bool]:

@@ -412,6 +412,28 @@ def test_transparent_colour_is_white(tmp_path: Path) -> None:
     assert (decode_image(tmp_path / "eight.png") == 255).all()
 
 
+@pytest.mark.parametrize("name", ["image.png", "image.tif", "image.tga", "image.webp"])
+@pytest.mark.parametrize("alpha", [0, 80])
+def test_alpha_that_is_nowhere_opaque_is_ignored(tmp_path: Path, name: str, alpha: int) -> None:
+    values = make_values("uint8", 4)
+    values[..., 3] = alpha  # of programs without alpha; near infrared that GDAL declares as alpha
+    image = Image.fromarray(values)
+    image.save(tmp_path / name, **({"lossless": True, "exact": True} if name.endswith("webp") else {}))
+    result = read_image(tmp_path / name)
+    np.testing.assert_array_equal(result.pixels, values[..., :3])
+    assert result.steps == ("1 further channel ignored",)
+    np.testing.assert_array_equal(convert_image(image, name), values[..., :3])
+
+
+def test_faint_drawing_in_alpha_is_composited(tmp_path: Path) -> None:
+    values = np.zeros((8, 8, 4), np.uint8)
+    values[2:4, :, 3] = 200
+    Image.fromarray(values).save(tmp_path / "drawing.png")
+    result = decode_image(tmp_path / "drawing.png")[..., 0]
+    assert set(result[2:4].flat) == {55}
+    assert (result[4:] == 255).all()
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_transparent_grey_of_few_bits_is_white(tmp_path: Path, bits: int) -> None:
     top = 2**bits - 1
