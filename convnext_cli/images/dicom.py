@@ -509,16 +509,29 @@ def _map(stored: NDArray[Any], transform: Callable[[NDArray[Any]], NDArray[np.ui
 
 def _look_up_colour(levels: NDArray[Any], dataset: "Dataset", path: Path) -> NDArray[np.uint8]:
     """Look up the stored values in the palette; return (..., 3)."""
-    from pydicom.pixels import apply_color_lut
-
     try:
         entries, first, depth = (int(value) for value in dataset.RedPaletteColorLookupTableDescriptor)
-        last = first + (entries or 1 << 16) - 1
-        colours = apply_color_lut(np.minimum(levels, last).astype(levels.dtype), dataset)[..., :3]
+        table = _read_palette(dataset, entries or 1 << 16, first)
     except Exception as error:  # pydicom raises many kinds for incomplete tables
         raise ImageError(f"{path} is DICOM in PALETTE COLOR whose palette cannot be read", _REMEDY) from error
-    is_wide = depth > 8 and colours.max() > 255
-    return np.asarray(colours >> 8 if is_wide else colours).astype(np.uint8, copy=False)
+    if table.max() > 255:
+        table >>= depth - 8 if depth > 8 else 8
+    return table.astype(np.uint8)[np.clip(levels.astype(np.int64) - first, 0, len(table) - 1)]
+
+
+def _read_palette(dataset: "Dataset", entries: int, first: int) -> NDArray[np.uint16]:
+    """Return the palette as (entries, 3). pydicom's own reading takes big-endian tables for little-endian ones."""
+    from pydicom.pixels import apply_color_lut
+
+    if "RedPaletteColorLookupTableData" not in dataset:  # segmented
+        return np.asarray(apply_color_lut(np.arange(first, first + entries), dataset)[..., :3]).astype(np.uint16)
+    columns = []
+    for colour in ("Red", "Green", "Blue"):
+        words = np.frombuffer(dataset[f"{colour}PaletteColorLookupTableData"].value, "<u2")
+        words = words.byteswap() if dataset.original_encoding[1] is False else words
+        values = words if len(words) >= entries else words.view(np.uint8)
+        columns.append(values[:entries].astype(np.uint16))
+    return np.stack(columns, axis=1)
 
 
 def _find_padding(dataset: "Dataset", view: "Dataset") -> tuple[int, int] | None:

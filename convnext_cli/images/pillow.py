@@ -169,7 +169,8 @@ def _has_other_alpha(image: Image.Image) -> bool:
     """
     if image.mode not in ("LA", "PA", "RGBA"):
         return False
-    *colours, (_, highest) = image.getextrema()
+    extrema: Any = image.getextrema()
+    *colours, (_, highest) = extrema
     return highest < 255 and any(low != high for low, high in colours)
 
 

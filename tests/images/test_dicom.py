@@ -86,8 +86,24 @@ def test_palette_colour_is_looked_up(tmp_path: Path, bits: int, scale: int) -> N
         decode_image(path)
 
 
-def test_palette_of_16_bit_indices_and_segments(tmp_path: Path) -> None:
-    table, attributes = make_palette(16, 4096)
+@pytest.mark.parametrize(("bits", "entries"), [(8, 256), (8, 4096), (16, 256)])
+def test_palette_of_big_endian_files_is_looked_up(tmp_path: Path, bits: int, entries: int) -> None:
+    table, attributes = make_palette(bits, entries)
+    index = XRAY % entries
+    order = {key: np.frombuffer(v, "<u2").byteswap().tobytes() for key, v in attributes.items() if type(v) is bytes}
+    path = save_dicom(tmp_path / "us.dcm", index, **attributes | order)
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = index.byteswap().tobytes()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
+    dataset.decode()  # parses all elements
+    dataset.set_original_encoding(False, False)
+    dataset.save_as(path)
+    np.testing.assert_array_equal(decode_image(path), table[index])
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_palette_of_16_bit_indices_and_segments(tmp_path: Path, bits: int) -> None:
+    table, attributes = make_palette(bits, 4096)
     path = save_dicom(tmp_path / "deep.dcm", XRAY, **attributes)
     np.testing.assert_array_equal(decode_image(path), table[XRAY])
     ramp = struct.pack("<HHH", 0, 1, 0) + struct.pack("<HHH", 1, 255, 65535)  # one value, then a line to the brightest
