@@ -46,6 +46,11 @@ _FACEBOOK: tuple[tuple[str, str], ...] = (
 SCHEMES = (
     Scheme(library="timm", anchor=r"(?P<prefix>.*?)stages\.0\.blocks\.0\.conv_dw\.weight"),
     Scheme(
+        library="timm (features_only)",
+        anchor=r"(?P<prefix>.*?)stages_0\.blocks\.0\.conv_dw\.weight",
+        renames=((r"^(stem|stages)_(\d+)\.", r"\1.\2."),),
+    ),
+    Scheme(
         library="facebookresearch/ConvNeXt",
         anchor=r"(?P<prefix>.*?)(?:encoder\.)?stages\.0\.0\.dwconv\.(?:weight|kernel)",
         renames=_FACEBOOK,
@@ -70,9 +75,24 @@ SCHEMES = (
         ),
     ),
     Scheme(
-        library="torchvision",
-        anchor=r"(?P<prefix>.*?)features\.1\.0\.layer_scale",
+        library="transformers (DINOv3)",
+        anchor=r"(?P<prefix>.*?)(?:model\.)?stages\.0\.layers\.0\.depthwise_conv\.weight",
         renames=(
+            (r"^model\.", ""),
+            (r"^stages\.0\.downsample_layers\.", "stem."),
+            (r"^stages\.(\d+)\.downsample_layers\.", r"stages.\1.downsample."),
+            (r"^stages\.(\d+)\.layers\.", r"stages.\1.blocks."),
+            (r"\.depthwise_conv\.", ".conv_dw."),
+            (r"\.layer_norm\.", ".norm."),
+            (r"\.pointwise_conv(\d)\.", r".mlp.fc\1."),
+            (r"^layer_norm\.", "head.norm."),
+        ),
+    ),
+    Scheme(
+        library="torchvision",
+        anchor=r"(?P<prefix>.*?)(?:features\.)?1\.0\.layer_scale",
+        renames=(
+            (r"^(?=\d+\.)", "features."),  # `model.features` by itself
             (r"^features\.0\.", "stem."),
             (r"^features\.([246])\.", lambda m: f"stages.{int(m[1]) // 2}.downsample."),
             (

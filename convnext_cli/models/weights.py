@@ -33,6 +33,7 @@ _WRAPPERS = (
 _FOLDER_FILES = (
     HUB_FILE, f"{HUB_FILE}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
+_PART = re.compile(r"-\d{5}-of-(?!00001)\d{5}(?=\.(?:safetensors|bin)$)")
 _OTHER_FORMATS = {
     b"\x89HDF": "a file of Keras (HDF5)",
     b"GGUF": "a GGUF file",
@@ -128,17 +129,30 @@ def _is_state_dict(value: Any) -> bool:
 def _find_file(path: Path) -> Path:
     """Return the file with the weights: `path`, or the file of that name in a run or Hugging Face folder."""
     if path.is_file():
+        if _PART.search(path.name):
+            raise _explain_part(path)
         return path
     if not path.is_dir():
         raise WeightsError(f"no weights at {path}", "Give a .safetensors or .pth file, or a run folder")
     for name in _FOLDER_FILES:
         if (path / name).is_file():
             return path / name
+    if parts := sorted(part for part in path.glob("*-of-*") if _PART.search(part.name)):
+        raise _explain_part(parts[0])
     files = [*path.glob("*.safetensors"), *path.glob("*.pth"), *path.glob("*.pt"), *path.glob("*.pth.tar")]
     if files:
         names = ", ".join(sorted(file.name for file in files)[:5])
         raise WeightsError(f"{path} has no {HUB_FILE}, but {names}", "Name one of its files with --weights")
     raise WeightsError(f"{path} has no {HUB_FILE}", "Give a run that finished an epoch, or a file of weights")
+
+
+def _explain_part(path: Path) -> WeightsError:
+    """Return the error for one of several files of a network, given alone or without the index that lists them."""
+    index = f"{_PART.sub('', path.name)}.index.json"
+    remedy = (
+        "Give its folder" if (path.parent / index).is_file() else f"Copy {index} into its folder, and give the folder"
+    )
+    return WeightsError(f"{path} is one of several files of a network's weights", remedy)
 
 
 def _read_file(path: Path) -> Any:
@@ -270,10 +284,11 @@ def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) ->
     unknown = [name for name in state if name not in parameters]
     wrong = [name for name in (*missing, *unknown) if not name.startswith("head.")]
     if wrong == [stem] and stem in state:
+        channels = state[stem].shape[1]
         raise WeightsError(
-            f"{source} does not fit the model: its input has {format_count(state[stem].shape[1], 'channel')}, not "
+            f"{source} does not fit the model: its input has {format_count(channels, 'channel')}, not "
             f"{parameters[stem].shape[1]}",
-            "Give --in-chans 1, or weights for three channels",
+            f"Give {'--in-chans 1, or ' if channels == 1 else ''}weights for three channels",
         )
     if wrong:
         names = identify_architectures(weights)

@@ -119,6 +119,13 @@ def test_folders_and_files_with_metadata_are_read(state: StateDict, tmp_path: Pa
     for path in (whole, whole / "model.safetensors", sharded, index):
         weights = read_weights(path)
         assert all(torch.equal(weights[name], state[name]) for name in state), path
+    part = sharded / "model-00001-of-00002.safetensors"
+    with pytest.raises(WeightsError, match=r"00002\.safetensors is one of several files .* Give its folder"):
+        read_weights(part)
+    index.unlink()
+    for path in (part, sharded):
+        with pytest.raises(WeightsError, match=r"Copy model\.safetensors\.index\.json into its folder"):
+            read_weights(path)
     index.write_text(json.dumps({"weight_map": {"a": "../whole/model.safetensors"}}))
     with pytest.raises(WeightsError, match="which is not in its folder"):
         read_weights(index)
@@ -210,6 +217,46 @@ def test_torchvision_weights_give_the_same_logits_in_timm(wrapper: str, tmp_path
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(target(images), source(images), rtol=1e-4, atol=1e-5)
+
+
+DINOV3 = (
+    (r"^stem", "stages.0.downsample_layers"), (r"^stages\.(\d)\.downsample\.", r"stages.\1.downsample_layers."),
+    (r"^stages\.(\d)\.blocks", r"stages.\1.layers"), (r"conv_dw", "depthwise_conv"), (r"\.norm\.", ".layer_norm."),
+    (r"mlp\.fc(\d)", r"pointwise_conv\1"), (r"^head\.", ""),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize(
+    "renames", [DINOV3, ((r"^(stem|stages)\.(\d)", r"\1_\2"),)], ids=["DINOv3 of transformers", "features_only of timm"]
+)
+def test_backbones_under_other_names_are_converted(
+    renames: tuple[tuple[str, str], ...], prefix: str, state: StateDict
+) -> None:
+    theirs = {}
+    for name, value in state.items():
+        new = name
+        for pattern, replacement in renames:
+            new = re.sub(pattern, replacement, new)
+        if not new.startswith(("head.", "fc.")):
+            theirs[new if prefix and new.startswith("layer_norm") else prefix + new] = (
+                value  # as transformers 5 saves it
+            )
+    target = timm.create_model("test_convnext", num_classes=5)
+    new_parameters = fit_weights(target, convert_names(theirs, "here"), "here")
+    assert new_parameters == [name for name in state if name.startswith("head." if renames != DINOV3 else "head.fc")]
+    assert all(torch.equal(value, state[n]) for n, value in target.state_dict().items() if n not in new_parameters)
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "features.0."])  # `model.features`, and a Sequential of it
+def test_features_of_torchvision_are_converted(prefix: str) -> None:
+    settings = [CNBlockConfig(c, n, d) for c, n, d in ((64, 128, 2), (128, 256, 2), (256, 512, 6), (512, None, 2))]
+    source = ConvNeXt(settings, layer_scale=0.5).features.state_dict()
+    theirs = {f"{prefix}{name}": value for name, value in source.items()}
+    target = timm.create_model("convnext_pico", num_classes=5)
+    assert all(name.startswith("head.") for name in fit_weights(target, convert_names(theirs, "here"), "here"))
+    assert torch.equal(target.stem[0].weight, source["0.0.weight"])
+    assert torch.equal(target.stages[3].blocks[1].norm.bias, source["7.1.block.2.bias"])
 
 
 @pytest.mark.parametrize("name", ["test_convnext", "convnextv2_atto"])
