@@ -109,7 +109,8 @@ def compose_name(name: str) -> str:
 def normalise_name(name: str) -> str:
     """Return the common form of all names that look the same.
 
-    NFC, with one space for each run of blanks (non-breaking ones too), none at the ends, and no zero-width characters.
+    NFC, with one space for each run of blanks (non-breaking ones too), none at the ends, without zero-width characters
+    and marks of the writing direction.
     """
     if name.isascii() and name.strip() == name and "  " not in name and name.isprintable():
         return name
@@ -117,8 +118,11 @@ def normalise_name(name: str) -> str:
 
 
 def fold_name(name: str) -> str:
-    """Return a form that is equal for names that differ only in case, hyphens, width or zeros: `1`, `01`, `1.00`."""
-    folded = unicodedata.normalize("NFKC", normalise_name(name)).casefold()
+    """Return a form that is equal for names that differ only in case, hyphens, width, zeros or alphabet.
+
+    For example `1`, `01` and `1.00`, or the Latin and the Cyrillic `A`.
+    """
+    folded = unicodedata.normalize("NFKC", normalise_name(name)).translate(_LATIN).casefold()
     folded = re.sub(r"^-(?=\d)", "\u2212", folded)  # a minus sign
     folded = re.sub(r"(?<![\d.,])0+(?=\d)|(?<=\d)[.,]0+(?![\d.,])", "", folded)
     return re.sub(r"[\s_\-\u2010-\u2015]+", " ", folded).strip()
@@ -132,7 +136,13 @@ def find_name(name: str, names: Sequence[str]) -> int | None:
     return next((place for place, other in enumerate(names) if normalise_name(other) == normal), None)
 
 
-_NO_WIDTH = dict.fromkeys((0x200B, 0x2060, 0xFEFF, 0xAD))
+_NO_WIDTH = dict.fromkeys(
+    (0xAD, 0x61C, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF)
+)
+_LATIN = str.maketrans(
+    "АВЕКМНОРСТУХІЈЅаеорсухіјѕΑΒΕΖΗΙΚΜΝΟΡΤΥΧο",  # Cyrillic and Greek letters  # noqa: RUF001
+    "ABEKMHOPCTYXIJSaeopcyxijsABEZHIKMNOPTYXo",  # that look like these
+)
 
 
 def _refuse(raw: bytes, source: str, place: int, reason: str) -> DataError:

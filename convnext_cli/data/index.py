@@ -217,7 +217,7 @@ def check_trainable(index: Index) -> None:
         )
         number, examples = format_part(len(missing), len(index.classes), "class", "has", "have"), ", ".join(missing[:5])
         alike = [names for names in find_alike(index.classes) if set(names) & set(missing)]
-        hint = f"; {' and '.join(alike[0])} differ only in case, hyphens or zeros" if alike else ""
+        hint = f"; {' and '.join(alike[0])} differ only in case, hyphens, zeros or alphabet" if alike else ""
         raise DataError(
             f"{number} no {where}: {examples}{hint}",
             "Rename them to one name" if alike else f"Add images to these folders, or remove them{resplit}",
@@ -257,7 +257,7 @@ def _check_class_number(index: Index) -> None:
 
 
 def find_alike(classes: Iterable[str]) -> list[list[str]]:
-    """Return the sets of classes whose names differ only in case, hyphens, width or zeros."""
+    """Return the sets of classes whose names differ only in case, hyphens, width, zeros or alphabet."""
     forms: dict[str, list[str]] = {}
     for name in classes:
         forms.setdefault(fold_name(name), []).append(name)

@@ -138,6 +138,16 @@ READ = {
         ["heart", 'lung, "upper", left', 'lung, "upper", right'],
         [],
     ),
+    "quotation marks with a backslash": (
+        rows("heart", r'"lung, \"upper\""', r'"lung, \"upper\", right"'),
+        ["heart", 'lung, "upper"', 'lung, "upper", right'],
+        [],
+    ),
+    "backslashes before the ends of cells": (
+        'path,label,folder\nimages/a.png,x,"C:\\data\\"\nimages/b.png,y,"C:\\data\\"\n',
+        ["x", "y"],
+        ["not used: folder"],
+    ),
     "semicolons with commas inside": ("path;label\nimages/a.png;x, y\nimages/b.png;z, y\n", ["x, y", "z, y"], []),
     "tabs": ("path\tlabel\nimages/a.png\tx;1\nimages/b.png\ty;2\n", ["x;1", "y;2"], []),
     "Excel's line for the delimiter": ("sep=;\r\npath;label\r\nimages/a.png;x\r\nimages/b.png;y\r\n", ["x", "y"], []),

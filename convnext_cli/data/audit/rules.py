@@ -180,7 +180,7 @@ def _find_alike_names(classes: Sequence[str]) -> Iterator[Finding]:
     if alike := find_alike(classes):
         yield Finding(
             kind=Kind.ALIKE_CLASS_NAMES,
-            title="class names that differ only in case, hyphens or zeros",
+            title="class names that differ only in case, hyphens, zeros or alphabet",
             count=len(alike),
             examples=tuple(" and ".join(names) for names in alike[:EXAMPLES]),
             effect="if they mean one class, the model learns a difference that does not exist",
