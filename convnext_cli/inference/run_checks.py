@@ -22,7 +22,7 @@ def check_records(run: RunFolder) -> None:
     run.read_split()
     run.read(ENVIRONMENT, Environment)
     run.read_tests()
-    _check_plan(run)
+    check_plan(run)
     if isinstance(run, FoldsFolder):
         if run.is_finished:
             run.read(METRICS, FoldsResult)
@@ -58,7 +58,7 @@ def check_comparable(first: RunFolder, second: RunFolder) -> None:
         )
 
 
-def _check_plan(run: RunFolder) -> None:
+def check_plan(run: RunFolder) -> None:
     """Check that the plan can be read, and that a run's model is the plan's."""
     if not run.plan.exists():
         return  # only training needs the plan

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from convnext_cli.errors import RunError
 from convnext_cli.files import replace_file
 from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.inference.run_checks import check_plan
 from convnext_cli.models.catalog import load_catalog
 from convnext_cli.models.forward import use_torch_defaults
 from convnext_cli.models.weights import write_tensors
@@ -82,6 +83,7 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
         RunError: a file is missing, damaged, or contradicts the others.
     """
     run = RunFolder(folder)
+    check_plan(run)
     config, path = run.read_config(), MODEL.path(folder)
     architecture = load_catalog().get(config.architecture)
     if architecture is None:

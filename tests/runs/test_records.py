@@ -186,6 +186,8 @@ def test_plan_of_another_model_is_refused(setting: str, words: str, run_copy: Ru
     run_copy.plan.write_text(text.replace(setting, f"{setting.partition(' ')[0]} = {other}"))
     with pytest.raises(RunError, match=words):
         check_records(run_copy)
+    with pytest.raises(RunError, match=words):
+        load_model(run_copy.path)  # for predict and export too
 
 
 def change_weights(run: RunFolder, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
