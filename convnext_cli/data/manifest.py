@@ -320,8 +320,9 @@ def _describe_columns(
             "they are not used"
         )
     known, read = {*used.values(), *targets.columns}, set(map(fold_column, options.attributes))
-    if unused := [name for name in table.columns if name not in known and fold_column(name) not in read]:
-        notes.append(f"columns that are not used: {shorten_names(list_columns(unused))}")
+    unused = [name for name in table.columns if name not in known and fold_column(name) not in read]
+    if unused or table.left_out:
+        notes.append(f"columns that are not used: {shorten_names(list_columns([*unused, *table.left_out]))}")
         if "group" not in columns and options.group_column == AUTO:
             notes += suggest_groups(table, unused, targets.labels or targets.values)
     return notes

@@ -101,6 +101,8 @@ class Table:
     """The name of each row's file, where `path` is a folder; else no rows."""
     has_repeats: bool = False
     """True if several rows name the same file."""
+    left_out: Sequence[str] = ()
+    """Names of columns whose values are no cells, such as the objects of JSON."""
 
     def __len__(self) -> int:
         return len(self.lines)

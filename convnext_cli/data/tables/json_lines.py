@@ -3,13 +3,12 @@
 import csv
 import json
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from convnext_cli.errors import DataError
 from convnext_cli.tasks.reading import LIST
-
-_SAME_KEYS = "Write the same keys in each line, with null where there is no value"
 
 
 class _Number(str):
@@ -18,41 +17,43 @@ class _Number(str):
     __slots__ = ()
 
 
-def read_json_lines(path: Path, text: str) -> tuple[list[list[str]], list[int]]:
-    """Return the names of the columns and the cells of each object, and the lines that they are in.
+def read_json_rows(path: Path, text: str) -> tuple[list[list[str]], list[int], list[str]]:
+    """Return the names of the columns and the cells of each object, the lines they are in, and the keys left out.
 
-    A list of strings is a cell of several labels.
+    A key that a line lacks is a blank cell, and a list of texts or numbers is a cell of several labels. Keys with other
+    lists or objects, such as bounding boxes, are left out.
 
     Raises:
-        DataError: a line is not a JSON object, has other keys than the first, or a value that is no cell.
+        DataError: a line is not a JSON object, or has a value that is no cell.
     """
-    rows: list[list[str]] = []
+    records: list[dict[str, str | None]] = []
     lines = []
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a string may hold other ends of lines
         if not line.strip():
             continue
         try:
-            pairs = _parse(line)
-            names = [_read_value(name, name) for name, _ in pairs]
-            if len(set(names)) < len(names):
+            pairs = [(_read_text(name, name), value) for name, value in _parse(line)]
+            record = {name: _read_value(name, value) for name, value in pairs}
+            if len(record) < len(pairs):
+                names = [name for name, _ in pairs]
                 raise ValueError(f"the key {max(names, key=names.count)!r} stands there twice")
-            if not rows:
-                rows.append(names)
-                lines.append(number)
-            if odd := sorted(set(names) ^ set(rows[0])):
-                has = "has no key" if odd[0] in rows[0] else "has a key"
-                raise ValueError(f"it {has} {odd[0]!r}, unlike line {lines[0]}", _SAME_KEYS)
-            cells = {name: _read_value(*pair) for name, pair in zip(names, pairs, strict=True)}
         except ValueError as error:
             problem, remedy, *_ = (*error.args, "Write one JSON object in each line")
             raise DataError(f"{path}, line {number}: {problem}", remedy) from error
-        rows.append([cells[name] for name in rows[0]])
+        records.append(record)
         lines.append(number)
-    return rows, lines
+    left_out = {name for record in records for name, cell in record.items() if cell is None}
+    names = [name for name in dict.fromkeys(chain.from_iterable(records)) if name not in left_out]
+    rows = [[record.get(name) or "" for name in names] for record in records]
+    return [names, *rows] if rows else [], lines[:1] + lines, sorted(left_out)
 
 
 def _parse(line: str) -> tuple[tuple[str, Any], ...]:
-    """Return the keys and values of an object. Objects in it are tuples too, of which a ValueError says where it is."""
+    """Return the keys and values of an object. Objects in it are tuples too.
+
+    Raises:
+        ValueError: it is not JSON, or not an object.
+    """
     try:
         record = json.loads(
             line, object_pairs_hook=tuple, parse_int=_Number, parse_float=_Number, parse_constant=_Number
@@ -66,20 +67,25 @@ def _parse(line: str) -> tuple[tuple[str, Any], ...]:
     return record
 
 
-def _read_value(key: str, value: Any) -> str:
-    """Return the cell of a value.
+def _read_value(key: str, value: Any) -> str | None:
+    """Return the cell of a value; None of an object, or of a list of other values than texts and numbers.
 
     Raises:
-        ValueError: it is an object, a list of other values than strings, no text, or too long for a CSV file too.
+        ValueError: as `_read_text`.
     """
-    is_list = isinstance(value, list)
-    if isinstance(value, tuple) or (is_list and not all(type(item) is str for item in value)):
-        kind = "a list with other values than strings" if is_list else "an object"
-        raise ValueError(f"the value of {key!r} is {kind}", "Leave it out, or write its values under keys of their own")
-    items = ["" if item is None else str(item).strip() for item in (value if is_list else [value])]
-    text = "".join(items)
+    if isinstance(value, list):
+        return LIST.join(_read_text(key, item) for item in value) if all(isinstance(x, str) for x in value) else None
+    return None if isinstance(value, tuple) else _read_text(key, "" if value is None else str(value))
+
+
+def _read_text(key: str, text: str) -> str:
+    """Return a text without blanks at its ends.
+
+    Raises:
+        ValueError: it is too long for a CSV file too, or has characters that are no text.
+    """
     if len(text) > csv.field_size_limit():
         raise ValueError(f"the value of {key!r} has over {csv.field_size_limit():,} characters", "Leave it out")
     if re.search(f"[\0{LIST}\ud800-\udfff]", text):
         raise ValueError(f"the value of {key!r} has a control character or half a character", "Correct it")
-    return LIST.join(items)
+    return text.strip()

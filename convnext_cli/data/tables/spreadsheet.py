@@ -5,6 +5,7 @@ the process if there is too little. So a process of its own reads, with a limit.
 """
 
 import json
+import os
 import re
 import resource
 import subprocess
@@ -47,9 +48,9 @@ def read_spreadsheet(path: Path) -> tuple[list[list[str]], list[int]]:
     """
     if lacks_reader(path):
         raise DataError(f"{path} is a spreadsheet, which {INSTALL}", "Install it, or save the table as a CSV file")
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", __name__, path], stdin=subprocess.DEVNULL, capture_output=True, check=False
-    )
+    command = [sys.executable, "-P", "-m", __name__, str(path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     ended = f"it is damaged, or has cells so far from the table that {MAX_MEMORY // GIB} GiB of memory do not hold it"
     result = ended if done.returncode else json.loads(done.stdout)
     if isinstance(result, str):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from convnext_cli.data.folders.words import is_table
 from convnext_cli.data.index import SPREADSHEET_SUFFIXES
-from convnext_cli.data.tables.json_lines import read_json_lines
+from convnext_cli.data.tables.json_lines import read_json_rows
 from convnext_cli.data.tables.spreadsheet import is_spreadsheet, read_spreadsheet
 from convnext_cli.data.tree import is_hidden
 from convnext_cli.encoding import UTF_8, read_text
@@ -42,12 +42,13 @@ def read_table(path: Path) -> Table:
         DataError: it cannot be read, has no rows, two columns of one name, or rows longer than its header.
     """
     encoding, delimiter = UTF_8, ", "
+    left_out: list[str] = []
     if path.is_file() and is_spreadsheet(path):
         rows, lines = read_spreadsheet(path)
     else:
         text, encoding = read_text(path, _REMEDY)
         if path.suffix.lower() == ".jsonl":
-            rows, lines = read_json_lines(path, text)
+            rows, lines, left_out = read_json_rows(path, text)
         else:
             rows, lines, delimiter = _read_csv(path, text)
     if not rows:
@@ -68,7 +69,7 @@ def read_table(path: Path) -> Table:
             "Rename or remove one of them; remove a title above the header",
         )
     too_long = [row for row, cells in enumerate(rows) if any(cells[width:])]
-    table = Table(path=path, columns=dict(columns), lines=lines, encoding=encoding)
+    table = Table(path=path, columns=dict(columns), lines=lines, encoding=encoding, left_out=left_out)
     remedy = f"Put cells that have a {delimiter!r} in quotation marks"
     if width > 1 and all(len(cells) == width + 1 for cells in rows):
         remedy = "If the first cells are R's row names, write the file with row.names = FALSE; else name all columns"
