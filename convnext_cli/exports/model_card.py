@@ -209,7 +209,7 @@ def _describe_use(run: RunFolder) -> str:
             lines.append(
                 f"Operating point {_as_code(name)}: calibrated probability of at least "
                 f"{format_inside(threshold.threshold, 6, 0, 1)}, set on "
-                f"{format_count(threshold.images, 'validation image')}.{warning}"
+                f"{format_count(calibration.images, 'validation image')}.{warning}"
             )
     return "\n".join(lines)
 

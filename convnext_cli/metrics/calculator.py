@@ -44,6 +44,10 @@ class Calculator(ABC):
     def list_denominators(self, key: str, k: int) -> Sequence[NDArray[np.bool_]]:
         """Return the sets of images that a metric of class k depends on, each (N,); the smallest decides its CI."""
 
+    def select_counted(self) -> NDArray[np.bool_]:
+        """Return the images that the overall metrics depend on, (N,)."""
+        return np.ones(self.images, np.bool_)
+
     def get_highest(self, key: str) -> float:
         """Return the largest possible value of a metric, infinite where there is none."""
         return METRICS[key].high

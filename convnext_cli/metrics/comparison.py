@@ -68,7 +68,7 @@ def compare(first: Calculator, second: Calculator, groups: Sequence[str] | None 
     resamples = choose_resamples(2 * first.images * max(1, first.num_classes))
     replicates = np.concatenate(resample(differences, units, resamples, seed=0))
     point = differences(np.ones((1, first.images)))[0]
-    num = int(units.max()) + 1
+    num = len(np.unique(units[first.select_counted()]))
     discordant: dict[str, Any] = {"only_first_right": None, "only_second_right": None, "p_value": None}
     if first.correct is not None and second.correct is not None:
         gain = second.correct.astype(np.int64) - first.correct

@@ -95,7 +95,7 @@ def compute_intervals(
     )
     point, point_per_class = calculator.compute(np.ones((1, calculator.images)))
     units_per_class = count_class_units(calculator, units)
-    all_units = count_effective(units)
+    all_units = count_effective(units[calculator.select_counted()])
     class_intervals: list[dict[str, Interval | None]] = [
         {
             name: _choose_interval(
@@ -139,7 +139,7 @@ def _replace_sums(
     units: Ints,
 ) -> None:
     """Replace the CIs of sums of absolute values, and of their means over classes, by those of `bound_sum`."""
-    all_units = count_effective(units)
+    all_units = count_effective(units[calculator.select_counted()])
     sample = calculator.compute_gaps(np.ones((1, calculator.images)))
     for key, parts in replicates.items():
         gaps = sample[key][0]

@@ -74,7 +74,7 @@ class MultilabelCalculator(Calculator):
         self.positive, self.negative = targets == 1, targets == 0
         self.predicted = probabilities >= (0.5 if thresholds is None else np.asarray(thresholds))
         known = self.positive | self.negative
-        self._has_known = known.any(axis=1)
+        self._has_known: NDArray[np.bool_] = known.any(axis=1)
         self._all_right = (~known | (self.predicted == self.positive)).all(axis=1) & self._has_known
         self.correct = None
         self._labels = [
@@ -102,6 +102,10 @@ class MultilabelCalculator(Calculator):
     def compute_gaps(self, weights: Floats) -> dict[str, Floats]:
         """Return probability minus frequency of each bin, as fractions of the known images of each label."""
         return {"label_ece": np.stack([label.compute_gaps(weights) for label in self._labels], axis=1)}
+
+    def select_counted(self) -> NDArray[np.bool_]:
+        """Return the images of which at least one label is known, (N,)."""
+        return self._has_known
 
     def list_denominators(self, key: str, k: int) -> Sequence[NDArray[np.bool_]]:
         """Return the sets of images that a metric of label k depends on, each (N,)."""

@@ -24,9 +24,9 @@ class RegressionMetrics(MetricSet):
     r2: float | None
     pearson: float | None
     bias: float
-    limit_low: float
-    """Lower Bland-Altman limit of agreement."""
-    limit_high: float
+    limit_low: float | None
+    """Lower Bland-Altman limit of agreement; None for one image, which has no standard deviation."""
+    limit_high: float | None
     coverage: Fraction | None
     """Of the 90% prediction intervals; None without a calibration."""
     per_class: tuple[Any, ...] = ()
@@ -69,7 +69,7 @@ class RegressionCalculator(Calculator):
         with np.errstate(invalid="ignore", divide="ignore"):
             variance, spread = true2 - true**2, predicted2 - predicted**2
             has_variance = variance > ROUNDING
-            sample = total / np.maximum(total - 1, 1)  # a sample's variance divides by n - 1
+            sample = np.where(total > 1, total / (total - 1), np.nan)  # a sample's variance divides by n - 1
             half = LIMITS * np.sqrt(np.maximum(squared - error**2, 0) * sample)
             overall = {
                 "mae": scale * absolute,

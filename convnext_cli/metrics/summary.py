@@ -18,7 +18,7 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 MAX_MATRIX = 1000
 """Classes of a confusion matrix: its size is their square, and of more the files could not be read."""
 
-ALWAYS_DEFINED = frozenset(("log_loss", "mae", "rmse", "bias", "limit_low", "limit_high"))
+ALWAYS_DEFINED = frozenset(("log_loss", "mae", "rmse", "bias"))
 """Keys of metrics that any image has: nan if the model has diverged."""
 
 
@@ -129,8 +129,9 @@ def describe_absent(metrics: MetricSet, unit: str = "image") -> str:
     """Return which classes have no image (or other unit), and what follows; an empty string if all have some."""
     if not metrics.absent:
         return ""
-    averages = "averages of sensitivity, F1, ROC AUC and PR AUC are over the other classes"
-    return f"no {unit} of {shorten_names(metrics.absent)}: {averages}"
+    effect = "over the other classes" if len(metrics.absent) < len(metrics.per_class) else "not defined"
+    averages = "averages of sensitivity, F1, ROC AUC and PR AUC"
+    return f"no {unit} of {shorten_names(metrics.absent)}: {averages} are {effect}"
 
 
 def count_confusion(labels: Ints, predictions: Ints, num_classes: int) -> NDArray[np.int64]:

@@ -420,7 +420,7 @@ def show_missed(target: Target, record: float | dict[str, float | None] | None) 
     """Return the bounds that a record of `OperatingPoint.to_record` does not reach; an empty string where it does."""
     values = record if isinstance(record, dict) else {target.metric: record}
     pairs = ((bound, values.get(bound.metric)) for bound in target.bounds)
-    return ", ".join(f"{b.metric} {b.format(value)}%" for b, value in pairs if value is not None and value < b.least)
+    return ", ".join(f"{b.title} {b.format(value)}%" for b, value in pairs if value is not None and value < b.least)
 
 
 def describe_met(point: OperatingPoint) -> str:

@@ -62,7 +62,8 @@ def _describe_mistakes(report: ReportData) -> list[str]:
     sentences = []
     if evaluation.metrics.per_class:
         wrong = sum(not task.is_correct(decision, target) for decision, target in zip(decisions, targets, strict=True))
-        sentences.append(f"{format_part(wrong, len(targets), 'image', 'is', 'are')} predicted wrongly.")
+        counted = int(evaluation.images.make_calculator().select_counted().sum())
+        sentences.append(f"{format_part(wrong, counted, 'image', 'is', 'are')} predicted wrongly.")
     if report.mistakes:
         worst = report.mistakes[0]
         sentences.append(f"The worst mistake: {worst.lines[0]} ({worst.path}).")

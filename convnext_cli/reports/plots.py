@@ -236,6 +236,8 @@ def plot_bland_altman(evaluation: Evaluation) -> Figure:
     axes.plot((true + predicted) / 2, predicted - true, ".", color=COLOURS[0], markersize=3)
     for key, style in (("bias", "-"), ("limit_low", ":"), ("limit_high", ":")):
         value, title = getattr(evaluation.metrics, key), METRICS[key].title
+        if value is None:
+            continue
         axes.axhline(
             value, color=COLOURS[1], linewidth=0.9, linestyle=style, label=f"{title} {format_digits(value, 3)}"
         )

@@ -334,7 +334,7 @@ class Regression(Task):
     def describe_results(self, metrics: MetricSet, scores: Floats, targets: Targets) -> list[str]:
         """Return how far predictions are off, and for which third of the numbers most."""
         errors = np.abs(scores[:, 0] - targets)
-        half, most = (format_digits(size, 3) for size in np.quantile(errors, [0.5, 0.9]))
+        half, most = (format_digits(size, 3) for size in np.quantile(errors, [0.5, 0.9], method="inverted_cdf"))
         sentences = [f"Half of the predictions are off by at most {half}, 9 of 10 by at most {most}."]
         low, high = np.quantile(targets, [1 / 3, 2 / 3])
         first, second = (format_digits(end, 4) for end in (low, high))

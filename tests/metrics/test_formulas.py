@@ -110,7 +110,15 @@ def test_metrics_equal_published_worked_examples() -> None:
     mini = np.array([512, 430, 520, 428, 500, 600, 364, 380, 658, 445, 432, 626, 260, 477, 259, 350, 451.0])
     numbers = Regression().compute_metrics(wright[:, None], mini, ("flow",))
     assert numbers.bias == pytest.approx(-2.1, abs=0.05)
+    assert numbers.limit_low is not None
+    assert numbers.limit_high is not None
     assert (numbers.limit_high - numbers.limit_low) / 2 / 1.96 == pytest.approx(38.8, abs=0.05)
+
+
+def test_one_number_has_no_limits_of_agreement() -> None:
+    numbers = Regression().compute_metrics(np.array([[3.0]]), np.array([1.0]), ("age",))
+    assert (numbers.mae, numbers.bias) == (2, 2)
+    assert (numbers.limit_low, numbers.limit_high) == (None, None)
 
 
 def test_absent_class_is_left_out_of_averages() -> None:
@@ -119,6 +127,10 @@ def test_absent_class_is_left_out_of_averages() -> None:
     assert metrics.absent == ("c", "d")
     areas = "averages of sensitivity, F1, ROC AUC and PR AUC are over the other classes"
     assert describe_absent(metrics) == f"no image of c, d: {areas}"
+    without = Multilabel().compute_metrics(logits[:, :2], np.zeros((4, 2), np.float32), "ab")
+    assert (
+        describe_absent(without) == "no image of a, b: averages of sensitivity, F1, ROC AUC and PR AUC are not defined"
+    )
     assert metrics.balanced_accuracy == pytest.approx((1 / 3 + 1) / 2)
     assert [entry.recall for entry in metrics.per_class] == [pytest.approx(1 / 3), 1.0, None, None]
     assert [entry.precision for entry in metrics.per_class[2:]] == [0.0, None]

@@ -3,10 +3,12 @@ import pytest
 from scipy.stats import t as student
 
 from benchmarks.coverage import Scenario, measure
+from convnext_cli.metrics.comparison import compare
 from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import (
     UNDEFINED,
     Estimate,
+    Interval,
     bound_sum,
     compute_intervals,
     debias_sums,
@@ -14,6 +16,7 @@ from convnext_cli.metrics.intervals import (
     score_interval,
     t_quantile,
 )
+from convnext_cli.metrics.multilabel import MultilabelCalculator
 from convnext_cli.metrics.ordinal import OrdinalCalculator
 from convnext_cli.metrics.regression import RegressionCalculator
 from convnext_cli.tasks.registry import SINGLE
@@ -193,3 +196,32 @@ def test_interval_of_a_sum_of_absolute_values_has_its_coverage(size: float) -> N
         holds_estimate.append(interval.low <= np.abs(sample / total).sum() <= interval.high)
     assert np.mean(covered) == pytest.approx(0.95, abs=0.03)
     assert all(holds_estimate)
+
+
+def test_images_without_a_known_label_do_not_narrow_intervals() -> None:
+    random = np.random.default_rng(0)
+    targets = random.integers(2, size=(8, 2)).astype(np.float32)
+    logits = (4 * targets - 2).astype(np.float32)  # all right
+    doubtful = (logits * random.uniform(0.1, 1, targets.shape)).astype(np.float32)
+    unknown = np.full((80, 2), -1, np.float32)
+    few, many = (
+        [
+            MultilabelCalculator(np.concatenate([part, rest]), np.concatenate([targets, rest]))
+            for part in (logits, doubtful)
+        ]
+        for rest in (unknown[:0], unknown)
+    )
+    before, after = (compute_intervals(pair[1]).overall for pair in (few, many))
+    assert before["exact_match"] == after["exact_match"], "that of 8 of 8 images, not of 88"
+
+    def measure(interval: Interval | None) -> float:
+        assert interval is not None
+        return interval.high - interval.low
+
+    assert measure(after["log_loss"]) == pytest.approx(measure(before["log_loss"]), rel=0.1)
+    lengths = []
+    for one, two in (few, many):
+        difference = compare(one, two).differences["log_loss"]
+        assert difference is not None
+        lengths.append(measure(difference.interval))
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.1)

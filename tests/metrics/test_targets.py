@@ -351,5 +351,6 @@ def test_old_records_of_a_target_are_read() -> None:
     target = Target("sensitivity", 0.9, "b")
     assert show_missed(target, 0.85) == "sensitivity 85.0%"
     assert show_missed(target, 0.95) == show_missed(target, None) == ""
+    assert show_missed(Target("npv", 0.98, "b", prevalence=0.2), 0.97) == "NPV 97.0%"
     old = Threshold(target=target, threshold=0.5, reached=0.9, images=10)
     assert not old.unreachable

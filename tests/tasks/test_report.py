@@ -12,7 +12,9 @@ import pytest
 from convnext_cli import evaluate, write_report
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.registry import METRICS
+from convnext_cli.reports.gallery import draw_images
 from convnext_cli.reports.per_group import show_groups
+from convnext_cli.reports.performance import show_mistakes
 from convnext_cli.reports.section import Cell, ReportData, Table
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.registry import TASKS
@@ -102,6 +104,17 @@ def test_report_has_plain_sentences_and_a_row_for_each_mistake(reported: Reporte
     for key in evaluation.task.display.table:
         assert METRICS[key].explanation in lines, "each metric is explained in print"
     assert "Each heading" not in text
+
+
+def test_images_without_a_known_label_are_not_counted_as_correct(reported: Reported) -> None:
+    evaluation, path = reported("multilabel")
+    run, targets = RunFolder(path.parent), evaluation.images.targets.copy()
+    targets[3:] = -1
+    evaluation = replace(evaluation, images=replace(evaluation.images, targets=targets))
+    mistakes = tuple(draw_images(evaluation, [0]).values())
+    section = show_mistakes(ReportData(evaluation=evaluation, run=run, config=run.read_config(), mistakes=mistakes))
+    assert section is not None
+    assert re.fullmatch(r"\d of 3 images (is|are) predicted wrongly\.", str(section.sentences[0]))
 
 
 def test_numbers_of_groups_have_one_table(task_run: Callable[[str], RunFolder], tmp_path: Path) -> None:

@@ -103,6 +103,10 @@ def test_number_names_the_third_with_the_largest_errors() -> None:
     ]
     assert value == pytest.approx(20 / 9)
     assert text == "always predicting 4, the median, is off by 2.22 on average"
+    for number, nine_tenths in ((2, 2), (12, 11), (15, 14)):
+        errors = np.arange(1.0, number + 1)
+        [first, _], *_ = describe(Regression(), errors[:, None], np.zeros(number), ("age",))
+        assert first.endswith(f", 9 of 10 by at most {nine_tenths}."), "not interpolated: fewer were within it"
     outcome = Outcome(value=12.5, interval=(10.0, 15.0))
     assert Regression().list_differences(outcome, 14.0, ("age",), None) == [
         "predicted 12.5 (90% interval [10, 15]), labelled 14: 1.5 too low"
