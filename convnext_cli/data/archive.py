@@ -29,6 +29,7 @@ MAX_PATH = 2000  # bytes of a path inside the archive
 _UTF8 = 0x800  # the flag of a name that is UTF-8
 _ENCRYPTED = 0x1
 _DOS = 0  # ZipInfo.create_system
+_LETTERS = bytes([*range(0x80, 0x9B), *range(0xA0, 0xA8), 0xE1]).decode("cp437")
 _UNPACK = "Unpack it yourself and give the folder"
 
 
@@ -59,6 +60,8 @@ def unpack(archive: Path) -> Path:
         raise
     except OSError as error:
         raise DataError(f"{archive} cannot be unpacked ({error})", "Check the disk's space and permissions") from error
+    except NotImplementedError as error:  # such as Deflate64, by which Windows packs large files
+        raise DataError(f"{archive} cannot be unpacked ({shorten_error(error)})", _UNPACK) from error
     except Exception as error:  # what zipfile and its decompressors raise on damaged files has no common base
         raise DataError(f"{archive} cannot be unpacked ({shorten_error(error)})", "Give an intact zip file") from error
     return target
@@ -103,7 +106,7 @@ def _list_members(
     files: dict[PurePosixPath, zipfile.ZipInfo] = {}
     folders: set[PurePosixPath] = set()
     for member in members:
-        name = _decode_name(member)
+        name = _decode_name(archive, member)
         is_dos = "\\" in name and (member.create_system == _DOS or not has_slash)
         if is_dos:  # not allowed by the format, but some programs write it
             name = name.replace("\\", "/")
@@ -138,13 +141,22 @@ def _find_problem(member: zipfile.ZipInfo, name: str, *, is_dos: bool) -> str:
     return ""
 
 
-def _decode_name(member: zipfile.ZipInfo) -> str:
-    """Return a member's name. Without the flag for UTF-8 it should be code page 437; macOS omits the flag."""
-    if member.flag_bits & _UTF8 or member.filename.isascii():
-        return member.filename
+def _decode_name(archive: Path, member: zipfile.ZipInfo) -> str:
+    """Return a member's name. Without the flag for UTF-8 it should be code page 437; macOS omits the flag.
+
+    Raises:
+        DataError: a folder's name, which may be a class, is in another code page.
+    """
+    name = member.filename
+    if member.flag_bits & _UTF8 or name.isascii():
+        return name
     with suppress(UnicodeError):
-        return member.filename.encode("cp437").decode("utf-8")
-    return member.filename
+        return name.encode("cp437").decode("utf-8")
+    folders = name.replace("\\", "/").rpartition("/")[0]
+    if any(not sign.isascii() and sign not in _LETTERS for sign in folders):
+        problem = f"{archive} has a folder name that is neither UTF-8 nor code page 437 (read as {folders[:200]!r})"
+        raise DataError(problem, "Pack it again with UTF-8 names, or unpack it yourself and give the folder")
+    return name
 
 
 def _check_size(archive: Path, members: Iterable[zipfile.ZipInfo], folder: Path) -> None:

@@ -102,6 +102,30 @@ def test_names_in_utf_8_without_the_flag(tmp_path: Path) -> None:
     assert files_in(unpack(packed)) == ["Büro/開.png", "Müll/é.png"]
 
 
+@pytest.mark.parametrize(
+    ("raw", "name"), [(b"M\x81ll", "Müll"), (b"M\xfcll", ""), (b"pulm\xc6o", ""), (b"\xad\xae", "")]
+)
+def test_names_in_code_pages(raw: bytes, name: str, tmp_path: Path) -> None:
+    """Code page 437 as the format defines, and 1252, 850 and 866, which differ from it."""
+    packed = pack(tmp_path / "x.zip", ("a/1.png", b"1"), (f"{'b' * len(raw)}/2.png", b"2"))
+    packed.write_bytes(packed.read_bytes().replace(b"b" * len(raw), raw))
+    if name:
+        assert files_in(unpack(packed)) == [f"{name}/2.png", "a/1.png"]
+    else:
+        with pytest.raises(DataError, match=r"x\.zip has a folder name that is neither UTF-8 nor code page 437"):
+            unpack(packed)
+
+
+def test_packing_of_windows_for_large_files_is_not_called_damage(tmp_path: Path) -> None:
+    packed = pack(tmp_path / "x.zip", ("a/1.png", b"1"))
+    raw = bytearray(packed.read_bytes())
+    for mark, offset in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        raw[raw.index(mark) + offset] = 9  # Deflate64
+    packed.write_bytes(raw)
+    with pytest.raises(DataError, match=r"method is not supported\)\. Unpack it yourself"):
+        unpack(packed)
+
+
 def test_zip_bomb_is_refused_before_unpacking(tmp_path: Path, cache: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as opened, opened.open("a/x.bmp", "w") as file:
         for _ in range(300):
