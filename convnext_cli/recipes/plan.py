@@ -167,7 +167,7 @@ def read_plan(path: Path) -> PlanFile:
         f"{key} must be a {'table' if kinds[key] is dict else 'text'}"
         for key in raw
         if not isinstance(raw[key], kinds[key])
-    ]
+    ] + [f"{key} is empty" for key in raw if raw[key] == ""]
     if not wrong:
         settings = raw.get("settings", {})
         wrong = [

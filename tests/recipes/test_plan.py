@@ -220,6 +220,13 @@ def test_plan_file_that_is_no_toml_is_refused(text: str, tmp_path: Path) -> None
         read_plan(tmp_path / "plan.toml")
 
 
+@pytest.mark.parametrize("key", ["model", "weights", "teacher"])
+def test_empty_name_in_a_plan_file_is_refused(key: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(f'{key} = ""\n')
+    with pytest.raises(UsageError, match=f"{key} is empty"):  # no weights are `none`, not the default ones
+        read_plan(tmp_path / "plan.toml")
+
+
 def test_all_problems_of_a_plan_file_are_named_at_once(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     path.write_text("[settings]\nlearning_rate = 1\nepochs = -1\nlr = 'fast'\namp = 'fp8'\nbatch_size = 2.5\n")
