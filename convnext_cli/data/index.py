@@ -23,6 +23,8 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", *SPREADSHEET_SUFFIXES)
 MAX_RARE_CLASSES = 20
 """Classes of which there may be more than one for every two images."""
 NONE = "none"
+COLUMNS = ("paths", "labels", "splits", "groups", "folds", "row_folders", "validation", "values")
+"""The fields of an `Index` that have a value for each row, or none."""
 EXCLUDED = "excluded image"  # this and the next are reasons for which files are skipped
 UNREADABLE = "unreadable image"
 _PLURALS_OF_REASONS = {  # beginnings, where the plural differs in more than an "s" after the first noun
@@ -172,17 +174,10 @@ def number_targets(targets: RawTargets, rows: Sequence[int]) -> TargetFields:
 
 def select_rows(index: Index, rows: list[int]) -> Index:
     """Return an index of some of the rows. All classes remain, with or without images."""
-    return replace(
-        index,
-        paths=tuple(index.paths[row] for row in rows),
-        labels=tuple(index.labels[row] for row in rows),
-        splits=tuple(index.splits[row] for row in rows),
-        groups=tuple(index.groups[row] for row in rows) if index.groups else (),
-        folds=tuple(index.folds[row] for row in rows) if index.folds else (),
-        row_folders=tuple(index.row_folders[row] for row in rows) if index.row_folders else (),
-        validation=tuple(index.validation[row] for row in rows) if index.validation else (),
-        values=tuple(index.values[row] for row in rows) if index.values else (),
-    )
+    columns: dict[str, Any] = {
+        name: tuple(column[row] for row in rows) for name in COLUMNS if (column := getattr(index, name))
+    }
+    return replace(index, **columns)
 
 
 def pick_evenly(values: Sequence[T], limit: int) -> list[T]:
