@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from convnext_cli.encoding import compose_name, fold_name
 from convnext_cli.errors import DataError
@@ -145,18 +145,8 @@ class Index:
         return [counts[label] for label in range(len(self.classes))]
 
 
-class TargetFields(TypedDict):
-    """The fields of an `Index` that hold the targets."""
-
-    classes: tuple[str, ...]
-    labels: tuple[int, ...]
-    values: tuple[tuple[float, ...], ...]
-    task_record: dict[str, Any] | None
-    ignored: dict[str, str]
-
-
-def number_targets(targets: RawTargets, rows: Sequence[int]) -> TargetFields:
-    """Return some rows of targets as fields of an `Index`: classes become numbers."""
+def number_targets(targets: RawTargets, rows: Sequence[int]) -> dict[str, Any]:
+    """Return some rows of targets as the fields of an `Index` that hold them: classes become numbers."""
     from convnext_cli.tasks.registry import describe_task
 
     classes = targets.classes or tuple(sorted(set(targets.labels)))
