@@ -7,7 +7,7 @@ from convnext_cli.machine import get_local_rank
 from convnext_cli.progress import Progress, map_events
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.events import Complete, FinetuneResult, TrainSteps
-from convnext_cli.training.planning import Scan, check_sources, fetch_weights, plan_steps, prepare_steps, scan_request
+from convnext_cli.training.planning import Scan, check_sources, fetch_weights, plan_scan, prepare_steps, scan_request
 from convnext_cli.training.preparation import Preparation
 from convnext_cli.training.request import TrainRequest
 from convnext_cli.training.resumption import continue_if_restarted
@@ -61,7 +61,7 @@ def prepare_while_importing(request: TrainRequest) -> TrainSteps[Preparation]:
             raise failures[0]
         return event
 
-    preparation = yield from map_events(plan_steps(scan), start)
+    preparation = yield from map_events(plan_scan(scan), start)
     if importing.is_alive():
         yield Progress(done=0, total=1, activity="loading PyTorch")
         importing.join()

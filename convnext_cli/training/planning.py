@@ -76,7 +76,7 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
     if request.resume is not None:
         _check_trackers(request.track, request.data)
         return prepare_resumed(request, request.resume)
-    return (yield from plan_steps(scan_request(request)))
+    return (yield from plan_scan(scan_request(request)))
 
 
 def scan_request(request: TrainRequest) -> Scan:
@@ -115,7 +115,7 @@ def scan_request(request: TrainRequest) -> Scan:
     )
 
 
-def plan_steps(scan: Scan) -> Steps[Preparation]:
+def plan_scan(scan: Scan) -> Steps[Preparation]:
     """Check and split the images of a scan, and make the plan.
 
     Raises:
