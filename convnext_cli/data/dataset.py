@@ -88,9 +88,9 @@ def load_dataset(request: DatasetRequest) -> Steps[Dataset]:
 
     Raises:
         DataError: the data or the list of images to leave out cannot be used.
-        UsageError: the pattern for groups is invalid.
+        UsageError: the pattern for groups is invalid, or a chosen setting has no effect.
     """
-    index, grouping = yield from read_steps(request)
+    index, grouping = yield from group_steps(read_index(request), request.group_from)
     return (yield from audit_steps(request, index, grouping))
 
 
@@ -104,16 +104,6 @@ def audit_steps(request: DatasetRequest, index: Index, grouping: Grouping) -> St
         return Dataset(index=index, grouping=grouping, audit=None, duplicate_sets=())
     audit = yield from audit_index(index, grouping)
     return _leave_out_unreadable(audit)
-
-
-def read_steps(request: DatasetRequest) -> Steps[tuple[Index, Grouping]]:
-    """Scan data and find its groups, without checking the images.
-
-    Raises:
-        DataError: the data or the list of images to leave out cannot be used.
-        UsageError: the pattern for groups is invalid, or a chosen setting has no effect.
-    """
-    return (yield from group_steps(read_index(request), request.group_from))
 
 
 def read_index(request: DatasetRequest) -> Index:

@@ -22,7 +22,6 @@ from convnext_cli.models.catalog import (
 )
 from convnext_cli.models.licenses import license_matches
 from convnext_cli.options import describe_options, make_request
-from convnext_cli.progress import finish
 from convnext_cli.recipes.costs import (
     USABLE,
     RunTime,
@@ -272,14 +271,16 @@ def _summarise_data(request: RecommendRequest) -> _DataSummary:
         assert request.dataset_size is not None
         counts = request.counts or DataCounts.from_total(request.dataset_size)
         return _DataSummary(counts=counts, classes=request.classes, fingerprint=request.fingerprint)
-    from convnext_cli.data.dataset import DatasetRequest, read_steps  # NumPy, which a number of images does without
+    from convnext_cli.data.dataset import DatasetRequest, read_index  # NumPy, which a number of images does without
+    from convnext_cli.data.groups import group_index
     from convnext_cli.data.index import NONE, check_trainable
     from convnext_cli.data.split import TOO_FEW, advise_on_validation, explain_small_validation, split_index
     from convnext_cli.recipes.fingerprint import compute_fingerprint
 
     values = default_settings() | dict(request.settings)
     reading = {name: values[name] for name in READING_SETTINGS}
-    index, _ = finish(read_steps(DatasetRequest(data=request.data, chosen=list_changed(request.settings), **reading)))
+    dataset = DatasetRequest(data=request.data, chosen=list_changed(request.settings), **reading)
+    index, _ = group_index(read_index(dataset), dataset.group_from)
     check_trainable(index)
     fingerprint = compute_fingerprint(index)
     splitting = {name: values[name] for name in ("val_fraction", "test_fraction", "seed")}
