@@ -72,13 +72,16 @@ class Plan:
 
         return {name: choice for name, choice in self.choices.items() if is_shown(choice)}
 
+    def with_choices(self, **choices: Choice) -> "Plan":
+        """Return the plan with other choices of some settings."""
+        return replace(self, choices=self.choices | choices)
+
     def with_epochs(self, epochs: Choice) -> "Plan":
         """Return the plan with another number of epochs; the warm-up is at most a tenth of them."""
         warmup = self.choices["warmup_epochs"]
         if warmup.value > epochs.value:  # the user's too: the learning rate would never reach its peak
             warmup = replace(warmup, source="rule")
-        warmup = shorten_warmup(warmup, epochs.value)
-        return replace(self, choices={**self.choices, "epochs": epochs, "warmup_epochs": warmup})
+        return self.with_choices(epochs=epochs, warmup_epochs=shorten_warmup(warmup, epochs.value))
 
     def to_toml(self) -> str:
         """Return the plan as TOML: values with their help, then their sources and reasons. `read_plan` reads it.

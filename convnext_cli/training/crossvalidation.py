@@ -11,7 +11,7 @@ from convnext_cli.errors import DataError, RunError, UsageError
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.recipes.plan import Plan
-from convnext_cli.recipes.settings import Choice, default_settings, has_folds
+from convnext_cli.recipes.settings import default_settings, has_folds
 from convnext_cli.runs.files import ENVIRONMENT, METRICS, SPLIT
 from convnext_cli.runs.folder import RunFolder, restore_remedy
 from convnext_cli.runs.folds import FoldsFolder
@@ -69,7 +69,7 @@ def cross_validate_steps(request: TrainRequest, complete: Complete | None = None
             with hold_folder(fold_preparation, accelerator):
                 training = yield from start_training(fold_preparation, run, accelerator)
                 if not is_resumed and fold == 1:
-                    plan = _set_fold(training.context.plan, plan.choices["fold"])
+                    plan = training.context.plan.with_choices(fold=plan.choices["fold"])
                     if accelerator.is_main_process:
                         folder.write_plan(plan.to_toml())
                 if is_resumed and accelerator.is_main_process:
@@ -142,7 +142,7 @@ def _prepare_fold(preparation: Preparation, plan: Plan, run: RunFolder, fold: in
         request=replace(request, resume=None, output=run.path, overwrite=False, max_time=max_time),
         index=index,
         fold_index=None,
-        plan=_set_fold(plan, replace(plan.choices["fold"], value=fold)),
+        plan=plan.with_choices(fold=replace(plan.choices["fold"], value=fold)),
         image_digest=digest_images(index),
     )
 
@@ -205,11 +205,6 @@ def compute_spread(folds: list[MetricSet]) -> dict[str, Spread]:
         if len(values) > 1:
             spread[name] = Spread(mean=mean(values), sd=stdev(values), n=len(values))
     return spread
-
-
-def _set_fold(plan: Plan, choice: Choice) -> Plan:
-    """Return the plan with another choice of the setting `fold`."""
-    return replace(plan, choices={**plan.choices, "fold": choice})
 
 
 def _read_fold(folder: FoldsFolder, fold: int, metrics: type[MetricSet]) -> Fold:

@@ -91,7 +91,7 @@ def apply_range_test(plan: Plan, result: dict[str, Any], steps: int) -> Plan:
         choice = replace(plan.choices["lr"], source="table", reason=reason)
     else:
         choice = Choice(value=result["chosen"], source="range test", reason=f"{result['rule']} ({cost})")
-    return replace(plan, choices={**plan.choices, "lr": choice})
+    return plan.with_choices(lr=choice)
 
 
 def _has_diverged(losses: Sequence[float]) -> bool:
