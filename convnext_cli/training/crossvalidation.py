@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from convnext_cli.data.index import digest_images
 from convnext_cli.data.split import choose_fold
-from convnext_cli.errors import DataError, RunError, UsageError
+from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.recipes.plan import Plan
@@ -29,7 +29,7 @@ from convnext_cli.training.events import (
     TrainSteps,
 )
 from convnext_cli.training.finetuning import finetune_steps, prepare_while_importing
-from convnext_cli.training.origin import digest_split, sum_digests
+from convnext_cli.training.origin import digest_split, explain_other_images, sum_digests
 from convnext_cli.training.planning import prepare
 from convnext_cli.training.preparation import Preparation
 from convnext_cli.training.request import TrainRequest, resume_request
@@ -109,10 +109,7 @@ def _open_folds_folder(preparation: Preparation, folder: FoldsFolder, accelerato
     split = sum_digests(digest_split(preparation.fold_index))
     environment = None if is_new else folder.read(ENVIRONMENT, Environment)
     if not is_new and (environment is None or environment.images != images):
-        raise DataError(
-            f"the images in {preparation.index.location} are not those that {folder.path} began with",
-            restore_remedy("the original files"),
-        )
+        raise explain_other_images(preparation.index, folder)
     if environment is not None and environment.split not in (None, split):
         raise RunError(
             f"{SPLIT.path(folder.path)} was changed since its first fold began",

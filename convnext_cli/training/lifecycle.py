@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from msgspec import convert
 from numpy.typing import NDArray
 
-from convnext_cli.errors import DataError, RunError, UsageError
+from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.calibration_fit import calibrate_steps
 from convnext_cli.inference.teacher import Teacher, open_teacher
@@ -49,6 +49,7 @@ from convnext_cli.training.origin import (
     check_contents,
     check_teacher,
     digest_contents,
+    explain_other_images,
     record_origin,
     sum_digests,
 )
@@ -294,10 +295,7 @@ def _resume(context: TrainingContext, preparation: Preparation) -> Training:
     if origin is None:
         raise RunError(f"{run.path} was written by another version", "Continue it with that version")
     if state.images != preparation.image_digest:
-        raise DataError(
-            f"the images in {context.index.location} are not those that {run.path} began with",
-            restore_remedy("the original files"),
-        )
+        raise explain_other_images(context.index, run)
     # 3. Temporary files that a killed process left; and the data folder, if it has moved.
     if context.accelerator.is_main_process:
         run.drop_temporary()

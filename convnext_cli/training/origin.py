@@ -213,10 +213,13 @@ def check_contents(run: RunFolder, origin: Origin, index: Index, contents: "NDAr
         differing = [index.paths[rows[i]] for i in np.flatnonzero((former != contents).any(axis=1))]
         number = format_part(len(differing), len(rows), "image", "differs", "differ")
         names = f"{number}: {shorten_names(differing)}"
-    raise DataError(
-        f"the images in {index.location} are not those that {run.path} began with: {names}",
-        restore_remedy("the original files"),
-    )
+    raise explain_other_images(index, run, f": {names}")
+
+
+def explain_other_images(index: Index, run: RunFolder, names: str = "") -> DataError:
+    """Return the error for images that are not those that a run began with; `names` says which."""
+    problem = f"the images in {index.location} are not those that {run.path} began with{names}"
+    return DataError(problem, restore_remedy("the original files"))
 
 
 def _list_rows(index: Index) -> list[int]:
