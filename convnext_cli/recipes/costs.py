@@ -1,10 +1,7 @@
 """Estimates of the memory and time that a training takes, from counts in the catalogue; nothing is allocated."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from convnext_cli.images.preprocessing import split_size
@@ -12,6 +9,7 @@ from convnext_cli.machine import Machine
 from convnext_cli.models.catalog import Architecture
 from convnext_cli.recipes.fingerprint import DataCounts
 from convnext_cli.recipes.settings import Settings
+from convnext_cli.recipes.tables import read_toml
 
 STATE_BYTES = 12  # per parameter: float32 weight and AdamW's two moments
 GRADIENT_BYTES = 4  # per parameter
@@ -222,15 +220,9 @@ def training_seconds(
 
 def find_gpu_speed(name: str) -> tuple[float, float]:
     """Return memory bandwidth in bytes/s and dense 16-bit FLOP/s of a GPU by its device name."""
-    gpus = _load_gpus()
-    known = max((key for key in gpus if key.lower() in name.lower()), key=len, default=REFERENCE_GPU)
-    return gpus[known]
-
-
-@cache
-def _load_gpus() -> dict[str, tuple[float, float]]:
-    text = files("convnext_cli.recipes").joinpath("gpus.toml").read_text(encoding="utf-8")
-    return {name: (row["bandwidth"], row["flops"]) for name, row in tomllib.loads(text)["gpus"].items()}
+    gpus = read_toml("gpus.toml")["gpus"]
+    known = gpus[max((key for key in gpus if key.lower() in name.lower()), key=len, default=REFERENCE_GPU)]
+    return known["bandwidth"], known["flops"]
 
 
 def _relative_area(size: tuple[int, int]) -> float:

@@ -97,7 +97,7 @@ class Tables:
 @cache
 def load_tables() -> Tables:
     """Return the specification's tables."""
-    raw = _read("specification.toml")
+    raw = read_toml("specification.toml")
     base_batch = raw["base_batch"]
     return Tables(
         notes=raw["notes"],
@@ -137,7 +137,7 @@ def published_row(model: Architecture, tag: Tag | None) -> Row:
     name = model.parsed
     self_supervised = tag is not None and tag.name == "fcmae"
     kind = "fcmae" if self_supervised else "supervised"
-    table = _read("published.toml")
+    table = read_toml("published.toml")
     row = next(
         row
         for row in table["rows"]
@@ -169,7 +169,7 @@ class MeasuredRecipe:
 @cache
 def load_measured() -> MeasuredRecipe:
     """Return the settings that the benchmark of recipes chose."""
-    return MeasuredRecipe(**_read("measured.toml"))
+    return MeasuredRecipe(**read_toml("measured.toml"))
 
 
 def convert_layer_decay(decay: float, over: str, blocks: int) -> float:
@@ -187,12 +187,13 @@ def load_augmentations() -> dict[str, dict[str, tuple[float, str]]]:
     """Return the value and reason of each of `AUGMENTATION_SETTINGS` by preset."""
     return {
         name: {setting: (row[setting]["value"], row[setting]["reason"]) for setting in AUGMENTATION_SETTINGS}
-        for name, row in _read("augmentation.toml").items()
+        for name, row in read_toml("augmentation.toml").items()
     }
 
 
 @cache
-def _read(name: str) -> dict[str, Any]:
+def read_toml(name: str) -> dict[str, Any]:
+    """Return the contents of a TOML file of this folder."""
     return tomllib.loads((_HERE / name).read_text(encoding="utf-8"))
 
 
