@@ -102,25 +102,24 @@ def scale_lr(lr: Choice, batch: int, rows: RecipeRows) -> Choice:
 def pick_rows(recipe: str, model: Architecture, tag: Tag | None, images: int, weights: str) -> RecipeRows:
     """Return the settings that a recipe has for a model with these weights and a data set of `images` images."""
     tables = load_tables()
-    base_batch, batch_power, least_batch = tables.model_row(model.parsed).base_batch, 1.0, 0
+    usual, power = tables.model_row(model.parsed).base_batch, 1.0
     if recipe == "specification":
         choices = _from_all(tables) | _from_specification(model, images, weights)
-        return RecipeRows(choices=choices, base_batch=base_batch, least_batch=base_batch, batch_power=batch_power)
+        return RecipeRows(choices=choices, base_batch=usual, least_batch=usual, batch_power=power)
     if recipe == "published":
-        choices = _from_published(model, tag)
-        base_batch = base_batch if weights == "none" else published_row(model, tag).base_batch
+        row = published_row(model, tag)
+        choices = {name: Choice(value=low, source=row.source) for name, (low, _) in row.ranges.items()}
+        base, least = row.base_batch, row.base_batch
     else:
-        choices, batch_power, least_batch = _from_measured(model, tag, images), 0.5, MIN_BATCH
-        if weights != "none" and choices["lr"].source == "measured":
-            base_batch = load_measured().base_batch
+        choices = _from_measured(model, tag, images)
+        base = load_measured().base_batch if choices["lr"].source == "measured" else usual
+        least, power = MIN_BATCH, 0.5
     if weights == "none":
         off = Choice(value=0, source="rule", reason="random weights have no pretrained features to keep")
         lr = _choose_random_start_lr(model, images)
         choices |= {"freeze_epochs": off, "layer_decay": replace(off, value=1.0), "lr": lr}
-        least_batch = base_batch
-    return RecipeRows(
-        choices=choices, base_batch=base_batch, least_batch=least_batch or base_batch, batch_power=batch_power
-    )
+        base, least = usual, usual
+    return RecipeRows(choices=choices, base_batch=base, least_batch=least, batch_power=power)
 
 
 def choose_min_lr(recipe: str, lr: float) -> Choice | None:
@@ -200,11 +199,6 @@ def _bound_authors(name: str, published: Row, model: Architecture, specified: Ch
     end = "value" if low == high else "lowest" if value < low else "highest"
     reason = f"the specification's {end}; the authors have {origin}"
     return Choice(value=low if value < low else float(f"{high:.4g}"), source=specified.source, reason=reason)
-
-
-def _from_published(model: Architecture, tag: Tag | None) -> dict[str, Choice]:
-    row = published_row(model, tag)
-    return {name: Choice(value=low, source=row.source) for name, (low, _) in row.ranges.items()}
 
 
 def _from_all(tables: Tables) -> dict[str, Choice]:
