@@ -44,7 +44,10 @@ def recommend(_context: typer.Context, values: OptionValues) -> None:
     settings = {name: value for name, value in values.items() if name in SETTINGS}
     request = values.make(RecommendRequest, machine=detect_machine(), settings=settings)
     flags = values.make(RecommendFlags)
-    _check_output(request, flags)
+    if flags.output is not None:
+        if request.data is not None:
+            check_outside(flags.output, request.data)
+        check_output(flags.output, overwrite=flags.overwrite)
     with nullcontext() if request.data is None else console.progress("reading the data"):
         recommendation = make_recommendation(request)
     index = recommendation.index
@@ -66,18 +69,6 @@ def recommend(_context: typer.Context, values: OptionValues) -> None:
     if request.recipe != "specification" and request.weights == "auto":
         _show_offline(request)
     console.show(f"Next: {command}")
-
-
-def _check_output(request: RecommendRequest, flags: RecommendFlags) -> None:
-    """Check that the plan can be written.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    if flags.output is not None:
-        if request.data is not None:
-            check_outside(flags.output, request.data)
-        check_output(flags.output, overwrite=flags.overwrite)
 
 
 def _build_next(recommendation: "Recommendation", request: RecommendRequest, output: Path | None) -> str:
@@ -102,15 +93,18 @@ def _build_next(recommendation: "Recommendation", request: RecommendRequest, out
 
 
 def _describe_recommendation(recommendation: "Recommendation", command: str) -> dict[str, Any]:
+    """Return a recommendation for JSON, its fingerprint without the shape of each sampled image."""
+    best, unseen = recommendation.best, recommendation.unseen
+    fingerprint = recommendation.fingerprint and asdict(recommendation.fingerprint)
     return {
-        "model": recommendation.best.model.name,
+        "model": best.model.name,
         "weights": recommendation.plan.model,
-        "license": recommendation.best.license,
+        "license": best.license,
         "dataset_size": recommendation.dataset_size,
         "regime": recommendation.regime,
         "machine": asdict(recommendation.machine) if recommendation.machine else None,
-        "fingerprint": _describe_fingerprint(recommendation),
-        "unseen_area": _describe_unseen(recommendation),
+        "fingerprint": fingerprint and {name: value for name, value in fingerprint.items() if name != "shapes"},
+        "unseen_area": unseen and {"all": unseen.area, "classes": unseen.by_class},
         "models": [
             {
                 "model": candidate.model.name,
@@ -128,25 +122,12 @@ def _describe_recommendation(recommendation: "Recommendation", command: str) -> 
             for candidate in recommendation.candidates
         ],
         "settings": {name: asdict(choice) for name, choice in recommendation.plan.choices.items()},
-        "time": recommendation.best.time.to_dict() if recommendation.best.time else None,
-        "time_basis": recommendation.best.time.basis if recommendation.best.time else None,
+        "time": best.time and best.time.to_dict(),
+        "time_basis": best.time and best.time.basis,
         "augment": recommendation.augment,
         "warnings": list(recommendation.warnings),
         "next": command,
     }
-
-
-def _describe_fingerprint(recommendation: "Recommendation") -> dict[str, Any] | None:
-    """Return the fingerprint without the shape of each sampled image."""
-    if recommendation.fingerprint is None:
-        return None
-    return {name: value for name, value in asdict(recommendation.fingerprint).items() if name != "shapes"}
-
-
-def _describe_unseen(recommendation: "Recommendation") -> dict[str, Any] | None:
-    """Return the fraction of the sampled images' area that evaluation never sees, overall and by class."""
-    unseen = recommendation.unseen
-    return None if unseen is None else {"all": unseen.area, "classes": unseen.by_class}
 
 
 def _show(recommendation: "Recommendation", request: RecommendRequest, top: int) -> None:
