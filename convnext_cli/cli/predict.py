@@ -79,11 +79,12 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
     if flags.as_csv:
         _check_csv(inputs)
     run = find_run(flags.run, PREDICT_RUN)
-    _show_run_notes(run, request)
 
-    from convnext_cli.inference.prediction import Prediction, predict_images
+    from convnext_cli.inference.prediction import Prediction, list_run_notes, predict_images
     from convnext_cli.inference.sources import list_sources
 
+    for note in list_run_notes(run, request):
+        console.note(note)
     unreadable = [Prediction(path=path, error=error) for path, error in inputs.errors]
     total = len(inputs.paths) + len(unreadable)
     failures: list[ImageError] = []
@@ -134,14 +135,6 @@ def find_run(run: Path | None, naming: str) -> Path:
     newest = find_newest_run(naming).path
     console.say(f"run: {newest} (the newest)")
     return newest
-
-
-def _show_run_notes(run: Path, request: PredictRequest) -> None:
-    """Show what weakens the run's predictions."""
-    from convnext_cli.inference.prediction import list_run_notes
-
-    for note in list_run_notes(run, request):
-        console.note(note)
 
 
 def _show_predictions(

@@ -16,10 +16,15 @@ VALUES = ("ppv", "npv", "positive_ratio", "negative_ratio")
 
 
 def show_targets(evaluation: "Evaluation") -> None:
-    """Show what each threshold reaches, and for which targets that is enough; missed ones are among the warnings."""
+    """Show what each threshold reaches, which targets are met, and decision curves; warnings have the missed ones."""
+    from convnext_cli.metrics.thresholds import describe_met
+
     show_points(evaluation.operating_points)
-    for text in describe_points(evaluation):
-        console.show(text)
+    for point in evaluation.operating_points:
+        if point.is_met:
+            console.show(f"{capitalise(describe_met(point))}.")
+    for curve in evaluation.decision_curves:
+        console.show(curve.describe())
 
 
 def show_points(points: "Sequence[OperatingPoint]") -> None:
@@ -41,11 +46,3 @@ def _list_cells(point: "OperatingPoint") -> list[object]:
     for key, field in RATES:
         cells += METRICS[key].list_cells(getattr(point, field), getattr(point, f"{field}_interval"))
     return [*cells, *(METRICS[key].format(getattr(point, key)) for key in VALUES)]
-
-
-def describe_points(evaluation: "Evaluation") -> list[str]:
-    """Return a sentence for each target that is met, and one on each decision curve."""
-    from convnext_cli.metrics.thresholds import describe_met
-
-    lines = [f"{capitalise(describe_met(point))}." for point in evaluation.operating_points if point.is_met]
-    return [*lines, *(curve.describe() for curve in evaluation.decision_curves)]
