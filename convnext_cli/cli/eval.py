@@ -10,7 +10,6 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.drift import show_drift, show_recalibration
 from convnext_cli.cli.options import JsonFlag, OptionValues, with_options
-from convnext_cli.cli.per_group import show_groups
 from convnext_cli.cli.predict import find_run
 from convnext_cli.cli.subgroups import show_subgroups
 from convnext_cli.cli.targets import show_points, show_targets
@@ -23,6 +22,7 @@ from convnext_cli.text import capitalise, format_count, format_p, quote, shorten
 
 if TYPE_CHECKING:
     from convnext_cli.inference.evaluation import Evaluation
+    from convnext_cli.inference.per_group import GroupEvaluation
     from convnext_cli.metrics.comparison import Comparison
     from convnext_cli.metrics.intervals import Interval, Intervals
     from convnext_cli.metrics.summary import MetricSet
@@ -151,7 +151,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     show_targets(evaluation)
     _show_augmentation(evaluation)
     if groups is not None:
-        show_groups(evaluation, groups)
+        _show_groups(evaluation, groups)
         _show_classes(display, groups.metrics, groups.intervals, unit="groups")
         show_points(groups.operating_points)
     if evaluation.subgroups is not None:
@@ -225,6 +225,23 @@ def _show_augmentation(evaluation: "Evaluation") -> None:
         f"Test-time augmentation took {evaluation.augmentation.time_ratio:.1f} times as long; difference: "
         f"{evaluation.augmentation.gain.describe(evaluation.task.display.compared)}"
     )
+
+
+def _show_groups(evaluation: "Evaluation", groups: "GroupEvaluation") -> None:
+    """Show the pooling, and the metrics per image and per group."""
+    console.show("")
+    console.show(f"Per group: {groups.describe_groups()}", style="bold")
+    console.show(groups.describe_pooling(evaluation.task))
+    for note in groups.notes:
+        console.notify(note)
+    console.show("")
+    columns, rows = ["per image", "95% CI", "per group", "95% CI "], []
+    for metric in (METRICS[key] for key in evaluation.task.display.table):
+        cells = [metric.heading]
+        for unit in (evaluation, groups):
+            cells += metric.list_cells(getattr(unit.metrics, metric.key), unit.intervals.overall[metric.key])
+        rows.append(cells)
+    console.show_table(["metric", *columns], rows, numbers=columns)
 
 
 def _show_comparison(first: "Evaluation", second: "Evaluation", comparison: "Comparison") -> None:
