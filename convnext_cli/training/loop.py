@@ -69,7 +69,7 @@ def _train(
     reported_failure = False
 
     for epoch in range(state.epochs, settings.epochs):
-        if settings.patience and count_stale_epochs(state) >= settings.patience:
+        if settings.patience and (best := state.best) and state.epochs - best["epoch"] >= settings.patience:
             return
         started = time.perf_counter() - state.seconds
         context.model.train()
@@ -108,12 +108,6 @@ def _train(
             raise _diverged(state, f"the validation loss is {val_loss}")
         state.loss_sums, state.seconds = [], 0.0
         yield EpochDone(epoch=epoch + 1, train_loss=loss.mean, val=val, lr=lr, seconds=seconds, images=loss.images)
-
-
-def count_stale_epochs(state: TrainingState) -> int:
-    """Return the number of epochs since the best one."""
-    best = state.best
-    return state.epochs - best["epoch"] if best else 0
 
 
 @dataclass(slots=True)

@@ -217,11 +217,14 @@ def _choose_inputs(request: TrainRequest, index: Index, machine: Machine, finger
     counts = DataCounts.from_index(index, fingerprint)
     architecture, tag = find_model(_choose_model(request, len(index), machine, counts, fingerprint))
     guess = choose_augmentation(None, request.recipe, fingerprint) if request.augment is None else None
+    teacher = request.teacher
+    if teacher is not None and Path(teacher).exists():  # so that the run can be resumed from any folder
+        teacher = str(Path(teacher).absolute())
     return PlanInputs(
         model=architecture,
         tag=tag,
         weights=request.weights,
-        teacher=_locate_teacher(request.teacher),
+        teacher=teacher,
         counts=counts,
         fingerprint=fingerprint,
         machine=machine,
@@ -409,11 +412,6 @@ def _make_plan(inputs: PlanInputs, chosen: Collection[str]) -> tuple[Plan, tuple
         if text := explain_lr(inputs.model, lr.value, plan.settings.batch_size, default.settings.lr):
             notices.append(Notice(text))
     return plan, tuple(notices)
-
-
-def _locate_teacher(teacher: str | None) -> str | None:
-    """Return the absolute path of a teacher that is one, so that the run can be resumed from any folder."""
-    return str(Path(teacher).absolute()) if teacher is not None and Path(teacher).exists() else teacher
 
 
 def _check_task(index: Index, plan: Plan) -> None:

@@ -151,20 +151,16 @@ def _fill(
 
 def _make_key(context: TrainingContext, teacher: "Teacher", image_digest: str, shape: tuple[int, ...]) -> str:
     """Return a digest of all that decides the outputs."""
-    distillation = context.distillation
+    distillation, index = context.distillation, context.index
     assert distillation is not None
+    paths = "\0".join(index.paths[row] for row in index.rows("train")).encode(errors="surrogateescape")
     content = {
-        "teacher": teacher.identity, "images": image_digest, "rows": _digest_rows(context.index), "shape": shape,
+        "teacher": teacher.identity, "images": image_digest, "rows": name_entry(paths), "shape": shape,
         "seed": context.settings.seed, "augmentation": asdict(read_augmentation(context.settings)),
         "views": asdict(distillation.preprocessing), "largest": asdict(find_largest_views(context)),
         "fit": context.settings.fit, "columns": distillation.columns, "rules": (RULES, PIL.__version__),
     }  # fmt: skip
     return name_entry(json.dumps(content, sort_keys=True).encode())
-
-
-def _digest_rows(index: Index) -> str:
-    text = "\0".join(index.paths[row] for row in index.rows("train"))
-    return name_entry(text.encode(errors="surrogateescape"))
 
 
 def _open_array(
