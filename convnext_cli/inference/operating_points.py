@@ -10,6 +10,7 @@ from convnext_cli.errors import UsageError
 from convnext_cli.inference.calibration import Calibration, read_validation
 from convnext_cli.inference.classifier import Classifier, find_class
 from convnext_cli.inference.evaluated_images import EvaluatedImages
+from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.decision import CURVE_THRESHOLDS, DecisionCurve, trace_decision_curve
 from convnext_cli.metrics.thresholds import (
     OperatingPoint,
@@ -20,6 +21,7 @@ from convnext_cli.metrics.thresholds import (
     show_missed,
 )
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.task import Targets, Task
 
 TEST_TARGETS = {"image": "targets", "group": "group_targets"}  # keys of `tests.jsonl`
 
@@ -52,6 +54,17 @@ def trace_curves(
             scores = probabilities[known, k]
             curves.append(trace_decision_curve(name, scores, positive[known], prevalence, thresholds))
     return tuple(curves)
+
+
+def fit_threshold(
+    target: Target, task: Task, classes: Sequence[str], scores: Floats, targets: Targets, groups: Sequence[str] | None
+) -> Threshold | None:
+    """Return the threshold for a target on scores (N, K); None where all images are of its class, or none is."""
+    k = classes.index(target.name)
+    positive, known = task.select_known(targets, k)
+    if positive[known].all() or not positive[known].any():
+        return None
+    return find_threshold(scores[:, k], positive, target, groups, known)
 
 
 def find_missed(

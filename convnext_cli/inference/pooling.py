@@ -13,10 +13,10 @@ from convnext_cli.data.index import NONE, Index
 from convnext_cli.errors import UsageError
 from convnext_cli.inference.calibration import Calibration, Pooling, read_pooling, read_validation
 from convnext_cli.inference.classifier import Classifier, find_class
+from convnext_cli.inference.operating_points import fit_threshold
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.intervals import number_units
 from convnext_cli.metrics.pooling import Rule, choose_rule
-from convnext_cli.metrics.thresholds import Threshold, find_threshold
 from convnext_cli.options import AUTO
 from convnext_cli.recipes.plan import read_optional_plan
 from convnext_cli.recipes.settings import UNCORRECTED
@@ -68,7 +68,11 @@ def fit_pooling(
     weights = _weigh(task, targets, is_balanced=_is_balanced(run))
     pooling = choose_pooling(task, calibrated, units, targets, weights, blank)
     probabilities = task.activate(task.calibrate(task.pool(calibrated, units, pooling.rule), pooling))
-    return replace(pooling, thresholds=_set_thresholds(task, classes, calibration, probabilities, targets))
+    thresholds = (
+        fit_threshold(threshold.target, task, classes, probabilities, targets, None)
+        for threshold in calibration.thresholds
+    )
+    return replace(pooling, thresholds=tuple(filter(None, thresholds)))
 
 
 def choose_pooling(
@@ -124,19 +128,6 @@ def _weigh(task: Task, targets: Targets, *, is_balanced: bool) -> Floats:
     counts = np.bincount(targets)
     weights: Floats = len(targets) / (counts > 0).sum() / counts[targets]
     return weights
-
-
-def _set_thresholds(
-    task: Task, classes: Sequence[str], calibration: Calibration, probabilities: Floats, targets: Targets
-) -> tuple[Threshold, ...]:
-    """Return a threshold on groups for each target of the run whose class some of them have, and some lack."""
-    thresholds = []
-    for target in (threshold.target for threshold in calibration.thresholds):
-        k = classes.index(target.name)
-        positive, known = task.select_known(targets, k)
-        if positive[known].any() and not positive[known].all():
-            thresholds.append(find_threshold(probabilities[:, k], positive, target, known=known))
-    return tuple(thresholds)
 
 
 def choose_negative(task: Task, classes: tuple[str, ...], name: str | None) -> str | None:

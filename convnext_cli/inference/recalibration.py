@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from msgspec import structs
 
 from convnext_cli.data.audit.measurements import measure_images
@@ -14,14 +13,13 @@ from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.calibration_fit import measure_gain
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.evaluated_images import EvaluatedImages
+from convnext_cli.inference.operating_points import fit_threshold
 from convnext_cli.inference.test_set import TestSet
-from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.comparison import Comparison
 from convnext_cli.metrics.intervals import count_units
-from convnext_cli.metrics.thresholds import Threshold, find_threshold
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.tasks.task import Scaling, Targets
+from convnext_cli.tasks.task import Scaling
 from convnext_cli.text import format_count, shorten_names
 
 
@@ -100,7 +98,8 @@ def refit_calibration(
         notes.append(Notice(text, "warning"))
     scores = task.activate(task.calibrate(outputs.logits, scaling))
     thresholds = [
-        _refit_threshold(threshold, classifier, scores, targets, fit_set.groups) for threshold in base.thresholds
+        fit_threshold(old.target, task, classifier.classes, scores, targets, fit_set.groups) or old
+        for old in base.thresholds
     ]
     stays = [str(new.target) for new, old in zip(thresholds, base.thresholds, strict=True) if new is old]
     if stays:
@@ -125,17 +124,6 @@ def keep_labels(fitted: Scaling, previous: Scaling, labels: Sequence[int]) -> Sc
         return tuple(old if k in labels else new for k, (new, old) in enumerate(pairs))
 
     return structs.replace(fitted, **{key: join(key) for key in ("label_scale", "label_offset", "label_thresholds")})
-
-
-def _refit_threshold(
-    threshold: Threshold, classifier: Classifier, scores: Floats, targets: Targets, groups: Sequence[str] | None
-) -> Threshold:
-    """Return a target's threshold for other images; the old one where these are all of the class, or none is."""
-    k = classifier.classes.index(threshold.target.name)
-    positive, known = classifier.task.select_known(targets, k)
-    if len(np.unique(positive[known])) < 2:
-        return threshold
-    return find_threshold(scores[:, k], positive, threshold.target, groups, known)
 
 
 def measure_recalibration(
