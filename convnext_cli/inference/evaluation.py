@@ -21,7 +21,7 @@ from convnext_cli.inference.classifier import Classifier, Outputs
 from convnext_cli.inference.drift import Drift, measure_drift
 from convnext_cli.inference.ensemble import Ensemble
 from convnext_cli.inference.evaluated_images import EvaluatedImages, describe_worse_calibration
-from convnext_cli.inference.leakage import audit_steps, find_leakage
+from convnext_cli.inference.leakage import find_leakage, read_audit
 from convnext_cli.inference.operating_points import TEST_TARGETS, add_targets, measure_points, trace_curves
 from convnext_cli.inference.overlap import Overlap
 from convnext_cli.inference.per_group import GroupEvaluation, check_groups, check_negative, evaluate_groups
@@ -261,7 +261,7 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
     trained_on = run.read_split()
     run.drop_leftovers()
     test_set, notes = yield from _choose_images(run, trained_on, request, test_set)
-    audit, audit_notes = yield from audit_steps(run)
+    audit, audit_notes = yield from read_audit(run)
     leakage, overlap = yield from find_leakage(run, trained_on, test_set, audit)
     fit_set, test_set = yield from divide_test_set(test_set, request.recalibrate)
     attributes = yield from read_subgroups(request, test_set)

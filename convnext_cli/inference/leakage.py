@@ -19,7 +19,7 @@ _SELECTION_BIAS = (
 )
 
 
-def audit_steps(run: RunFolder) -> Steps[tuple[AuditRecord | None, list[Notice]]]:
+def read_audit(run: RunFolder) -> Steps[tuple[AuditRecord | None, list[Notice]]]:
     """Return the run's audit of its data, with notes; repeat the audit where `audit.json` is damaged.
 
     It is None where the run has no audit, or it can be neither read nor repeated.

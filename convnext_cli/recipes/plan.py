@@ -144,7 +144,7 @@ class PlanFile:
         }
 
     def _restore(self) -> dict[str, Choice]:
-        return {name: _restore(value, self.records.get(name)) for name, value in self.settings.items()}
+        return {name: _make_choice(value, self.records.get(name)) for name, value in self.settings.items()}
 
 
 def read_plan(path: Path) -> PlanFile:
@@ -240,7 +240,7 @@ def _is_reason(row: Any) -> bool:
     )
 
 
-def _restore(value: Any, recorded: Any) -> Choice:
+def _make_choice(value: Any, recorded: Any) -> Choice:
     if not isinstance(recorded, dict):
         return Choice(value=value, source="plan")
     source, reason = recorded["source"], recorded["reason"]

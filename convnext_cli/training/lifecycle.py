@@ -47,7 +47,7 @@ from convnext_cli.training.origin import (
     NO_CONTENTS,
     Origin,
     check_contents,
-    check_teacher,
+    check_teacher_identity,
     digest_contents,
     explain_other_images,
     record_origin,
@@ -159,7 +159,7 @@ def _open_teacher(preparation: Preparation) -> Teacher | None:
             raise
         raise RunError(error.problem, restore_remedy(f"the teacher {name}")) from error  # no other can be given
     if origin is not None:
-        check_teacher(origin, teacher.identity)
+        check_teacher_identity(origin, teacher.identity)
     return teacher
 
 

@@ -106,7 +106,7 @@ def record_origin(
     )
 
 
-def check_teacher(origin: Origin, identity: str) -> None:
+def check_teacher_identity(origin: Origin, identity: str) -> None:
     """Compare the teacher's weights with those that the run began with.
 
     Raises:
