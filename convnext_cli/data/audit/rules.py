@@ -114,7 +114,7 @@ def _find_leaked_groups(index: Index, grouping: Grouping, across: Support | None
         f"images in {_name_splits(across_splits.values())}",
         count=len(across_splits),
         examples=tuple(
-            f"{group}: {', '.join(_list_one_per_split(index, rows))}"
+            f"{group}: {', '.join({index.splits[row]: index.paths[row] for row in rows}.values())}"
             for group, rows in list(rows_of.items())[:EXAMPLES]
         ),
         effect=effect,
@@ -323,10 +323,6 @@ def _join(splits: Sequence[str]) -> str:
 
 def _count_images(clusters: Sequence[object]) -> str:
     return format_count(len(clusters), "image is", "images are")
-
-
-def _list_one_per_split(index: Index, rows: Iterable[int]) -> list[str]:
-    return list({index.splits[row]: index.paths[row] for row in rows}.values())
 
 
 def _list_copies(index: Index, rows: Sequence[int]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from convnext_cli.data.audit.measurements import Measurements
 from convnext_cli.data.index import Index
 from convnext_cli.images.formats import identify_file
+from convnext_cli.metrics.calculator import Ints
 
 SAMPLE = 5000  # images
 FOLDS = 5
@@ -61,8 +61,11 @@ def find_shortcuts(index: Index, measurements: Measurements) -> tuple[Shortcut, 
     groups = [index.groups[row] for row in rows] if index.groups else [str(row) for row in rows]
     if len(set(groups)) < 2:
         return ()
+    from sklearn.model_selection import StratifiedGroupKFold
+
     features = _compute_features(index, measurements, rows)
-    folds = _cut_folds(labels, groups)
+    cut = StratifiedGroupKFold(min(FOLDS, len(set(groups))), shuffle=True, random_state=0)
+    folds = list(cut.split(labels, labels, groups))
     inside = _predict("inside", features.pop("inside"), labels, folds).score
     shortcuts = [_predict(name, values, labels, folds) for name, values in features.items()]
     return tuple(replace(shortcut, inside=inside) if shortcut.name == "border" else shortcut for shortcut in shortcuts)
@@ -88,18 +91,10 @@ def _compute_features(index: Index, measurements: Measurements, rows: Sequence[i
     }
 
 
-_Folds: TypeAlias = "list[tuple[NDArray[np.int64], NDArray[np.int64]]]"
-"""For each fold, the positions to fit a tree on and those to test it on."""
-
-
-def _cut_folds(labels: NDArray[np.int64], groups: Sequence[str]) -> _Folds:
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    folds = StratifiedGroupKFold(min(FOLDS, len(set(groups))), shuffle=True, random_state=0)
-    return list(folds.split(labels, labels, groups))
-
-
-def _predict(name: str, values: NDArray[np.float64], labels: NDArray[np.int64], folds: _Folds) -> Shortcut:
+def _predict(
+    name: str, values: NDArray[np.float64], labels: NDArray[np.int64], folds: Sequence[tuple[Ints, Ints]]
+) -> Shortcut:
+    """Return how well a property predicts the classes; a fold has the images to fit a tree on and those to test it."""
     chance = 1 / len(np.unique(labels))
     if (values == values[0]).all():
         return Shortcut(name=name, score=chance, spread=0.0, chance=chance)

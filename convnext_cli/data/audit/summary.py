@@ -20,6 +20,9 @@ from convnext_cli.data.unseen import Shape, Unseen, measure_centre_crops
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.progress import Steps
 
+FINDING_KEYS = ("falsifies", "leaves_doubt", "severity", "title", "count", "examples", "effect", "action")
+"""What the JSON has of a finding beside its kind, by these names."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Audit:
@@ -92,17 +95,7 @@ class Audit:
                 for crop_pct, unseen in self.unseen.items()
             },
             "findings": [
-                {
-                    "kind": finding.kind.value,
-                    "falsifies": finding.falsifies,
-                    "leaves_doubt": finding.leaves_doubt,
-                    "severity": finding.severity,
-                    "title": finding.title,
-                    "count": finding.count,
-                    "examples": finding.examples,
-                    "effect": finding.effect,
-                    "action": finding.action,
-                }
+                {"kind": finding.kind.value} | {name: getattr(finding, name) for name in FINDING_KEYS}
                 for finding in self.findings
             ],
         }
