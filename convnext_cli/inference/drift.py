@@ -265,7 +265,8 @@ def describe_drift(drift: Drift, *, is_recalibrated: bool) -> list[Notice]:
     notices = []
     images, balance = (
         ", ".join(
-            f"{measure.title} ({_describe_medians(measure.difference)})"
+            f"{measure.title} ({format_digits(measure.difference.here, 3)} here, "
+            f"{format_digits(measure.difference.validation, 3)} on validation)"
             for measure in drift.measures
             if measure.is_drift and measure.is_class == is_class
         )
@@ -290,7 +291,3 @@ def describe_drift(drift: Drift, *, is_recalibrated: bool) -> list[Notice]:
         )
         notices.append(Notice(text))
     return notices
-
-
-def _describe_medians(shift: Shift) -> str:
-    return f"{format_digits(shift.here, 3)} here, {format_digits(shift.validation, 3)} on validation"
