@@ -87,7 +87,7 @@ def warn_unseen(unseen: Unseen | None) -> str | None:
 
 def _choose_rectangle(size: Choice, shapes: Sequence[Shape]) -> Choice:
     """Return the size of the proportions that nearly all images have, or the square if they have several."""
-    proportions = _median_proportions(shapes)
+    proportions = math.exp(median(math.log(width / height) for _, width, height in shapes))
     side = split_size(size.value)[0]
     best = min(_list_sizes(side), key=lambda rows_columns: _measure_distortion(rows_columns, proportions))
     if best == (side, side) or _count_within(best, shapes) < MIN_WITHIN:
@@ -120,11 +120,6 @@ def _choose_crop_pct(fit: str, base: Preprocessing, tag: Tag | None) -> Choice:
     if fit == WEIGHTS or (fit == "crop" and base.crop_mode == CROP_MODES["crop"]):
         return Choice(value=base.crop_pct, source="rule", reason=f"that of {tag.name}" if tag else "timm's usual")
     return Choice(value=1.0, source="rule", reason="whole images" if fit != "crop" else "the largest central part")
-
-
-def _median_proportions(shapes: Sequence[Shape]) -> float:
-    """Return the median of width to height."""
-    return math.exp(median(math.log(width / height) for _, width, height in shapes))
 
 
 def _measure_distortion(size: tuple[int, int], proportions: float) -> float:

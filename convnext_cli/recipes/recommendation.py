@@ -213,7 +213,10 @@ def make_recommendation(request: RecommendRequest) -> Recommendation:
     model, weights = resolve_weights(request.model, request.weights)
     request = replace(request, model=model, weights=weights)
     data = _summarise_data(request)
-    request = replace(request, machine=_choose_machine(request))
+    if request.vram is not None:
+        request = replace(request, machine=make_gpu_machine(request.vram))
+    elif request.machine is None and request.data is not None:
+        request = replace(request, machine=detect_machine())
     candidates = _list_candidates(request, data)
     best = next((candidate for candidate in candidates if not candidate.rejection), None)
     if best is None:
@@ -295,13 +298,6 @@ def _summarise_data(request: RecommendRequest) -> _DataSummary:
         index=index,
         small_validation=f"{reason}: {TOO_FEW}. {advice}" if reason else None,
     )
-
-
-def _choose_machine(request: RecommendRequest) -> Machine | None:
-    """Return the machine to plan for; None if unknown."""
-    if request.vram is not None:
-        return make_gpu_machine(request.vram)
-    return request.machine or (None if request.data is None else detect_machine())
 
 
 def _list_candidates(request: RecommendRequest, data: _DataSummary) -> list[Candidate]:

@@ -112,7 +112,7 @@ class Single(Task):
     ) -> RawTargets:
         """Return the class of each row from columns of 1 and 0, of which each row has one 1."""
         least = 2 if options.task == cls.name else 3
-        are_binary = all(_is_binary(table.columns[name]) for name in names)
+        are_binary = all({parse_flag(cell) for cell in table.columns[name]} <= {0.0, 1.0} for name in names)
         one_hot = _read_one_hot(table, names, least=least) if are_binary else None
         if one_hot is None:
             raise OtherTaskError(
@@ -334,10 +334,6 @@ def _find_possible_separator(classes: Iterable[str]) -> str:
         if any(count > 1 for count in Counter(chain.from_iterable(parts)).values()):
             return separator
     return ""
-
-
-def _is_binary(cells: Sequence[str]) -> bool:
-    return {parse_flag(cell) for cell in cells} <= {0.0, 1.0}
 
 
 def describe_mistakes(metrics: MetricSet, targets: Targets, decisions: Targets) -> str:
