@@ -26,9 +26,11 @@ import PIL
 from PIL import Image
 
 from convnext_cli.cache_folder import IMAGES, SPARED, find_cache_folder, name_entry
-from convnext_cli.images.decode import RULES
+from convnext_cli.images.decode import RULES, decode_image
 from convnext_cli.images.hashing import make_key, open_digests
+from convnext_cli.images.preprocessing import Preprocessing, describe_size
 from convnext_cli.images.raster import Pixels, is_grey
+from convnext_cli.images.transforms import fit_image
 
 LIMIT = "CONVNEXT_CACHE_GIB"  # environment variable: GiB that all cached images together may take
 DEFAULT_LIMIT = 32.0  # GiB: 200,000 grey X-rays of 400 px, or 60,000 photos of 366 x 488
@@ -105,6 +107,17 @@ class ImageCache:
         if self.store is not None:
             self.store.flush()
             self.digests.flush()
+
+
+def open_for_eval(root: Path, preprocessing: Preprocessing, *, cache: bool) -> ImageCache:
+    """Return the cache of a data folder's images preprocessed for evaluation, without padding: (h, w, 3) uint8."""
+    crop = f"{preprocessing.crop_mode} crop of {preprocessing.crop_pct}"
+    return ImageCache(
+        root,
+        f"evaluation at {describe_size(preprocessing)} px, {crop}, {preprocessing.interpolation}",
+        lambda path: fit_image(decode_image(path), preprocessing),
+        keep=cache,
+    )
 
 
 class _Store:

@@ -9,10 +9,11 @@ from msgspec.structs import asdict
 
 from convnext_cli.data.index import Index, pick_evenly
 from convnext_cli.data.split import explain_small_validation
+from convnext_cli.images.cache import open_for_eval
 from convnext_cli.images.raster import Pixels
 from convnext_cli.images.transforms import pad_image
 from convnext_cli.inference.calibration import ABSTAIN_RATE, Calibration
-from convnext_cli.inference.classifier import Classifier, open_for_eval
+from convnext_cli.inference.classifier import Classifier
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.novelty import NoveltyModel, choose_novelty_threshold, fit_novelty
 from convnext_cli.metrics.thresholds import Threshold

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +10,11 @@ from numpy.typing import NDArray
 from convnext_cli.data.index import Index
 from convnext_cli.encoding import find_name
 from convnext_cli.errors import DataError, ImageError, RunError, UsageError, suggest
-from convnext_cli.images.cache import ImageCache
-from convnext_cli.images.decode import decode_image
+from convnext_cli.images.cache import open_for_eval
 from convnext_cli.images.loaders import cut_batches, load_batches
-from convnext_cli.images.preprocessing import Preprocessing, describe_size
+from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.images.raster import Pixels
-from convnext_cli.images.transforms import fit_image, pad_image
+from convnext_cli.images.transforms import pad_image
 from convnext_cli.machine import count_cpus
 from convnext_cli.metrics.drift import measure_corners
 from convnext_cli.metrics.novelty import measure_pixels
@@ -149,17 +147,6 @@ def load_for_eval(index: Index, preprocessing: Preprocessing, *, cache: bool) ->
     """Return a function from a row to its image preprocessed for evaluation, (H, W, 3) uint8."""
     images = open_for_eval(index.root, preprocessing, cache=cache)
     return lambda row: pad_image(images.read(index.paths[row]), preprocessing)
-
-
-def open_for_eval(root: Path, preprocessing: Preprocessing, *, cache: bool) -> ImageCache:
-    """Return the cache of a data folder's images preprocessed for evaluation, without padding: (h, w, 3) uint8."""
-    crop = f"{preprocessing.crop_mode} crop of {preprocessing.crop_pct}"
-    return ImageCache(
-        root,
-        f"evaluation at {describe_size(preprocessing)} px, {crop}, {preprocessing.interpolation}",
-        lambda path: fit_image(decode_image(path), preprocessing),
-        keep=cache,
-    )
 
 
 def find_class(name: str, classes: tuple[str, ...], option: str) -> int:

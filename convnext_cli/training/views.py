@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.images.cache import ImageCache
+from convnext_cli.images.cache import ImageCache, open_for_eval
 from convnext_cli.images.decode import decode_image
 from convnext_cli.images.loaders import load_batches, seed_image
 from convnext_cli.images.preprocessing import Augmentation, Preprocessing, describe_size
@@ -20,7 +20,6 @@ from convnext_cli.images.transforms import (
     reduce_image,
     transform_for_training,
 )
-from convnext_cli.inference.classifier import open_for_eval
 
 Draw: TypeAlias = tuple[int, int, int]
 """Row, epoch or view, and number of the draw."""

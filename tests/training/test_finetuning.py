@@ -323,7 +323,7 @@ def test_cache_changes_no_byte_and_saves_decoding(
         return decode_image(path, **options)
 
     monkeypatch.setattr("convnext_cli.training.views.decode_image", counted)
-    monkeypatch.setattr("convnext_cli.inference.classifier.decode_image", counted)
+    monkeypatch.setattr("convnext_cli.images.cache.decode_image", counted)
     made = {}
     for name, cache in (("without", False), ("cold", True), ("warm", True)):
         decoded.clear()

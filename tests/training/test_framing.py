@@ -16,9 +16,9 @@ from convnext_cli import finetune
 from convnext_cli.exports.export import ExportedFile, export_steps
 from convnext_cli.exports.hub import hub_steps
 from convnext_cli.exports.request import ExportRequest
+from convnext_cli.images.cache import open_for_eval
 from convnext_cli.images.decode import decode_image
 from convnext_cli.images.transforms import transform_for_eval
-from convnext_cli.inference.classifier import open_for_eval
 from convnext_cli.inference.heat_maps import draw_explanation
 from convnext_cli.inference.prediction import predict
 from convnext_cli.inference.torch_classifier import TorchClassifier
