@@ -7,7 +7,7 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from convnext_cli.errors import WeightsError
 from convnext_cli.images.preprocessing import Preprocessing, join_size
@@ -67,21 +67,13 @@ def build_model(
     )
     if path is None:
         return model, [parameter for parameter, _ in model.named_parameters()]
-    is_downloaded = weights == "auto" and tag is not None and tag.hub_id is not None
-    state = _read_downloaded(path) if is_downloaded else read_weights(path)
-    return model, fit_weights(model, state, str(path))
-
-
-def _read_downloaded(path: Path) -> dict[str, Tensor]:
-    """Read weights of the Hub, in its local cache.
-
-    Raises:
-        WeightsError: the file is damaged.
-    """
     try:
-        return read_weights(path)
+        state = read_weights(path)
     except WeightsError as error:
+        if weights != "auto" or tag is None or tag.hub_id is None:
+            raise
         raise WeightsError(error.problem, "Delete it, and it is downloaded again") from error
+    return model, fit_weights(model, state, str(path))
 
 
 def _find_pretrained_cfg(architecture: Architecture, tag: Tag | None) -> Any:
