@@ -167,14 +167,14 @@ def _read_current(run: RunFolder, file: RunFile, schema: type[_Either]) -> _Eith
     return calibration
 
 
-def write_calibration(path: Path, calibration: Calibration, *, overwrite: bool) -> None:
+def save_calibration(path: Path, calibration: Calibration, *, overwrite: bool) -> None:
     """Write a calibration into a file that the user named. Raises the errors of `replace_output`."""
     text = json.dumps(calibration.to_dict(), indent=1) + "\n"
     write_output(path, text, "--save-calibration", overwrite=overwrite)
 
 
 def load_calibration(path: Path, weights: str, classes: Sequence[str]) -> Calibration:
-    """Return the calibration in a file of `write_calibration`.
+    """Return the calibration in a file of `save_calibration`.
 
     Raises:
         RunError: the file cannot be read, does not fit its schema, or was written for another model.

@@ -15,7 +15,7 @@ from convnext_cli.data.outside import check_outside_data
 from convnext_cli.data.split import is_fold, name_fold
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.files import check_output
-from convnext_cli.inference.calibration import Calibration, describe_unreliable_ood, read_calibration, write_calibration
+from convnext_cli.inference.calibration import Calibration, describe_unreliable_ood, read_calibration, save_calibration
 from convnext_cli.inference.calibration_fit import calibrate_steps
 from convnext_cli.inference.classifier import Classifier, Outputs
 from convnext_cli.inference.drift import Drift, measure_drift
@@ -431,7 +431,7 @@ def _record(run: RunFolder, request: EvalRequest, evaluation: Evaluation) -> Eva
     """Write what an evaluation has fitted; return it, with its number if it is on a test split, which is recorded."""
     calibration, own, groups = evaluation.calibration, evaluation.own_calibration, evaluation.per_group
     if request.save_calibration is not None and calibration is not None:
-        write_calibration(request.save_calibration, calibration, overwrite=request.overwrite)
+        save_calibration(request.save_calibration, calibration, overwrite=request.overwrite)
     if request.targets and own is not None:
         run.write_calibration(own.to_dict(), run.read_calibration_arrays())
     if groups is not None and groups.keeps_pooling:
