@@ -5,7 +5,7 @@ import os
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import KW_ONLY, MISSING, Field, dataclass, fields
+from dataclasses import KW_ONLY, MISSING, dataclass, fields
 from functools import cache, partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -133,7 +133,7 @@ def describe_options(request: Any) -> dict[str, Declaration]:
                 kind=kind,
                 takes_text=takes_text,
                 is_optional=is_optional,
-                default=_find_default(field),
+                default=field.default if field.default_factory is MISSING else field.default_factory(),
                 option=option,
             )
     return declarations
@@ -232,7 +232,8 @@ def check_options(
     problems, ranges = [], []
     for name, value in values.items():
         if name not in known:
-            problems.append(f"{name} is not {_article(kind)}{kind}. {suggest(name, known)}".rstrip())
+            article = "an" if kind[0] in "aeiou" else "a"
+            problems.append(f"{name} is not {article} {kind}. {suggest(name, known)}".rstrip())
         elif problem := explain_problem(known[name], value):
             word = known[name].word if is_command_line else name
             problems.append(f"{word} {problem.removeprefix('= ') if is_command_line else problem}")
@@ -309,13 +310,5 @@ def _split_union(kind: Any) -> tuple[Any, bool, bool]:
     return first, str in others, type(None) in get_args(kind)
 
 
-def _find_default(field: "Field[Any]") -> Any:
-    return field.default_factory() if field.default_factory is not MISSING else field.default
-
-
 def _format_bound(bound: float) -> str:
     return f"{int(bound):,}" if bound == int(bound) else f"{bound:g}"
-
-
-def _article(word: str) -> str:
-    return "an " if word[0] in "aeiou" else "a "
