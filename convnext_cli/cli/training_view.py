@@ -81,7 +81,8 @@ class _TrainingView:
                 _show_plan(event, is_verbose=self._is_verbose, is_brief=self._is_brief)
                 self._planned = event
             case Planned():
-                _show_next_fold(event)
+                fold = f"fold {event.plan.settings.fold} of {event.plan.settings.folds}{_name_left_out(event)}"
+                console.say(f"{fold}: {describe_splits(event.index)}", style="bold")
                 self._planned = event
             case Started():
                 self.begun = event.run
@@ -180,12 +181,6 @@ def _show_left_out(result: "CrossValidationResult") -> None:
 
 def _list_estimate(split: "SplitMetrics", metric: "Metric") -> list[str]:
     return [f"{split.images:,}", *metric.list_cells(split.values[metric.key], split.intervals.get(metric.key))]
-
-
-def _show_next_fold(planned: "Planned") -> None:
-    settings = planned.plan.settings
-    splits = describe_splits(planned.index)
-    console.say(f"fold {settings.fold} of {settings.folds}{_name_left_out(planned)}: {splits}", style="bold")
 
 
 def _name_left_out(planned: "Planned") -> str:

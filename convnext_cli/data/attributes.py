@@ -141,7 +141,9 @@ def _match_paths(index: Index, table: Table, attribute: str) -> dict[int, int]:
     Raises:
         DataError: the table gives an image two values of the attribute.
     """
-    images = _locate(index.root, index.paths)
+    images: dict[str, int] = {}
+    for place, path in enumerate(_list_absolute(index.root, index.paths)):
+        images.setdefault(path, place)
     cells = table.columns[attribute]
     for root in dict.fromkeys((index.root, table.path.parent)):
         finder = FileFinder(Listing(root), None, search=True, encoding=table.encoding)
@@ -158,14 +160,6 @@ def _match_paths(index: Index, table: Table, attribute: str) -> dict[int, int]:
             if rows := {row: places[path] for path, row in images.items() if path in places}:
                 return rows
     return {}
-
-
-def _locate(root: Path, paths: Sequence[str]) -> dict[str, int]:
-    """Return the place of each path in a list by its absolute form; the first of equal ones."""
-    places: dict[str, int] = {}
-    for place, path in enumerate(_list_absolute(root, paths)):
-        places.setdefault(path, place)
-    return places
 
 
 def _list_absolute(root: Path, paths: Sequence[str | None]) -> Iterator[str]:
