@@ -61,16 +61,14 @@ def evaluate(_context: typer.Context, values: OptionValues) -> None:
     if flags.as_json:
         first = evaluations[0].to_dict()
         console.show_json(first if len(evaluations) == 1 else _describe_all(evaluations, comparisons))
-    for evaluation in evaluations:
-        if not flags.as_json:
-            show_evaluation(evaluation)
-        if flags.report:  # after the metrics: they are not lost where the report cannot be written
-            path = write_report(evaluation)
-            if not flags.as_json:
-                console.show(f"Report: {console.shorten_path(path)}")
-                console.show(f"Predictions: {console.shorten_path(PREDICTIONS.path(evaluation.run))}")
-    if flags.as_json:
+        for evaluation in evaluations if flags.report else ():
+            write_report(evaluation)
         return
+    for evaluation in evaluations:
+        show_evaluation(evaluation)
+        if flags.report:  # after the metrics: they are not lost where the report cannot be written
+            console.show(f"Report: {console.shorten_path(write_report(evaluation))}")
+            console.show(f"Predictions: {console.shorten_path(PREDICTIONS.path(evaluation.run))}")
     for evaluation, comparison in zip(evaluations[1:], comparisons, strict=True):
         _show_comparison(evaluations[0], evaluation, comparison)
     if len(evaluations) == 1:
