@@ -55,17 +55,10 @@ class Preparation:
     @property
     def notices(self) -> tuple[Notice, ...]:
         """All notices about data, split and plan."""
-        data = self.dataset.list_notices() if self.dataset is not None else ()
-        return (
-            *data,
-            *(
-                Notice(f"{finding.title}; {finding.effect}. {finding.action}", finding.severity)
-                for finding in self._find_broken_folds()
-            ),
-            *self._list_split_notices(),
-            *self.plan_notices,
-            *self.device_notices,
-        )
+        notices = self.dataset.list_notices() if self.dataset is not None else []
+        for finding in self._find_broken_folds():
+            notices.append(Notice(f"{finding.title}; {finding.effect}. {finding.action}", finding.severity))
+        return (*notices, *self._list_split_notices(), *self.plan_notices, *self.device_notices)
 
     def write_data(self, run: RunFolder) -> None:
         """Write split, audit and image hashes into a new run or cross-validation."""
@@ -85,13 +78,14 @@ class Preparation:
         count += sum(len({folds[row] for row in rows} - {""}) > 1 for rows in self.dataset.duplicate_sets)
         if not count:
             return []
-        number = format_count(count, "group or duplicate is", "groups or duplicates are")
-        title = f"leakage: {number} in more than one of the table's folds"
-        effect, action = "validation scores will be too high", "--resplit draws folds that keep them together"
         if self.index.fold_names:
             number = format_count(count, "group or duplicate has", "groups or duplicates have")
             title = f"leakage: {number} images with two values of {self.plan.settings.leave_out}"
             effect, action = "external metrics will be too high", "`check` names duplicates"
+        else:
+            number = format_count(count, "group or duplicate is", "groups or duplicates are")
+            title = f"leakage: {number} in more than one of the table's folds"
+            effect, action = "validation scores will be too high", "--resplit draws folds that keep them together"
         kind = Kind.GROUPS_ACROSS_SPLITS
         return [Finding(kind=kind, severity="warning", title=title, count=count, effect=effect, action=action)]
 
