@@ -20,7 +20,7 @@ from convnext_cli.metrics.curves import count_down, list_thresholds
 from convnext_cli.metrics.decision import complement, estimate_likelihood_ratios, update_prevalence
 from convnext_cli.metrics.intervals import Interval, estimate_fraction
 from convnext_cli.metrics.registry import METRICS, MISSING, format_ci
-from convnext_cli.metrics.summary import Fraction
+from convnext_cli.metrics.summary import Fraction, none_if_nan
 from convnext_cli.text import format_count, format_inside, format_percent
 
 TargetMetric = Literal["sensitivity", "specificity", "ppv", "npv"]
@@ -52,6 +52,10 @@ class Bound(Struct, frozen=True, rename={"metric": "figure"}):
         if value is None:
             return MISSING
         return format_inside(100 * value, 1, 0, 100 * self.value if value < self.least else 100)
+
+    def describe(self, value: float | None) -> str:
+        """Return a value of the metric with its name and unit: `PPV 31.2%`, or `PPV -` where it is not defined."""
+        return f"{self.title} {self.format(value)}{'%' * (value is not None)}"
 
     def __str__(self) -> str:
         return f"{self.metric}={self.value:g}"
@@ -126,7 +130,8 @@ def _read_numbers(text: str, names: Sequence[str]) -> dict[str, float] | None:
 class Reached(Struct, frozen=True, kw_only=True, rename={"value": "reached"}):
     """The value of a bound's metric on the images that a threshold was set on."""
 
-    value: Fraction
+    value: Fraction | None
+    """None where it is not defined, as a PPV without a positive result."""
     images: Annotated[int, Meta(ge=0)]
     """Number of these images that the metric depends on."""
     confidence: Fraction | None = None
@@ -168,7 +173,7 @@ class Threshold:
         return tuple(
             bound
             for bound, reached in self.reached_bounds
-            if reached.value < bound.least or (reached.confidence or 0.0) < asked
+            if reached.value is None or reached.value < bound.least or (reached.confidence or 0.0) < asked
         )
 
 
@@ -190,7 +195,7 @@ class BoundResult:
 
     def __str__(self) -> str:
         ci = f", 95% CI {format_ci(self.interval)}" if self.interval else ""
-        return f"{self.bound.title} {self.bound.format(self.value)}{'%' * (self.value is not None)}{ci}"
+        return f"{self.bound.describe(self.value)}{ci}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -302,7 +307,7 @@ def find_threshold(
     counts = {"sensitivity": int(positive.sum()), "specificity": int((~positive).sum())}
     first, *also = (
         Reached(
-            value=float(chosen.measure(bound.metric, prevalence)[0]),
+            value=none_if_nan(chosen.measure(bound.metric, prevalence)[0]),
             images=counts.get(bound.metric, len(positive)),
             confidence=float(chosen.measure_confidence(bound, prevalence)[0]),
         )
@@ -311,7 +316,7 @@ def find_threshold(
     return Threshold(
         target=target,
         threshold=float(chosen.thresholds[0]),
-        reached=first.value,
+        reached=first.value or 0.0,  # it is defined at the chosen threshold
         images=first.images,
         confidence=first.confidence,
         also=tuple(also),
@@ -420,7 +425,7 @@ def show_missed(target: Target, record: float | dict[str, float | None] | None) 
     """Return the bounds that a record of `OperatingPoint.to_record` does not reach; an empty string where it does."""
     values = record if isinstance(record, dict) else {target.metric: record}
     pairs = ((bound, values.get(bound.metric)) for bound in target.bounds)
-    return ", ".join(f"{b.title} {b.format(value)}%" for b, value in pairs if value is not None and value < b.least)
+    return ", ".join(b.describe(value) for b, value in pairs if value is not None and value < b.least)
 
 
 def describe_met(point: OperatingPoint) -> str:
@@ -438,8 +443,7 @@ def describe_unreachable(threshold: Threshold, fitted_on: str = "validation imag
         return None
     target, asked = threshold.target, threshold.target.confidence
     parts = [
-        f"{bound.metric} {bound.format(reached.value)}%"
-        + (f" with confidence {show_confidence(reached.confidence)}" if asked else "")
+        bound.describe(reached.value) + (f" with confidence {show_confidence(reached.confidence)}" if asked else "")
         for bound, reached in threshold.reached_bounds
     ]
     missing = " and ".join(map(str, threshold.unreachable))

@@ -1,8 +1,10 @@
 """Targets: the choice of thresholds, confidence, predictive values, likelihood ratios and decision curves."""
 
+import json
 import math
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta, binomtest
 
 from convnext_cli.errors import UsageError
+from convnext_cli.inference.calibration import Calibration
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.confidence import Rate, count_independent, measure_confidence
 from convnext_cli.metrics.decision import (
@@ -345,6 +348,20 @@ def test_predictive_value_needs_a_prevalence() -> None:
     for text in ("ppv=0.8:a@prevalence=0", "ppv=0.8:a@prevalence=1", "ppv=0.8,ppv=0.9:a@prevalence=0.1"):
         with pytest.raises(UsageError, match="cannot read the target"):
             parse_target(text)
+
+
+def test_value_that_no_positive_result_defines_is_not_reached_and_can_be_read_again() -> None:
+    scores, positive = np.array([0.1, 0.2, 0.3, 0.4]), np.array([False, True, False, False])
+    threshold = find_threshold(scores, positive, parse_target("specificity=1,ppv=0.5:b@prevalence=0.3"))
+    assert [reached.value for _, reached in threshold.reached_bounds] == [1, None]
+    assert threshold.unreachable == (Bound("ppv", 0.5),)
+    text = describe_unreachable(threshold)
+    assert text is not None
+    assert text.endswith("set to specificity 100.0%, PPV -")
+    lowest = find_threshold(1 - scores, ~positive, parse_target("sensitivity=1,npv=0.5:b@prevalence=0.3"))
+    for kept in (threshold, lowest):
+        calibration = Calibration(weights="", images=4, unfitted_reason=None, thresholds=(kept,))
+        assert msgspec.convert(json.loads(json.dumps(calibration.to_dict())), Calibration) == calibration
 
 
 def test_old_records_of_a_target_are_read() -> None:
