@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO
+from urllib.parse import unquote
 
 from convnext_cli.data.index import TABLE_SUFFIXES
 from convnext_cli.data.outside import check_cache_outside
 from convnext_cli.data.tree import HIDDEN, NOT_AN_IMAGE, explain_format, is_folder, is_hidden
-from convnext_cli.encoding import decode_text
+from convnext_cli.encoding import decode_name, decode_text
 from convnext_cli.errors import DataError, ImageError
 from convnext_cli.images.formats import HEAD_BYTES, explain_missing, has_image_suffix, identify_bytes, identify_file
 
@@ -145,13 +146,29 @@ def read_list(stream: BinaryIO) -> Iterator[str]:
 def _expand(word: str) -> list[Path]:
     """Return the paths that match a pattern that the shell did not expand; a path matches itself."""
     path = Path(word)
-    if not word or _find_mode(path) is not None or not glob.has_magic(word):
+    if not word or _find_mode(path) is not None:
         return [path] if word else []
+    if found := _find_rewritten(word):
+        return [found]
+    if not glob.has_magic(word):
+        return [path]
     try:
         matches = sorted(map(Path, glob.glob(word, recursive=True)))  # noqa: PTH207  (Path.glob takes no absolute one)
     except (OSError, ValueError):
         return [path]
     return (matches if "**" not in word else [match for match in matches if not match.is_dir()]) or [path]
+
+
+def _find_rewritten(word: str) -> Path | None:
+    """Return the existing file that another program writes as `word`; None if there is none.
+
+    That is in quotation marks, as an address `file:///`, in Windows-1252, or with backslashes.
+    """
+    text = decode_name(word.strip().strip("\"'"))
+    if text.startswith("file://"):
+        text = unquote(text.removeprefix("file://"))
+    paths = [Path(name) for name in (text, text.replace("\\", "/")) if name]
+    return next((path for path in paths if _find_mode(path) is not None), None)
 
 
 def _find_mode(path: Path) -> int | None:

@@ -129,6 +129,24 @@ def test_list_keeps_names_that_are_not_text() -> None:
     ]
 
 
+LINES = {
+    "quotes": '"{0}/Ünï x.png"',
+    "address": "file://{0}/%C3%9Cn%C3%AF%20x.png",
+    "backslash": "{0}\\Ünï x.png",
+    "Windows-1252": "{0}/\udcdcn\udcef x.png",
+}
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_path_as_another_program_writes_it_is_found(kind: str, tmp_path: Path) -> None:
+    line = LINES[kind].format(tmp_path)
+    (tmp_path / "Ünï x.png").touch()
+    assert find_inputs([line]).paths == (tmp_path / "Ünï x.png",)
+    (tmp_path / "Ünï x.png").unlink()
+    with pytest.raises(ImageError):
+        find_inputs([line])
+
+
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "PPM", "GIF", "TIFF", "WEBP", "BMP"])
 def test_image_instead_of_a_list_is_refused(format: str, tmp_path: Path) -> None:
     Image.new("RGB", (20, 20), (70, 80, 90)).save(tmp_path / "x", format=format)
