@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -268,7 +269,10 @@ def _check_syntax(syntax: Any, path: Path) -> bool:
     except (NotImplementedError, ValueError) as error:
         raise ImageError(f"{path} is DICOM in {syntax.name or syntax}, which cannot be read", _REMEDY) from error
     if is_compressed and not decoder.is_available:
-        raise explain_missing_reader(f"{path} is DICOM in {syntax.name}", "dicom")
+        fact = f"{path} is DICOM in {syntax.name}"
+        if find_spec("gdcm") is None:
+            raise explain_missing_reader(fact, "dicom")
+        raise ImageError(f"{fact}, which cannot be read", _REMEDY)
     return is_compressed
 
 
@@ -459,26 +463,25 @@ def _apply_luts(
     levels: NDArray[Any], view: "Dataset", shown: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], list[str]]:
     """Apply modality LUT or rescale, then VOI LUT or window; skip those that fail or make all `shown` one value."""
-    from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
+    from pydicom.pixels import apply_modality_lut, apply_windowing
 
     notes = []
     values = levels.astype(np.int64) if levels.dtype.kind in "iu" else levels
     try:
-        values = np.asarray(apply_modality_lut(values, view))
+        if "ModalityLUTSequence" in view:
+            values = _look_up(values, "ModalityLUTSequence", view)
     except Exception:  # pydicom raises many kinds for incomplete tables
         notes.append("modality LUT ignored")
         del view.ModalityLUTSequence
+    if "ModalityLUTSequence" not in view:
         values = np.asarray(apply_modality_lut(values, view))
     spread = np.ptp(levels[shown])
-    for keyword, name, apply, note in (
-        ("VOILUTSequence", "VOI LUT", apply_voi, "VOI LUT"),
-        ("WindowWidth", "window", apply_windowing, _WINDOWED),
-    ):
+    for keyword, name, note in (("VOILUTSequence", "VOI LUT", "VOI LUT"), ("WindowWidth", "window", _WINDOWED)):
         if keyword not in view:
             continue
         try:
-            is_table = keyword == "VOILUTSequence" and values.dtype.kind == "f"
-            result = np.asarray(apply(np.rint(values).astype(np.int64) if is_table else values, view))
+            is_table = keyword == "VOILUTSequence"
+            result = _look_up(values, keyword, view) if is_table else np.asarray(apply_windowing(values, view))
         except Exception:  # as above
             notes.append(f"{name} ignored")
             continue
@@ -487,6 +490,36 @@ def _apply_luts(
             continue
         return result.astype(np.float64), [*notes, note]
     return values.astype(np.float64), notes
+
+
+def _look_up(values: NDArray[Any], keyword: str, view: "Dataset") -> NDArray[np.uint16]:
+    """Look up values in the first table of a sequence (PS3.3 C.11.1.1, C.11.2.1.1)."""
+    item = view[keyword].value[0]
+    entries, first, _ = (int(value) for value in item.LUTDescriptor)
+    table = _read_table(item.LUTData, entries or 1 << 16, view)
+    places = np.rint(values).astype(np.int64)
+    if places.max() < first >= 1 << 15:  # a negative number that is read as unsigned
+        first -= 1 << 16
+    result: NDArray[np.uint16] = table[np.clip(places - first, 0, len(table) - 1)]
+    return result
+
+
+def _read_table(data: Any, entries: int, dataset: "Dataset") -> NDArray[np.uint16]:
+    """Return a table's entries of up to 16 bits; those of 8 bits may be packed.
+
+    pydicom's own look-ups wrap around in tables of more than 256 entries of 8 bits, refuse other depths of a modality
+    LUT, and take big-endian palettes for little-endian ones.
+
+    Raises:
+        ValueError: it is too short.
+    """
+    words = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data).astype(np.uint16)
+    if isinstance(data, bytes) and dataset.original_encoding[1] is False:
+        words = words.byteswap()
+    values = words if len(words) >= entries else words.view(np.uint8)
+    if len(values) < entries:
+        raise ValueError("too few entries")
+    return values[:entries].astype(np.uint16)
 
 
 def _map(stored: NDArray[Any], transform: Callable[[NDArray[Any]], NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -520,18 +553,13 @@ def _look_up_colour(levels: NDArray[Any], dataset: "Dataset", path: Path) -> NDA
 
 
 def _read_palette(dataset: "Dataset", entries: int, first: int) -> NDArray[np.uint16]:
-    """Return the palette as (entries, 3). pydicom's own reading takes big-endian tables for little-endian ones."""
+    """Return the palette as (entries, 3)."""
     from pydicom.pixels import apply_color_lut
 
     if "RedPaletteColorLookupTableData" not in dataset:  # segmented
         return np.asarray(apply_color_lut(np.arange(first, first + entries), dataset)[..., :3]).astype(np.uint16)
-    columns = []
-    for colour in ("Red", "Green", "Blue"):
-        words = np.frombuffer(dataset[f"{colour}PaletteColorLookupTableData"].value, "<u2")
-        words = words.byteswap() if dataset.original_encoding[1] is False else words
-        values = words if len(words) >= entries else words.view(np.uint8)
-        columns.append(values[:entries].astype(np.uint16))
-    return np.stack(columns, axis=1)
+    keywords = (f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue"))
+    return np.stack([_read_table(dataset[keyword].value, entries, dataset) for keyword in keywords], axis=1)
 
 
 def _find_padding(dataset: "Dataset", view: "Dataset") -> tuple[int, int] | None:

@@ -290,6 +290,31 @@ def test_lookup_tables_are_applied(tmp_path: Path) -> None:
     assert np.abs(grey(inverted).astype(int) - (255 - PLAIN)).max() <= 1
 
 
+def test_compression_that_the_extra_cannot_read_is_not_called_a_missing_extra(tmp_path: Path) -> None:
+    path = save_dicom(tmp_path / "ht.dcm", XRAY)
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.HTJ2KLossless
+    dataset.PixelData = encapsulate([bytes(16)])
+    dataset.save_as(path)
+    with pytest.raises(ImageError, match=r"High-Throughput JPEG 2000 .*, which cannot be read\. Export it again"):
+        decode_image(path)
+
+
+@pytest.mark.parametrize("keyword", ["VOILUTSequence", "ModalityLUTSequence"])
+@pytest.mark.parametrize(("bits", "kind"), [(8, "<u1"), (8, "<u2"), (12, "<u2")])
+def test_lookup_table_of_other_depths_is_applied(tmp_path: Path, keyword: str, bits: int, kind: str) -> None:
+    """4,096 entries of 8 bits, packed or not, and of 12 bits, beginning at a negative value."""
+    entries = (np.arange(4096)[::-1] >> 12 - bits).astype(kind)
+    first, rescale = 0, {}
+    if keyword == "VOILUTSequence":
+        first, rescale = (1 << 16) - 1000, {"RescaleSlope": 1, "RescaleIntercept": -1000}
+    table = item(LUTDescriptor=[4096, first, bits], LUTData=entries.tobytes())
+    path = save_dicom(tmp_path / "lut.dcm", XRAY, **{keyword: [table]}, **rescale)
+    expected = np.rint(entries[XRAY] / entries.max() * 255)
+    np.testing.assert_array_equal(grey(path), expected)
+    assert not any("ignored" in step for step in read_image(path).steps)
+
+
 @pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEG2000Lossless, RLELossless])
 def test_codestream_larger_than_declared_is_refused(tmp_path: Path, syntax: str) -> None:
     from PIL import Image
