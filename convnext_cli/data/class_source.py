@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
-from convnext_cli.data.folders.remedies import choose_example, describe_others
-from convnext_cli.data.folders.splits import find_split_tables, is_split_list
+from convnext_cli.data.folders.remedies import choose_example, describe_others, suggest_pattern
+from convnext_cli.data.folders.splits import find_split_tables
 from convnext_cli.data.folders.words import is_form
 from convnext_cli.data.index import NONE, Index, describe_skipped
 from convnext_cli.data.layout import Layout
-from convnext_cli.data.split_lists import apply_split_lists
+from convnext_cli.data.split_lists import apply_split_lists, list_split_lists
 from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.data.tables.table import name_tables
 from convnext_cli.encoding import fold_name
@@ -74,8 +74,7 @@ def choose_class_source(layout: Layout, folders: Index, source: Path, options: T
     index, group_table = add_groups(index, others, options)
     if unused := [path.name for path in others if path != group_table]:
         index = replace(index, notes=(*index.notes, f"tables that are not used: {shorten_names(unused)}"))
-    lists = (Path(folder.path, name) for folder in layout.tree.walk() for name in folder.others if is_split_list(name))
-    return apply_split_lists(index, list(lists))
+    return apply_split_lists(index, list_split_lists(layout.tree))
 
 
 def _names_classes(folders: Index, tables: Sequence[Path], options: TableOptions) -> bool:
@@ -284,8 +283,8 @@ def _explain_missing_classes(
         skipped = f" (skipped: {describe_skipped(folders.skipped)})" if folders.skipped else ""
         error = DataError(
             f"no images in class folders under {source}{skipped}{describe_others(layout.tree)}",
-            f"Put them into {source}/<class>/, as JPEG, PNG, TIFF, DICOM or another readable format, or give a CSV "
-            "file with path and label",
+            f"Put them into {source}/<class>/, as JPEG, PNG, TIFF, DICOM or another readable format, "
+            f"{suggest_pattern(layout.tree)}or give a CSV file with path and label",
         )
     if errors:
         files = min(errors)

@@ -144,6 +144,8 @@ def _check_effects(chosen: Sequence[str], index: Index) -> None:
         if name in COLUMN_OPTIONS and index.table is None:
             remedy = "Leave it out, or give the table itself"
             raise UsageError(f"{flag} has no effect: {index.location} is not read from a table", remedy)
+        if name == "label_from" and index.table is not None:
+            raise UsageError(f"{flag} has no effect: {index.location} is read from a table", "Leave it out")
 
 
 def _list_unused_fractions(chosen: Sequence[str], index: Index) -> list[str]:

@@ -1,7 +1,6 @@
 """Groups: images of one patient, plant, part or photograph, which must stay in one split."""
 
 import re
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.headers import list_dicom_rows, read_dicom_attribute
 from convnext_cli.data.index import NONE, Index
 from convnext_cli.data.names import group_by_name
+from convnext_cli.data.patterns import search_paths
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import ConvnextError, UsageError
 from convnext_cli.options import AUTO
@@ -21,7 +21,6 @@ MIN_PER_CLASS = 3  # identifiers per class on average, so that every split can g
 MIN_GROUPS = 10  # identifiers that suffice for any number of classes
 MAX_PATIENT = 0.5  # largest fraction of the DICOM files that may have the same PatientID
 MIN_AGREEMENT = 0.95  # fraction of a data set's groups that a rule must give, to be used for other files
-MAX_SECONDS_PATH, MAX_SECONDS = 2.0, 60.0  # for a user's pattern on one path, and on all paths
 _DICOM = "dicom:"
 _PATIENT = re.compile(r"(?:p|pat|pt|patient|sub|subj|subject|participant|case|mrn)[ _.-]*\d+", re.IGNORECASE)
 
@@ -75,7 +74,9 @@ def group_steps(index: Index, group_from: str) -> Steps[tuple[Index, Grouping]]:
         values = yield from _read_dicom(index, keyword)
         return _apply(index, values, "dicom", f"the DICOM attribute {keyword}")
     if group_from != AUTO:
-        return _apply(index, _search(index.paths, group_from), "pattern", f"the pattern {group_from}")
+        return _apply(
+            index, search_paths(index.paths, group_from, "--group-from"), "pattern", f"the pattern {group_from}"
+        )
     if patients := (yield from _read_patients(index)):
         return _apply(index, patients, "dicom", "the DICOM attribute PatientID")
     if index.row_folders:
@@ -111,33 +112,6 @@ def describe_groups(groups: Sequence[str], paths: Sequence[str], source: GroupSo
     examples = tuple((path, group) for group, path in shown.items())
     grouping = Grouping(source=source, rule=rule, groups=len(counts), examples=examples)
     return replace(grouping, certainty="unsure", evidence="not tested on the images") if grouping.is_guess else grouping
-
-
-def _search(paths: Sequence[str], pattern: str) -> dict[int, str]:
-    import regex  # as `re`, with a time limit: some patterns take for ever on some paths
-
-    try:
-        compiled = regex.compile(pattern)
-    except regex.error as error:
-        raise UsageError(
-            f"'{pattern}' is not a regular expression ({error})", r"Try --group-from 'person\d+'"
-        ) from error
-    identifiers = {}
-    end = time.monotonic() + MAX_SECONDS
-    for row, path in enumerate(paths):
-        try:
-            match = compiled.search(path, timeout=min(MAX_SECONDS_PATH, max(0.01, end - time.monotonic())))
-        except TimeoutError as error:
-            raise UsageError(
-                f"'{pattern}' takes too long on {path}", "Avoid repeats inside repeats, such as (a+)+, in --group-from"
-            ) from error
-        if match:
-            identifiers[row] = match[1] if compiled.groups and match[1] is not None else match[0]
-    if not identifiers:
-        raise UsageError(
-            f"'{pattern}' matches no path, such as {paths[0]}", "Correct --group-from, or give auto or none"
-        )
-    return identifiers
 
 
 def _read_dicom(index: Index, keyword: str) -> Steps[dict[int, str]]:

@@ -8,13 +8,17 @@ from pathlib import Path
 
 from convnext_cli.data.class_source import choose_class_source
 from convnext_cli.data.exclusion import find_excluded
-from convnext_cli.data.folders.splits import UNLABELLED
+from convnext_cli.data.folders.splits import UNLABELLED, find_split
 from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, Index, select_rows
 from convnext_cli.data.layout import Layout, recognise_layout
 from convnext_cli.data.outside import check_cache_outside
+from convnext_cli.data.patterns import search_paths
+from convnext_cli.data.split_lists import apply_split_lists, list_split_lists
 from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
 from convnext_cli.data.tree import Folder, walk_folder
-from convnext_cli.errors import DataError
+from convnext_cli.encoding import normalise_name
+from convnext_cli.errors import DataError, UsageError
+from convnext_cli.options import AUTO
 from convnext_cli.text import find_address
 
 
@@ -46,6 +50,8 @@ def scan_folder(
             f"Give a folder with one folder of images per class, a table ({', '.join(TABLE_SUFFIXES)}), or a zip file",
         )
     tree, excluded, skipped = _walk(root, exclude)
+    if table_options.label_from != AUTO:
+        return _label_by_path(root, tree, skipped, table_options.label_from)
     layout = recognise_layout(tree, archive.stem if archive else root.name, known_classes)
     if archive:
         root = Path(layout.start.path)
@@ -67,18 +73,28 @@ def scan_unlabelled(root: Path, *, exclude: str = NONE) -> Index:
         raise DataError(f"{root} is not a folder", "Give a folder of images")
     check_cache_outside([root])
     tree, _, skipped = _walk(root, exclude)
-    start = len(os.path.join(root, ""))  # noqa: PTH118
-    paths = tuple(sorted(path[start:] for path in tree.list_images()))
-    if not paths:
-        raise DataError(f"no images under {root}", "Give a folder of JPEG, PNG, TIFF, DICOM or other readable images")
+    paths = _list_paths(root, tree)
     return Index(
         root=root,
         classes=(UNLABELLED,),
-        paths=paths,
+        paths=tuple(paths),
         labels=(0,) * len(paths),
         splits=("",) * len(paths),
         skipped={reason: count for reason, count in skipped.items() if count},
     )
+
+
+def _list_paths(root: Path, tree: Folder) -> list[str]:
+    """Return the sorted paths of all images, relative to `root`.
+
+    Raises:
+        DataError: there is none.
+    """
+    start = len(os.path.join(root, ""))  # noqa: PTH118
+    paths = sorted(path[start:] for path in tree.list_images())
+    if not paths:
+        raise DataError(f"no images under {root}", "Give a folder of JPEG, PNG, TIFF, DICOM or other readable images")
+    return paths
 
 
 def _walk(root: Path, exclude: str) -> tuple[Folder, set[str], Counter[str]]:
@@ -95,6 +111,39 @@ def _walk(root: Path, exclude: str) -> tuple[Folder, set[str], Counter[str]]:
     excluded = _exclude_from(tree, root, exclude) if exclude != NONE else set()
     skipped[EXCLUDED] = len(excluded)
     return tree, excluded, skipped
+
+
+def _label_by_path(root: Path, tree: Folder, skipped: Counter[str], pattern: str) -> Index:
+    """Return the index of all images, with the class that a pattern finds in the path of each.
+
+    The folders' names and the lists in the folder give the splits.
+
+    Raises:
+        DataError: there is no image.
+        UsageError: the pattern is invalid, matches no path, or gives one class only.
+    """
+    paths = _list_paths(root, tree)
+    matches = search_paths(paths, pattern, "--label-from")
+    names = {row: normalise_name(name) for row, name in matches.items()}
+    classes = sorted(set(names.values()))
+    if len(classes) < 2:
+        problem = f"'{pattern}' gives one class only, {classes[0]!r}, as of {paths[min(names)]}"
+        raise UsageError(problem, "Correct --label-from: its first group in brackets, or else its match, is the class")
+    skipped["images without a match of --label-from"] = len(paths) - len(names)
+    index = Index(
+        root=root,
+        classes=tuple(classes),
+        paths=tuple(paths[row] for row in names),
+        labels=tuple(map(classes.index, names.values())),
+        splits=tuple(_find_split_in(paths[row]) for row in names),
+        skipped={reason: count for reason, count in skipped.items() if count},
+    )
+    return apply_split_lists(index, list_split_lists(tree))
+
+
+def _find_split_in(path: str) -> str:
+    """Return the split of the first folder in a path that names one; empty if none does."""
+    return next(filter(None, map(find_split, path.split("/")[:-1])), "")
 
 
 def _make_index(root: Path, layout: Layout, skipped: Counter[str]) -> Index:

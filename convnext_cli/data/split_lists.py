@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from convnext_cli.data.folders.splits import find_split_lists
+from convnext_cli.data.folders.splits import find_split_lists, is_split_list
 from convnext_cli.data.index import Index
+from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import compose_name, read_text
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
@@ -16,6 +17,11 @@ from convnext_cli.text import format_count, format_part, shorten_names
 
 _AFTER_NAME = r"[\s,;]+"
 """Separator of the name of an image and its class in a line."""
+
+
+def list_split_lists(tree: Folder) -> list[Path]:
+    """Return the text files of a folder that are lists by their names."""
+    return [Path(folder.path, name) for folder in tree.walk() for name in folder.others if is_split_list(name)]
 
 
 def apply_split_lists(index: Index, paths: Sequence[Path]) -> Index:

@@ -30,8 +30,8 @@ DEFAULT_RECIPE = "measured"
 RECIPE_HELP = "Source of default values: measured, specification, or published (the authors')."
 WEIGHTS_HELP = "auto (Hub), builtin, none, a path, or timm/NAME."
 TABLE_SETTINGS = (
-    "task", "label_columns", "label_column", "label_sep", "path_column", "group_column", "split_column", "blank",
-    "log_target", "grades",
+    "task", "label_from", "label_columns", "label_column", "label_sep", "path_column", "group_column", "split_column",
+    "blank", "log_target", "grades",
 )  # fmt: skip
 READING_SETTINGS = ("image_root", "exclude", "group_from", "resplit", "resplit_val", *TABLE_SETTINGS)
 """The settings that say how data are read."""
@@ -268,6 +268,9 @@ class Settings:
             metavar="TASK",
         ),
     ] = "auto"
+    label_from: Annotated[
+        str, DataOption(r"Class: auto (folders or a table), or a regular expression on the path, such as '(\w+)_\d+'.")
+    ] = AUTO
     label_columns: Annotated[
         str,
         DataOption("Columns of a table with a label each (1, 0, -1 or blank): A,B,C."),
@@ -370,6 +373,7 @@ class DataOptions(TypedDict, total=False):
     task: TaskName
     label_columns: str
     label_column: str
+    label_from: str
     label_sep: str
     path_column: str
     group_column: str

@@ -113,7 +113,7 @@ def test_subsets_of_chest_x_rays_keep_the_identifiers_that_repeat(shared_data: P
 
 @pytest.mark.parametrize("pattern", ["(a|aa)+$", "(a+)+$", "((a{1,100}){1,100}){1,100}b"])
 def test_pattern_that_takes_too_long_is_refused(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convnext_cli.data.groups.MAX_SECONDS_PATH", 0.05)
+    monkeypatch.setattr("convnext_cli.data.patterns.MAX_SECONDS_PATH", 0.05)
     index = make_index(f"x/{'a' * 60}!.png", f"y/{'a' * 61}.png")
     with pytest.raises(UsageError, match=r"takes too long on x/a+!\.png|matches no path"):
         group_index(index, pattern)

@@ -1,10 +1,15 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from convnext_cli.data.dataset import DatasetRequest, read_index
 from convnext_cli.data.index import check_trainable, describe_skipped
+from convnext_cli.data.patterns import NUMBERED
 from convnext_cli.data.scan import scan_folder
-from convnext_cli.errors import DataError
+from convnext_cli.data.sources import scan_data
+from convnext_cli.data.tables.options import TableOptions
+from convnext_cli.errors import DataError, UsageError
 from tests.conftest import save_image
 
 
@@ -104,6 +109,72 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty/a").mkdir(parents=True)
     with pytest.raises(DataError, match="no images"):
         scan_folder(tmp_path / "empty")
+
+
+NAMES = ("cat.0.jpg", "cat.1.jpg", "american_dog_2.jpg", "american_dog_10.jpg", "notes.jpg")
+
+
+def test_classes_by_a_pattern_in_the_path(tmp_path: Path) -> None:
+    for split in ("training_set", "test"):
+        for name in NAMES:
+            save_image(tmp_path / split / name)
+    index = scan_data(tmp_path, table_options=TableOptions(label_from=NUMBERED))
+    assert index.classes == ("american_dog", "cat")
+    assert index.paths[0] == "test/american_dog_10.jpg"
+    assert index.labels == (0, 0, 1, 1) * 2
+    assert index.splits == ("test",) * 4 + ("train",) * 4
+    assert index.skipped == {"images without a match of --label-from": 2}
+    index = scan_data(tmp_path, exclude="test", table_options=TableOptions(label_from="cat|dog|notes"))
+    assert index.classes == ("cat", "dog", "notes")
+    numbers = TableOptions(label_from=r"(\d+)\.jpg", task="regression")
+    assert scan_data(tmp_path, table_options=numbers).values == ((10.0,), (2.0,), (0.0,), (1.0,)) * 2
+
+
+def test_pattern_has_no_effect_on_a_table(tmp_path: Path) -> None:
+    for name in NAMES:
+        save_image(tmp_path / name)
+    (tmp_path / "table.csv").write_text("path,label\ncat.0.jpg,x\ncat.1.jpg,y\n")
+    request = DatasetRequest(data=tmp_path / "table.csv", label_from="cat|dog", chosen=("label_from",))
+    with pytest.raises(UsageError, match=r"--label-from has no effect: .*table\.csv is read from a table"):
+        read_index(request)
+    assert len(read_index(replace(request, data=tmp_path))) == 4  # of a folder, it decides
+
+
+def test_classes_by_a_pattern_have_the_splits_of_lists(tmp_path: Path) -> None:
+    for name in NAMES[:4]:
+        save_image(tmp_path / "images" / name)
+    (tmp_path / "trainval.txt").write_text("cat.0 1 1\namerican_dog_2 2 1\n")
+    (tmp_path / "test.txt").write_text("cat.1 1 1\namerican_dog_10 2 1\n")
+    index = scan_data(tmp_path, table_options=TableOptions(label_from=NUMBERED))
+    assert index.splits == ("test", "train", "train", "test")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "problem"),
+    [
+        ("(", r"is not a regular expression .*Try --label-from"),
+        ("horse", r"'horse' matches no path, such as american_dog_10\.jpg\. Correct --label-from"),
+        ("dog", "'dog' gives one class only, 'dog', as of american_dog_10"),
+    ],
+)
+def test_pattern_that_gives_no_two_classes_is_refused(tmp_path: Path, pattern: str, problem: str) -> None:
+    for name in NAMES:
+        save_image(tmp_path / name)
+    with pytest.raises(UsageError, match=problem):
+        scan_data(tmp_path, table_options=TableOptions(label_from=pattern))
+
+
+def test_numbered_words_as_file_names_have_a_ready_remedy(tmp_path: Path) -> None:
+    for number in range(5):
+        for name in ("cat", "big dog"):
+            save_image(tmp_path / f"data/{name}_{number}.jpg")
+            save_image(tmp_path / f"photos/IMG_{number}.jpg")
+    with pytest.raises(DataError) as caught:
+        scan_data(tmp_path / "data")
+    assert f"--label-from '{NUMBERED}' if the file names have the class" in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        scan_data(tmp_path / "photos")
+    assert "--label-from" not in str(caught.value)
 
 
 def test_untrainable_index_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import PurePath
 
 from convnext_cli.data.folders.splits import find_split, is_split_list
 from convnext_cli.data.folders.words import is_form, is_table
+from convnext_cli.data.patterns import NUMBERED, are_numbered
 from convnext_cli.data.tree import Folder
 
 _LEAST_FILES = {".txt": 3, ".xml": 2} | dict.fromkeys((".json", ".mat", ".parquet"), 1)
@@ -31,7 +32,14 @@ def suggest_table(tree: Folder) -> str:
             f"Give the table itself, such as {choose_example(sorted(tables))}, with columns for path and label "
             "(--image-root DIR sets the folder of its paths)"
         )
-    return "Give a folder with one folder for each class, or a CSV file with path and label"
+    return f"Give a folder with one folder for each class, {suggest_pattern(tree)}or a CSV file with path and label"
+
+
+def suggest_pattern(tree: Folder) -> str:
+    """Return the option that reads the classes from the file names, if these have numbered words."""
+    return (
+        f"or --label-from '{NUMBERED}' if the file names have the class, " if are_numbered(tree.list_images()) else ""
+    )
 
 
 def choose_example(tables: Iterable[str]) -> str:

@@ -16,6 +16,8 @@ class TableOptions(TargetOptions):
 
     image_root: str = AUTO
     """The folder that the paths begin in; `auto` searches beside and below the file."""
+    label_from: str = AUTO
+    """A regular expression for the class in an image's path, in place of folders and tables."""
     label_columns: str = AUTO
     label_column: str = AUTO
     path_column: str = AUTO
