@@ -275,7 +275,9 @@ def test_licence_follows_the_weights(digits: Path, run: RunFolder, tmp_path: Pat
 
 def test_validation_loss_that_is_not_finite_stops_the_run(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(ConvnextError, match="training diverged in epoch 1: the validation loss"):
-        train(small_request(digits, tmp_path / "run", lr=9e5, batch_size=100_000, warmup_epochs=0.0))
+        train(
+            small_request(digits, tmp_path / "run", lr=9e5, weight_decay=100.0, batch_size=100_000, warmup_epochs=0.0)
+        )
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
