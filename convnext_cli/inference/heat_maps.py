@@ -1,6 +1,7 @@
 """The Grad-CAM heat maps of a prediction: which classes they explain, and how they are drawn over the image."""
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from convnext_cli.data.outside import check_outside_data
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.files import check_output, check_outside, replace_output, resolve_links
 from convnext_cli.images.augmentation import Box
+from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.images.raster import Pixels
 from convnext_cli.images.transforms import locate_frame
 from convnext_cli.inference.classifier import Classifier, Heat, Outputs, find_class
@@ -28,6 +30,7 @@ MAX_STEM = 200  # bytes; a file name has room for 255
 # From transparent over violet and orange to pale yellow (matplotlib's inferno at 0, 1/4, 1/2, 3/4 and 1).
 _COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64)
 OPACITY = 0.65  # at the maximum of the heat map
+_HEAT_MAP = re.compile(r"\d{5,}-.*\.png", re.DOTALL)  # as `_name_file` names them
 FRAME = (255, 176, 0)  # colour of the frame around the model's crop
 
 
@@ -118,6 +121,9 @@ def _make_folder(folder: Path, run: Path, sources: Sequence[Source], *, overwrit
         check_outside(folder, data, option="--explain")
     with suppress(RunError):  # an exported file, or a run whose data are not known
         check_outside_data(folder, RunFolder(run).read_split(), option="--explain")
+    if others := [name for name in _list_names(folder) if has_image_suffix(name) and not _HEAT_MAP.fullmatch(name)]:
+        problem = f"{folder} has images, such as {others[0]}: heat maps may not lie among them"
+        raise UsageError(problem, "Give another folder with --explain")
     for row, source in enumerate(sources, start=1):
         heat_map = folder / _name_file(row, source)
         if os.path.lexists(heat_map):
@@ -126,6 +132,13 @@ def _make_folder(folder: Path, run: Path, sources: Sequence[Source], *, overwrit
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror}", "Choose another --explain") from error
+
+
+def _list_names(folder: Path) -> list[str]:
+    """Return the sorted names of what is in a folder; none if it does not exist or cannot be listed."""
+    with suppress(OSError):
+        return sorted(path.name for path in folder.iterdir())
+    return []
 
 
 def _find_data_folder(parents: Sequence[Path]) -> list[Path]:

@@ -172,6 +172,8 @@ def test_heat_map_folder_must_lie_outside_the_data(run: RunFolder, tmp_path: Pat
     (tmp_path / "link").unlink()
     assert sorted([*data.rglob("*"), *tmp_path.rglob("*")]) == before
     assert predict(copies[:1], run.path, explain=tmp_path / "heat")[0].explanation is not None
+    with pytest.raises(UsageError, match=r"has images, such as .*: heat maps may not lie among them"):
+        predict(copies[:1], run.path, explain=copies[-1].parent)
 
 
 def test_heat_maps_replace_files_only_with_overwrite(run: RunFolder, tmp_path: Path) -> None:
