@@ -26,6 +26,7 @@ REPLACED: dict[str, dict[str, str]] = {  # settings without effect beside others
     "split_column": {"resplit": "all splits are drawn again", "leave_out": "the data's own splits are not used"},
     "group_column": {"group_from": "it is the source of the groups"},
     "label_column": {"label_columns": "they are the labels"},
+    "label_from": {"unlabelled": "the teacher's predictions are the labels"},
 }
 
 

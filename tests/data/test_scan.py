@@ -138,6 +138,9 @@ def test_pattern_has_no_effect_on_a_table(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--label-from has no effect: .*table\.csv is read from a table"):
         read_index(request)
     assert len(read_index(replace(request, data=tmp_path))) == 4  # of a folder, it decides
+    request = replace(request, data=tmp_path, unlabelled=True, chosen=("label_from", "unlabelled"))
+    with pytest.raises(UsageError, match="--label-from has no effect with --unlabelled"):
+        read_index(request)
 
 
 def test_classes_by_a_pattern_have_the_splits_of_lists(tmp_path: Path) -> None:

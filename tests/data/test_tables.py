@@ -66,7 +66,7 @@ def without_names(index: Index, suffix: str) -> dict[str, object]:
 @pytest.mark.parametrize("suffix", WRITERS)
 @pytest.mark.parametrize("place", ["itself", "folder", "splits", "zip"])
 def test_a_table_is_read_as_a_csv_file_of_the_same_content(images: Path, suffix: str, place: str) -> None:
-    found = []
+    indices = []
     for kind, write in ((".csv", write_csv), (suffix, WRITERS[suffix])):
         if place == "splits":
             for split in ("train", "test"):
@@ -84,13 +84,13 @@ def test_a_table_is_read_as_a_csv_file_of_the_same_content(images: Path, suffix:
                 for path in images.iterdir():
                     packed.write(path, path.name)
         index = scan_data(data)
-        found.append(without_names(replace(index, root=Path()) if place == "zip" else index, kind))
+        indices.append(without_names(replace(index, root=Path()) if place == "zip" else index, kind))
         for path in tables:
             path.unlink()
-    assert found[0] == found[1]
-    assert found[0]["classes"] == ("x, left", "y")
-    assert set(found[0]["groups"]) == {"007", "008", "012"}  # type: ignore[call-overload]
-    assert set(found[0]["splits"]) == ({"train", "test"} if place == "splits" else {""})  # type: ignore[call-overload]
+    assert indices[0] == indices[1]
+    assert indices[0]["classes"] == ("x, left", "y")
+    assert set(indices[0]["groups"]) == {"007", "008", "012"}  # type: ignore[call-overload]
+    assert set(indices[0]["splits"]) == ({"train", "test"} if place == "splits" else {""})  # type: ignore[call-overload]
 
 
 def test_values_of_json_are_cells_as_they_are_written(images: Path) -> None:

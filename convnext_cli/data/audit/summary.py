@@ -21,7 +21,7 @@ from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.progress import Steps
 
 FINDING_KEYS = ("falsifies", "leaves_doubt", "severity", "title", "count", "examples", "effect", "action")
-"""What the JSON has of a finding beside its kind, by these names."""
+"""The attributes of a finding that the JSON has beside its kind."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
