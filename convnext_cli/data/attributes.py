@@ -146,7 +146,7 @@ def _match_paths(index: Index, table: Table, attribute: str) -> dict[int, int]:
         images.setdefault(path, place)
     cells = table.columns[attribute]
     for root in dict.fromkeys((index.root, table.path.parent)):
-        finder = FileFinder(Listing(root), None, search=True, encoding=table.encoding)
+        finder = FileFinder(Listing(root), table.path, search=True, encoding=table.encoding)
         for column in list_path_columns(table, finder):
             named = finder.find_images(table.columns[column])
             places: dict[str, int] = {}

@@ -6,7 +6,13 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
-from convnext_cli.data.folders.remedies import choose_example, describe_others, suggest_pattern
+from convnext_cli.data.folders.remedies import (
+    choose_example,
+    describe_others,
+    find_tables,
+    suggest_beside,
+    suggest_pattern,
+)
 from convnext_cli.data.folders.splits import find_split_tables
 from convnext_cli.data.folders.words import is_form
 from convnext_cli.data.index import NONE, Index, describe_skipped
@@ -284,12 +290,12 @@ def _explain_missing_classes(
         error = DataError(
             f"no images in class folders under {source}{skipped}{describe_others(layout.tree)}",
             f"Put them into {source}/<class>/, as JPEG, PNG, TIFF, DICOM or another readable format, "
-            f"{suggest_pattern(layout.tree)}or give a CSV file with path and label",
+            f"{suggest_pattern(layout.tree)}{suggest_beside(layout.tree)}or give a CSV file with path and label",
         )
     if errors:
         files = min(errors)
         problem = f"{error.problem} ({_name_files(files)} cannot be used: {errors[files].problem})"
-        return DataError(problem, error.remedy if len(errors) > 1 else errors[files].remedy)
+        return DataError(problem, error.remedy if len(find_tables(layout.tree)) > 1 else errors[files].remedy)
     return error
 
 

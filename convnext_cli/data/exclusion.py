@@ -8,30 +8,39 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from convnext_cli.data.folders.words import is_table
+from convnext_cli.data.tables.columns import PATH_NAMES
+from convnext_cli.data.tables.spreadsheet import is_spreadsheet
+from convnext_cli.data.tables.table import find_delimiter, read_table
 from convnext_cli.encoding import compose_name, decode_text
 from convnext_cli.errors import DataError
+from convnext_cli.tasks.reading import fold_column
 from convnext_cli.text import format_count
 
 
-def read_exclusions(option: str) -> list[list[str]]:
-    """Return the rows of the file that `--exclude` names, or the option itself as the only row.
+def _read_rows(option: str) -> tuple[list[list[str]], str]:
+    """Return the rows of the file that `--exclude` names, or the option itself as the only row, and the delimiter.
 
     Bytes of a file name that are not text are kept, as `check --fix-list` writes them.
 
     Raises:
         DataError: the file cannot be read.
     """
-    listing = Path(option)
+    listing, delimiter = Path(option), ","
     if not listing.is_file():
-        return [[option]]
+        return [[option]], delimiter
+    if is_spreadsheet(listing) or listing.suffix.lower() == ".jsonl":
+        columns = read_table(listing).columns
+        return [[*columns], *map(list, zip(*columns.values(), strict=True))], delimiter
     try:
         raw = listing.read_bytes()
         is_fix_list = raw.startswith(b"path,reason")
         text = raw.decode("utf-8", "surrogateescape") if is_fix_list else decode_text(raw, str(listing))[0]
-        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(row)]
+        delimiter = find_delimiter(text) if is_table(listing.name) else delimiter
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(row)]
     except (OSError, csv.Error) as error:
         raise DataError(f"cannot read {listing}: {error}", "Give a file with one path per line") from error
-    return rows[1:] if rows and rows[0][0].strip().lower() == "path" else rows
+    return rows, delimiter
 
 
 def find_excluded(option: str, paths: Sequence[str], root: Path) -> set[int]:
@@ -41,19 +50,26 @@ def find_excluded(option: str, paths: Sequence[str], root: Path) -> set[int]:
 
     - a path, relative to the data, absolute, or from the working folder;
     - a folder, by its path or by a name at any depth;
-    - a pattern with `*`, `?` or `[...]` for a path or a name. The path of an existing file is never a pattern.
+    - a pattern with `*`, `?` or `[...]` for a path or a name. The path of an existing file is never a pattern;
+    - a file with one of these in each line, or in a table's column of paths.
 
     Raises:
         DataError: the list cannot be read, or names files that do not exist.
     """
-    rows = read_exclusions(option)
+    rows, delimiter = _read_rows(option)
     finder = _Finder(paths, root)
     excluded: set[int] = set()
     unknown = []
+    header = list(map(fold_column, rows[0])) if rows else []
+    names = PATH_NAMES if len(header) > 1 or is_table(option) else PATH_NAMES[:1]
+    at = next((header.index(name) for name in names if name in header), None)
+    if at is not None and not finder.find(rows[0][at]):  # no folder of such a name
+        rows = rows[1:]
     for row in rows:
-        matches = finder.find(",".join(row)) or finder.find(row[0])
-        if not matches and not row[0].startswith("#"):
-            unknown.append(row[0])
+        name = "".join(row[at or 0 :][:1])
+        matches = finder.find(delimiter.join(row)) or finder.find(name)
+        if not matches and not name.startswith("#"):
+            unknown.append(name)
         excluded |= matches
     if unknown:
         examples = ", ".join(sorted(unknown)[:5])

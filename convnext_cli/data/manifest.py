@@ -147,8 +147,7 @@ def _make_finder(table: Table, options: TableOptions, listing: Listing | None = 
     root = table.path.parent if is_auto else Path(options.image_root)
     if not is_auto and not root.is_dir():
         raise DataError(f"--image-root {root} is not a folder", "Give the folder that the paths of the table begin in")
-    split = find_split(table.path.stem) or find_split(table.path.parent.name)
-    return FileFinder(listing or Listing(root), split, search=is_auto, encoding=table.encoding)
+    return FileFinder(listing or Listing(root), table.path, search=is_auto, encoding=table.encoding)
 
 
 def _read_located(path: Path, options: TableOptions, listing: Listing | None = None) -> _Located:

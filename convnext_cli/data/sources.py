@@ -7,7 +7,7 @@ from pathlib import Path
 
 from convnext_cli.data.class_source import add_groups
 from convnext_cli.data.exclusion import find_excluded
-from convnext_cli.data.folders.splits import is_split_list
+from convnext_cli.data.folders.splits import find_split_tables, is_split_list
 from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, Index, number_targets, select_rows
 from convnext_cli.data.outside import check_cache_outside, list_data_folders
 from convnext_cli.data.scan import check_left, scan_folder
@@ -16,6 +16,7 @@ from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
 from convnext_cli.data.tables.table import list_tables
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
+from convnext_cli.text import shorten_names
 
 
 def scan_data(
@@ -48,7 +49,9 @@ def scan_data(
         lists = [path for path in beside if is_split_list(path.name)]
         index = _exclude(apply_split_lists(index, lists), exclude)
         check_cache_outside(list_data_folders(index))
-        return index if known_classes else _suggest_tasks(index, table_options)
+        if known_classes:
+            return index
+        return _suggest_tasks(_note_split_tables(index, [data, *others]), table_options)
     scan = partial(scan_folder, exclude=exclude, known_classes=known_classes, table_options=table_options)
     if suffix == ".zip":
         from convnext_cli.data.archive import check_inside, unpack
@@ -61,6 +64,18 @@ def scan_data(
         index = scan(data)
     index = apply_task(replace(index, source=data), table_options)
     return index if known_classes else _suggest_tasks(index, table_options)
+
+
+def _note_split_tables(index: Index, tables: Sequence[Path]) -> Index:
+    """Return the index of a table without splits, with a note on the tables beside it that may be splits.
+
+    The first of `tables` is the table itself.
+    """
+    names = [path.name for splits in find_split_tables(tables) for path in splits.values() if path != tables[0]]
+    if not names or any(index.splits):
+        return index
+    note = f"tables beside it that may be splits are not used: {shorten_names(sorted(names))}; to use them, give "
+    return replace(index, notes=(*index.notes, f"{note}{tables[0].parent}"))
 
 
 def _suggest_tasks(index: Index, options: TableOptions) -> Index:

@@ -215,8 +215,7 @@ def test_spreadsheets_that_cannot_be_read_are_errors_of_one_line(tmp_path: Path)
     assert_error(table, r"has several sheets with a table: Labels, Legend\. Hide all but one")
     write_xlsx(table, {"Labels": rows, "Legend": rows}, hidden=["Legend"])
     assert len(read_table(table)) == 4
-    assert_error(write_xlsx(table, {"Labels": rows}, merged="C2:C3"), r"has merged cells in line 2\. Unmerge them")
-    assert_error(write_ods(table, rows[:1], rows_spanned=2), "has merged cells in a sheet")
+    assert_error(write_ods(table, rows[:1], rows_spanned=2), "an ODS file with cells that are merged over rows")
     write_xlsx(table, {"S": [["path", "label"]]}, extra={"xl/media/image1.png": b"\0" * (1 << 20)})
     raw = table.read_bytes()
     size = (1 << 20).to_bytes(4, "little")
@@ -229,6 +228,104 @@ def test_spreadsheets_that_cannot_be_read_are_errors_of_one_line(tmp_path: Path)
     table.write_bytes(XLS[:600])
     assert_error(table, "cannot be read as a spreadsheet: ")
     assert_error(write_xlsx(table, {"S": []}), "has no rows")
+
+
+@pytest.mark.parametrize(
+    ("merged", "groups"),
+    [("D4:D6", "1 2 2 2"), ("D3:D4", "1 1 2 "), ("G9:K20", "1  2 "), ("D4:E4", "1  2 "), ("A1:B1", "1  2 ")],
+)
+def test_merged_cells_have_their_value_in_each_row(tmp_path: Path, merged: str, groups: str) -> None:
+    pytest.importorskip("python_calamine", reason="the extra excel is not installed")
+    cells = ["1", None, "2", None] if merged != "D4:D6" else ["1", "2", None, None]
+    rows = [(None, f"{k}.png", "xy"[k % 2], cell) for k, cell in enumerate(cells)]
+    sheet: list[Row] = [[], (None, "path", "label", "patient"), *rows]
+    table = read_table(write_xlsx(tmp_path / "t.xlsx", {"S": sheet}, merged=merged))
+    assert table.columns == {
+        "path": [f"{k}.png" for k in range(4)], "label": ["x", "y", "x", "y"], "patient": groups.split(" ")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_tables_of_splits_may_have_different_formats(images: Path, suffix: str) -> None:
+    write_csv(images / "train.csv", ROWS[:2])
+    WRITERS[suffix](images / f"test{suffix}", ROWS[2:])
+    index = scan_data(images)
+    assert index.splits == ("train", "train", "test", "test")
+    assert f"splits by the names of tables: train.csv, test{suffix}" in index.notes
+    write_csv(images / "test.csv", ROWS[2:])
+    assert "splits by the names of tables: train.csv, test.csv" in scan_data(images).notes
+    for folder, kind in (("train", ".csv"), ("val", suffix)):
+        for k in range(4):
+            save_image(images.parent / f"sets/{folder}/{k}.png")
+        (write_csv if kind == ".csv" else WRITERS[kind])(images.parent / f"sets/{folder}/metadata{kind}", ROWS)
+    assert scan_data(images.parent / "sets").list_splits() == ["train", "val"]
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.xlsx", "t.csv", "t.tsv", "t.txt"])
+def test_a_table_names_the_images_to_exclude(images: Path, name: str) -> None:
+    table = write_csv(images / "labels.csv", ROWS)
+    head, rows = ("reason", "Image Path"), (("blurred", "1.png"), ("twice", "2.png"))
+    if name.endswith((".jsonl", ".xlsx")):
+        listing = WRITERS[Path(name).suffix](images.parent / name, rows, head)
+    else:
+        sign = {".csv": ";", ".tsv": "\t", ".txt": ","}[Path(name).suffix]
+        listing = images.parent / name
+        listing.write_text("".join(f"{sign.join(row)}\n" for row in (head, *rows)))
+    assert scan_data(table, exclude=str(listing)).paths == ("0.png", "3.png")
+
+
+def test_a_folder_with_the_name_of_a_column_can_be_excluded(images: Path) -> None:
+    for name in ("a/1.png", "b/2.png", "image/3.png"):
+        save_image(images.parent / "set" / name)
+    for text in ("image\n", "image,blurred\n"):
+        (images / "list.txt").write_text(text)
+        assert scan_data(images.parent / "set", exclude=str(images / "list.txt")).classes == ("a", "b")
+    (images / "list.txt").write_text("images\na\n")
+    with pytest.raises(DataError, match=r"names 1 file that is not in .*: images"):
+        scan_data(images.parent / "set", exclude=str(images / "list.txt"))
+
+
+def test_tables_of_splits_beside_a_table_are_noted(images: Path) -> None:
+    table = write_csv(images / "full.csv", ROWS)
+    write_csv(images / "train.csv", ROWS[:2])
+    write_json(images / "test.jsonl", ROWS[2:])
+    note = "tables beside it that may be splits are not used: {}; to use them, give "
+    assert scan_data(table).notes[-1] == f"{note.format('test.jsonl, train.csv')}{images}"
+    assert scan_data(images / "train.csv").notes[-1] == f"{note.format('test.jsonl')}{images}"
+    assert scan_data(images).list_splits() == ["train", "test"]
+    assert not any("may be splits" in note for note in scan_data(table, known_classes=("y",)).notes)
+
+
+def test_a_table_prefers_the_folder_of_its_name(images: Path) -> None:
+    for name in ("xmnist", "ymnist"):
+        for k in range(4):
+            save_image(images / f"{name}/{k}.png")
+            (images / f"{k}.png").unlink(missing_ok=True)
+        write_csv(images / f"{name}.csv", ROWS)
+    assert scan_data(images / "ymnist.csv").paths == tuple(f"ymnist/{k}.png" for k in range(4))
+    with pytest.raises(DataError, match=r"folders \(xmnist, ymnist\) and a table \(xmnist.csv: .* different classes"):
+        scan_data(images)
+    with pytest.raises(DataError, match=r"or give .*/data/xmnist\.csv if it names the classes"):
+        scan_data(images / "xmnist")
+
+
+def test_missing_images_are_searched_beside_the_folder_of_the_table(images: Path) -> None:
+    table = write_csv(images.parent / "labels/t.csv", ROWS)
+    with pytest.raises(DataError, match=rf"not exist in 4 rows: .*\. Give --image-root {images}, which has them\."):
+        scan_data(table)
+    assert len(scan_data(table, table_options=TableOptions(image_root=str(images)))) == 4
+    (images / "3.png").unlink()
+    with pytest.raises(DataError, match="or name the folder of the paths with --image-root DIR"):
+        scan_data(table)
+
+
+def test_the_remedy_is_not_that_of_one_table_of_several(images: Path) -> None:
+    for name in ("A_Training_Input/0.png", "A_Test_Input/1.png"):
+        save_image(images.parent / "set" / name)
+    write_csv(images.parent / "set/groupings.csv", [("0", "l1")], ("image", "lesion_id"))
+    truth = write_csv(images.parent / "set/A_Training_Truth/truth.csv", ROWS)
+    with pytest.raises(DataError, match=f"groupings.csv cannot be used.* Give the table itself, such as {truth}"):
+        scan_data(images.parent / "set")
 
 
 def test_a_cell_far_from_the_table_does_not_take_all_memory(tmp_path: Path) -> None:

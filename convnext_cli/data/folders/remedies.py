@@ -3,11 +3,12 @@
 import os
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from convnext_cli.data.folders.splits import find_split, is_split_list
-from convnext_cli.data.folders.words import is_form, is_table
+from convnext_cli.data.folders.words import GENERIC_WORDS, is_form, is_table, list_words
 from convnext_cli.data.patterns import NUMBERED, are_numbered
+from convnext_cli.data.tables.table import list_tables
 from convnext_cli.data.tree import Folder
 
 _LEAST_FILES = {".txt": 3, ".xml": 2} | dict.fromkeys((".json", ".mat", ".parquet"), 1)
@@ -21,18 +22,25 @@ _CONTAINERS = (
 
 def suggest_table(tree: Folder) -> str:
     """Return the remedy for folders that do not name the classes: a table, by name if there is one."""
-    tables = [
+    if tables := find_tables(tree):
+        return (
+            f"Give the table itself, such as {choose_example(tables)}, with columns for path and label "
+            "(--image-root DIR sets the folder of its paths)"
+        )
+    return (
+        f"Give a folder with one folder for each class, {suggest_pattern(tree)}{suggest_beside(tree)}or a "
+        "CSV file with path and label"
+    )
+
+
+def find_tables(tree: Folder) -> list[str]:
+    """Return the sorted paths of all tables in a folder that are no submission forms."""
+    return sorted(
         os.path.join(folder.path, name)  # noqa: PTH118
         for folder in tree.walk()
         for name in folder.others
         if is_table(name) and not is_form(name)
-    ]
-    if tables:
-        return (
-            f"Give the table itself, such as {choose_example(sorted(tables))}, with columns for path and label "
-            "(--image-root DIR sets the folder of its paths)"
-        )
-    return f"Give a folder with one folder for each class, {suggest_pattern(tree)}or a CSV file with path and label"
+    )
 
 
 def suggest_pattern(tree: Folder) -> str:
@@ -40,6 +48,19 @@ def suggest_pattern(tree: Folder) -> str:
     return (
         f"or --label-from '{NUMBERED}' if the file names have the class, " if are_numbered(tree.list_images()) else ""
     )
+
+
+def suggest_beside(tree: Folder) -> str:
+    """Return the remedy of a table beside a folder, if their names have a word in common or the folder's is `images`.
+
+    It is empty without one.
+    """
+    folder = Path(os.path.abspath(tree.path))  # noqa: PTH100
+    words = {word for word in list_words(folder.name) if not word.isdigit()}
+    beside = [path for path in list_tables(folder.parent) if not is_form(path.name)]
+    tables = [path for path in beside if words <= GENERIC_WORDS or words.intersection(list_words(path.stem))]
+    example = min(tables, key=lambda path: path.stem != folder.name, default=None)
+    return f"or give {example} if it names the classes, " if example else ""
 
 
 def choose_example(tables: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from convnext_cli.data.folders.words import GENERIC_WORDS, list_names, list_words
@@ -48,6 +48,14 @@ _SPLIT_OF = SPLIT_NAMES | dict.fromkeys(
 _ANY_SPLIT = re.compile(rf"(?<!\S)(?:{'|'.join(sorted(_SPLIT_OF, key=len, reverse=True))})(?!\S)")
 _OF = frozenset(("d", "de"))
 """Words whose form depends on the next one, as in `jeu d'entraînement` and `jeu de test`."""
+
+_PLACES: tuple[Callable[[Path], tuple[object, str]], ...] = (
+    lambda path: (path.parent, path.stem),
+    lambda path: ((path.parent, path.suffix.lower()), path.stem),
+    lambda path: ((path.parent.parent, path.stem), path.parent.name),
+    lambda path: ((path.parent.parent, path.name), path.parent.name),
+)
+"""What the tables of one set of splits have in common, and where the split's name stands; the first that fits."""
 
 SplitFolders = dict[str, list[Folder]]
 """The folders of one set of splits, by split."""
@@ -133,13 +141,15 @@ def _divide_name(name: str) -> tuple[str, tuple[str, ...]] | None:
 def find_split_tables(paths: Iterable[Path]) -> list[dict[str, Path]]:
     """Return the sets of tables that are splits by their names or their folders', the training split first.
 
-    One set has the same words beside the split's: `train.csv` and `val.csv`, `train_labels.csv` and `test_labels.csv`;
-    or one name in the folders of splits: `train/metadata.csv` and `test/metadata.csv`.
+    One set has the same words beside the split's: `train.csv` and `val.xlsx`, `train_labels.csv` and `test_labels.csv`;
+    or one name in the folders of splits: `train/metadata.csv` and `test/metadata.csv`. If a split has several, as
+    `train.csv` and `train.xlsx`, those of one format are a set.
     """
-    names = {path: ((path.parent, path.suffix.lower()), path.stem) for path in paths}
-    sets = _collect_sets(names)
-    left = [path for path in names if not any(path in splits.values() for splits in sets)]
-    return sets + _collect_sets({path: ((path.parent.parent, path.name), path.parent.name) for path in left})
+    left, sets = list(paths), list[dict[str, Path]]()
+    for place in _PLACES:
+        sets += _collect_sets({path: place(path) for path in left})
+        left = [path for path in left if not any(path in splits.values() for splits in sets)]
+    return sets
 
 
 def is_split_list(name: str) -> bool:

@@ -29,7 +29,7 @@ from convnext_cli.tasks.reading import (
 )
 from convnext_cli.text import quote, shorten
 
-_PATH_NAMES = (
+PATH_NAMES = (
     "path", "file", "filename", "file_name", "filepath", "file_path", "filepaths", "filenames", "image",
     "image_path", "img_path", "image_file", "image_name", "imagename", "img", "img_name", "images", "image_index",
     "image_id", "imageid", "img_id", "isic_id", "id_code", "id", "uid", "uuid", "name", "photo", "picture", "scan",
@@ -93,7 +93,7 @@ def _check_header(table: Table, path_column: str, finder: FileFinder) -> None:
         DataError: one is.
     """
     for row, cell in enumerate(table.columns[path_column][:MAX_TITLES]):
-        if fold_column(cell) in _PATH_NAMES and finder.find(cell) is None:
+        if fold_column(cell) in PATH_NAMES and finder.find(cell) is None:
             first, names = (
                 shorten(", ".join(filter(None, cells)))
                 for cells in (table.columns, (values[row] for values in table.columns.values()))
@@ -148,7 +148,7 @@ def _guess_columns(table: Table, name_of: dict[str, str], columns: dict[str, str
 def list_path_columns(table: Table, finder: FileFinder) -> Iterator[str]:
     """Yield the columns that may hold paths: those that name files, then folders, then those that look like it."""
     name_of = {fold_column(name): name for name in table.columns}
-    candidates = [name_of[known] for known in _PATH_NAMES if known in name_of]
+    candidates = [name_of[known] for known in PATH_NAMES if known in name_of]
     others = [
         name
         for name in table.columns

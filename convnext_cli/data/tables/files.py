@@ -16,8 +16,9 @@ from convnext_cli.encoding import compose_name, decode_name
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.tasks.reading import EXAMPLES, Table
-from convnext_cli.text import find_address, format_count, shorten_names
+from convnext_cli.text import find_address, format_count, quote, shorten_names
 
+MAX_BESIDE = 50  # folders beside the table's own in which a missing image is searched
 MAX_DEPTH = 5  # levels of folders below the table's own in which images are searched
 
 
@@ -60,16 +61,17 @@ class FileFinder:
 
     Args:
         listing: of the folder that the paths begin in.
-        split: the split that the table's own name means, whose folder is preferred.
+        table: whose own folders are preferred: those of its name, and those of the split that its name means.
         search: True to search in the folders below it too.
         encoding: of the table.
         find_folders: True to find folders in place of files.
     """
 
     def __init__(
-        self, listing: Listing, split: str | None, *, search: bool, encoding: str, find_folders: bool = False
+        self, listing: Listing, table: Path, *, search: bool, encoding: str, find_folders: bool = False
     ) -> None:
-        self.listing, self.root, self.split = listing, listing.root, split
+        self.listing, self.root, self.table = listing, listing.root, table
+        self.split = find_split(table.stem) or find_split(table.parent.name)
         self.search, self.encoding = search, encoding
         self._find_folders = find_folders
         self.notes: list[str] = []
@@ -80,7 +82,7 @@ class FileFinder:
     @cached_property
     def folders(self) -> "FileFinder":
         """Finds folders by the same rules."""
-        return FileFinder(self.listing, self.split, search=self.search, encoding=self.encoding, find_folders=True)
+        return FileFinder(self.listing, self.table, search=self.search, encoding=self.encoding, find_folders=True)
 
     def find_images(self, names: Sequence[str]) -> Images:
         """Return the images that names stand for: files, or where no name is one, all images below folders."""
@@ -183,7 +185,7 @@ class FileFinder:
             yield from range(1, len(parts))
 
     def _find_below(self, name: str) -> list[str]:
-        """Return the files of this name in the folders below the root; only those of the table's split, if any."""
+        """Return the files of this name in the folders below the root; only those in the table's own, if any."""
         *folders, last = _split_path(name) or [""]
         end = "/".join(["", *map(compose_name, folders)])
         matches: list[str] = []
@@ -192,10 +194,13 @@ class FileFinder:
             matches = [path for path in paths if f"/{compose_name(os.path.dirname(path))}".endswith(end)]  # noqa: PTH120
             if matches:
                 break
-        if len(matches) > 1 and self.split:
-            of_split = [path for path in matches if self.split in map(find_split, path.split("/")[:-1])]
-            return of_split or matches
+        if len(matches) > 1:
+            return [path for path in matches if any(map(self._is_own, path.split("/")[:-1]))] or matches
         return matches
+
+    def _is_own(self, folder: str) -> bool:
+        """Return True if a folder has the table's name, or is of the split that this means."""
+        return folder == self.table.stem or (self.split is not None and find_split(folder) == self.split)
 
     def _index_below(self) -> dict[str, list[str]]:
         """Return the files in the folders below the root, to a depth of `MAX_DEPTH`, by each form of their names."""
@@ -248,9 +253,23 @@ def find_files(table: Table, finder: FileFinder, column: str) -> Images:
         f"a {'folder' if images.are_in_folders else 'file'} that does not exist",
         missing,
         [names[row] for row in missing[:EXAMPLES]],
-        "Correct these rows, or name the folder of the paths with --image-root DIR",
+        _suggest_root(finder, [names[row] for row in missing]),
     )
     return images
+
+
+def _suggest_root(finder: FileFinder, missing: Sequence[str]) -> str:
+    """Return the remedy for files that do not exist: the folder beside the table's that has them."""
+    remedy = "Correct these rows, or name the folder of the paths with --image-root DIR"
+    if not missing or not finder.search:
+        return remedy
+    around = Path(os.path.abspath(finder.root)).parent  # noqa: PTH100
+    folders = [around, *(around / name for name in sorted(Listing(around).read("")[1])[:MAX_BESIDE])]
+    for folder in folders:
+        beside = FileFinder(Listing(folder), finder.table, search=False, encoding=finder.encoding)
+        if all(map(beside.find, missing[:SAMPLE])):
+            return f"Give --image-root {quote(folder)}, which has {'them' if len(missing) > 1 else 'it'}"
+    return remedy
 
 
 def _list_images(root: str, folder: str | None) -> list[str]:

@@ -22,8 +22,8 @@ from convnext_cli.text import shorten_names
 
 INSTALL = "needs: pip install 'convnext-cli[excel]'"
 MAX_MEMORY, MAX_UNPACKED = 4 * GIB, GIB
-_SPANS = re.compile(rb'table:number-(?:columns|rows)-spanned="(?!1")')
-"""Merged cells of ODS, which the reader does not tell."""
+_SPANS = re.compile(rb'table:number-rows-spanned="(?!1")')
+"""Merged rows of ODS, which the reader does not tell."""
 
 
 def is_spreadsheet(path: Path) -> bool:
@@ -43,8 +43,11 @@ def lacks_reader(path: Path) -> bool:
 def read_spreadsheet(path: Path) -> tuple[list[list[str]], list[int]]:
     """Return the cells of the one visible sheet with a table, without empty rows, and the line of each row.
 
+    A cell that is merged over several rows has its value in each of them; over several columns, in the first one.
+
     Raises:
-        DataError: the extra is not installed, the file cannot be read, several sheets have tables, or cells are merged.
+        DataError: the extra is not installed, the file cannot be read, several sheets have tables, or an ODS file has
+            merged rows.
     """
     if lacks_reader(path):
         raise DataError(f"{path} is a spreadsheet, which {INSTALL}", "Install it, or save the table as a CSV file")
@@ -64,24 +67,21 @@ def read_spreadsheet(path: Path) -> tuple[list[list[str]], list[int]]:
             f"{path} has several sheets with a table: {names}",
             "Hide all but one in the spreadsheet program, or save the one to read as a CSV file",
         )
-    if tables and (place := tables[0]["merged"]):
-        raise DataError(f"{path} has merged cells in {place}", "Unmerge them, and write the value into each cell")
     rows = tables[0]["rows"] if tables else []
     return [cells for _, cells in rows], [line for line, _ in rows]
 
 
 def _read_sheets(path: str) -> list[dict[str, Any]]:
-    """Return the visible sheets of a file: the name, the place of merged cells, and rows of a line and cells."""
+    """Return the visible sheets of a file: the name, and rows of a line and cells."""
     from python_calamine import CalamineError, CalamineWorkbook, SheetTypeEnum, SheetVisibleEnum
 
-    merged_in_ods = ""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as packed:
             unpacked = sum(member.file_size for member in packed.infolist())
             if unpacked > MAX_UNPACKED:
                 raise ValueError(f"it would unpack to {unpacked / GIB:,.1f} GiB, above {MAX_UNPACKED // GIB} GiB")
             if "content.xml" in packed.namelist() and _SPANS.search(packed.read("content.xml")):
-                merged_in_ods = "a sheet"
+                raise ValueError("it is an ODS file with cells that are merged over rows; XLSX files may have them")
     with Path(path).open("rb") as file:
         try:
             workbook = CalamineWorkbook.from_filelike(file)
@@ -92,16 +92,15 @@ def _read_sheets(path: str) -> list[dict[str, Any]]:
         if (metadata.typ, metadata.visible) != (SheetTypeEnum.WorkSheet, SheetVisibleEnum.Visible):
             continue
         sheet = workbook.get_sheet_by_name(metadata.name)
-        first = sheet.start[0] + 1 if sheet.start else 1
-        rows = [(line, list(map(_write_cell, cells))) for line, cells in enumerate(sheet.to_python(), first)]
-        merged = [f"line {start[0] + 1}" for start, _ in sheet.merged_cell_ranges or ()]
-        sheets.append(
-            {
-                "name": metadata.name,
-                "merged": min(merged, default=merged_in_ods),
-                "rows": [(line, cells) for line, cells in rows if any(cells)],
-            }
-        )
+        rows = [list(map(_write_cell, cells)) for cells in sheet.to_python()]
+        first, left = sheet.start or (0, 0)
+        for (top, column), (bottom, _) in sheet.merged_cell_ranges or ():
+            row, at = top - first, column - left
+            if 0 <= row < len(rows) and 0 <= at < len(rows[row]):
+                for cells in rows[row : bottom + 1 - first]:
+                    cells[at] = rows[row][at]
+        filled = [(line, cells) for line, cells in enumerate(rows, first + 1) if any(cells)]
+        sheets.append({"name": metadata.name, "rows": filled})
     return sheets
 
 

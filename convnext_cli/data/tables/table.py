@@ -92,7 +92,7 @@ def _read_csv(path: Path, text: str) -> tuple[list[list[str]], list[int], str]:
     text = _double_quotes(text)
     rows, lines = [], []
     try:
-        delimiter = _find_delimiter(text)
+        delimiter = find_delimiter(text)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
         for row in reader:
             if any(cell.strip() for cell in row):
@@ -114,7 +114,7 @@ def _is_valid(text: str) -> bool:
     """Return True if all quoted cells end at a delimiter."""
     lines = io.StringIO(text, newline="")
     try:
-        for _ in csv.reader(lines, delimiter=_find_delimiter(text), skipinitialspace=True, strict=True):
+        for _ in csv.reader(lines, delimiter=find_delimiter(text), skipinitialspace=True, strict=True):
             pass
     except csv.Error:
         return False
@@ -136,7 +136,7 @@ def _check_quotes(path: Path, text: str, rows: list[list[str]], lines: list[int]
         )
 
 
-def _find_delimiter(text: str) -> str:
+def find_delimiter(text: str) -> str:
     """Return the delimiter by which most of the first rows have as many cells as the header, and more than one."""
     start = text[: 1 << 20]
 
