@@ -41,19 +41,6 @@ from convnext_cli.tasks.reading import RawTargets, Table, fold_column
 from convnext_cli.text import format_count, shorten_names
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Rows:
-    paths: Sequence[str]
-    targets: RawTargets
-    splits: Sequence[str]
-    folds: Sequence[str]
-    groups: Sequence[str]
-    folders: Sequence[str]
-    """The folder that each image is named by; no rows if images are named."""
-    is_joined: bool
-    """True if images have the joined targets of several rows."""
-
-
 def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
     """Read a table with a column for the image's path, and one for its target or one for each label.
 
@@ -217,16 +204,22 @@ def _read_rows(located: _Located, options: TableOptions) -> Index:
         *targets.notes,
         *joined,
     ]
-    rows = _Rows(
-        paths=paths,
-        targets=targets,
-        splits=splits,
-        folds=folds,
-        groups=groups,
-        folders=table.columns[columns["path"]] if located.are_in_folders else (),
-        is_joined=bool(joined),
+    targets = replace(targets, labels=tuple(map(normalise_name, targets.labels)))
+    order = _list_files(table, paths, targets, splits, groups)
+    folders = table.columns[columns["path"]] if located.are_in_folders else ()
+    repeated = 0 if joined else len(paths) - len(order)
+    return Index(
+        root=Path(located.listing.root),
+        paths=tuple(paths[row] for row in order),
+        splits=tuple(splits[row] for row in order),
+        groups=tuple(groups[row] or paths[row] for row in order) if any(groups) else (),
+        folds=tuple(folds[row] for row in order) if folds else (),
+        row_folders=tuple(folders[row] for row in order) if folders else (),
+        skipped={"row that repeats a file": repeated} if repeated else {},
+        notes=tuple(notes),
+        **number_targets(targets, order),
+        table=table.path,
     )
-    return _make_index(table, Path(located.listing.root), rows, notes)
 
 
 def _read_folder_splits(paths: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -337,22 +330,22 @@ def _describe_groups(column: str, groups: Sequence[str]) -> list[str]:
     return [f"column {column!r} is blank in {rows}: {effect}"]
 
 
-def _make_index(table: Table, root: Path, rows: _Rows, notes: Sequence[str]) -> Index:
-    """Return the index, sorted by path with one row per file.
+def _list_files(
+    table: Table, paths: Sequence[str], targets: RawTargets, splits: Sequence[str], groups: Sequence[str]
+) -> list[int]:
+    """Return the first row of each file, sorted by path.
 
     Raises:
-        DataError: two rows of one file have different labels or splits.
+        DataError: two rows of one file have different labels, splits or groups.
     """
-    targets = replace(rows.targets, labels=tuple(normalise_name(label) for label in rows.targets.labels))
     cells: Sequence[object] = targets.labels or [str(values) for values in targets.values]  # nan equals itself as text
     first: dict[str, int] = {}
-    repeated, conflicts, other_groups = 0, [], []
-    for row, path in enumerate(rows.paths):
+    conflicts, other_groups = [], []
+    for row, path in enumerate(paths):
         at = first.setdefault(path, row)
-        repeated += at != row
-        if (cells[at], rows.splits[at]) != (cells[row], rows.splits[row]):
+        if (cells[at], splits[at]) != (cells[row], splits[row]):
             conflicts.append(row)
-        if rows.groups and rows.groups[at] != rows.groups[row]:
+        if groups and groups[at] != groups[row]:
             other_groups.append(row)
     table.refuse(
         "a file that an earlier row has with another label or split",
@@ -365,16 +358,4 @@ def _make_index(table: Table, root: Path, rows: _Rows, notes: Sequence[str]) -> 
         other_groups,
         remedy="Correct these rows; --group-column names another column of groups, or none",
     )
-    order = [first[path] for path in sorted(first)]
-    return Index(
-        root=root,
-        paths=tuple(rows.paths[row] for row in order),
-        splits=tuple(rows.splits[row] for row in order),
-        groups=tuple(rows.groups[row] or rows.paths[row] for row in order) if any(rows.groups) else (),
-        folds=tuple(rows.folds[row] for row in order) if rows.folds else (),
-        row_folders=tuple(rows.folders[row] for row in order) if rows.folders else (),
-        skipped={"row that repeats a file": repeated} if repeated and not rows.is_joined else {},
-        notes=tuple(notes),
-        **number_targets(targets, order),
-        table=table.path,
-    )
+    return [first[path] for path in sorted(first)]
