@@ -119,11 +119,7 @@ def _test_all() -> dict[str, str]:
 
 
 def _test_gpu() -> str:
-    """Compute a product on the GPU, if there is one.
-
-    Raises:
-        ValueError: PyTorch cannot use the GPU, or computes another result than the CPU.
-    """
+    """Compute a product on the GPU, if there is one."""
     import torch
 
     from convnext_cli.models.forward import choose_device

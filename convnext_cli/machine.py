@@ -137,11 +137,7 @@ def count_processes() -> int:
 
 
 def _read_launcher_number(name: str, *, default: int, low: int = 0, high: float = math.inf) -> int:
-    """Return the number of a launcher's variable; `default` where it is not set, or no launcher started this process.
-
-    Raises:
-        UsageError: it is not a whole number from `low` to `high`.
-    """
+    """Return the number of a launcher's variable; `default` where it is not set, or there is no launcher."""
     text = os.environ.get(name)
     if not text or not is_launched():
         return default

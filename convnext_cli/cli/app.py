@@ -107,11 +107,7 @@ def _options(
 
 
 def _check_current_folder() -> None:
-    """Check that the current folder exists: without it PyTorch cannot be loaded, nor a relative path be opened.
-
-    Raises:
-        UsageError: it was removed.
-    """
+    """Check that the current folder exists: without it PyTorch cannot be loaded, nor a relative path be opened."""
     try:
         Path.cwd()
     except FileNotFoundError as error:

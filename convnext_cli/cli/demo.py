@@ -87,12 +87,7 @@ def demo(_context: typer.Context, values: OptionValues) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """Check that the demo may write into a folder: it is new, empty, or a demo's, and not in a data set or a run.
-
-    Raises:
-        UsageError: this is not so.
-        RunError: another process trains into one of its runs.
-    """
+    """Check that the demo may write into a folder: it is new, empty or a demo's, and not in data, a run, or use."""
     from convnext_cli.data.digits import is_digits_folder
     from convnext_cli.data.layout import looks_like_data
     from convnext_cli.data.tree import is_hidden

@@ -61,11 +61,7 @@ def export(_context: typer.Context, values: OptionValues) -> None:
 
 
 def _find_images(words: tuple[str, ...]) -> tuple[Path, ...]:
-    """Return the image files for the parity check.
-
-    Raises:
-        ImageError: one of them is missing.
-    """
+    """Return the image files for the parity check."""
     if not words:
         return ()
     inputs = find_files(words)

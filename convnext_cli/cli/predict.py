@@ -89,9 +89,21 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
     total = len(inputs.paths) + len(unreadable)
     failures: list[ImageError] = []
     groups: list[str] = []
-    classified = predict_images(run, list_sources(inputs.paths), request)
-    predictions = _follow(chain(unreadable, classified), total, failures, groups)
-    _show_predictions(predictions, inputs, flags, per_group=request.per == "group")
+
+    def follow() -> Iterator[Prediction]:
+        done = 0
+        with console.progress("predicting") as bar:
+            for prediction in chain(unreadable, predict_images(run, list_sources(inputs.paths), request)):
+                done += prediction.inputs
+                bar.update(done, total)
+                if prediction.group is not None:
+                    failures.extend(prediction.unreadable)
+                    groups.append(prediction.group)
+                elif prediction.error is not None:
+                    failures.append(prediction.error)
+                yield prediction
+
+    _show_predictions(follow(), inputs, flags, per_group=request.per == "group")
     done = total - len(failures)
     if not (flags.as_json or flags.as_csv):
         summary = f"Classified {done:,} of {format_count(total, 'image')}"
@@ -110,11 +122,7 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
 
 
 def _check_csv(inputs: "Inputs") -> None:
-    """Check that no input is meant as the file to write CSV to.
-
-    Raises:
-        UsageError: one is.
-    """
+    """Check that no input is meant as the file to write CSV to."""
     named = next((path for path in inputs.paths if str(path).endswith(".csv") and not Path(path).exists()), None)
     if named:
         raise UsageError(
@@ -171,23 +179,6 @@ def find_files(words: Iterable[str]) -> "Inputs":
     from convnext_cli.data.inputs import find_inputs, read_list
 
     return find_inputs(entry for word in words for entry in (read_list(sys.stdin.buffer) if word == "-" else [word]))
-
-
-def _follow(
-    predictions: "Iterator[Prediction]", total: int, failures: list[ImageError], groups: list[str]
-) -> "Iterator[Prediction]":
-    """Yield predictions with a progress bar, and collect the failures and the names of the groups."""
-    done = 0
-    with console.progress("predicting") as bar:
-        for prediction in predictions:
-            done += prediction.inputs
-            bar.update(done, total)
-            if prediction.group is not None:
-                failures.extend(prediction.unreadable)
-                groups.append(prediction.group)
-            elif prediction.error is not None:
-                failures.append(prediction.error)
-            yield prediction
 
 
 def _describe_prediction(prediction: "Prediction", top_k: int) -> dict[str, Any]:

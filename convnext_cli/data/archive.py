@@ -97,11 +97,7 @@ def check_inside(archive: Path, root: Path, paths: Iterable[str]) -> None:
 def _list_members(
     archive: Path, members: Sequence[zipfile.ZipInfo]
 ) -> tuple[dict[PurePosixPath, zipfile.ZipInfo], set[PurePosixPath]]:
-    """Return the archive's files by their paths, and its folders.
-
-    Raises:
-        DataError: a member is not an ordinary file or folder inside the archive.
-    """
+    """Return the archive's files by their paths, and its folders; refuse all but ordinary ones inside it."""
     has_slash = any("/" in member.filename for member in members)
     files: dict[PurePosixPath, zipfile.ZipInfo] = {}
     folders: set[PurePosixPath] = set()
@@ -142,11 +138,7 @@ def _find_problem(member: zipfile.ZipInfo, name: str, *, is_dos: bool) -> str:
 
 
 def _decode_name(archive: Path, member: zipfile.ZipInfo) -> str:
-    """Return a member's name. Without the flag for UTF-8 it should be code page 437; macOS omits the flag.
-
-    Raises:
-        DataError: a folder's name, which may be a class, is in another code page.
-    """
+    """Return a member's name. Without the flag for UTF-8 it should be code page 437; macOS omits the flag."""
     name = member.filename
     if member.flag_bits & _UTF8 or name.isascii():
         return name

@@ -136,11 +136,7 @@ def _read_column(index: Index, tables: Sequence[Table], name: str) -> Attribute 
 
 
 def _match_paths(index: Index, table: Table, attribute: str) -> dict[int, int]:
-    """Return the table's row of each image that it names by its path; empty if it names none.
-
-    Raises:
-        DataError: the table gives an image two values of the attribute.
-    """
+    """Return the table's row of each image that it names by its path; empty if it names none."""
     images: dict[str, int] = {}
     for place, path in enumerate(_list_absolute(index.root, index.paths)):
         images.setdefault(path, place)
@@ -170,11 +166,7 @@ def _list_absolute(root: Path, paths: Sequence[str | None]) -> Iterator[str]:
 
 
 def _match_groups(index: Index, table: Table, column: str) -> dict[int, int]:
-    """Return the table's row of each image, by the column that names most of the index's groups.
-
-    Raises:
-        DataError: the table gives a group two values.
-    """
+    """Return the table's row of each image, by the column that names most of the index's groups."""
     groups = set(index.groups) - {""}
     others = [name for name in table.columns if name != column]
     best = max(others, key=lambda name: len(groups & set(table.columns[name])), default=None)

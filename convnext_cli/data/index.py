@@ -223,11 +223,7 @@ def list_untrained_classes(index: Index) -> list[str]:
 
 
 def _check_class_number(index: Index) -> None:
-    """Check that there are two classes or more, and not more of them than images.
-
-    Raises:
-        DataError: this is not so.
-    """
+    """Check that there are two classes or more, and not more of them than images."""
     if len(index.classes) < 2:
         skipped = f"; skipped: {describe_skipped(index.skipped)}" if index.skipped else ""
         raise DataError(

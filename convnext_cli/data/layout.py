@@ -173,11 +173,7 @@ def _holds_documents(folder: Folder) -> bool:
 
 
 def _check_number(placements: Sequence[Placement], tree: Folder) -> None:
-    """Check that most numbered classes have more images than one.
-
-    Raises:
-        AmbiguousLayoutError: most have one, so they are rather patients or studies.
-    """
+    """Check that most numbered classes have more images than one: else they are rather patients or studies."""
     names = sorted({placement.name for placement in placements if placement.folder.count})
     images = sum(placement.folder.count for placement in placements)
     if are_too_many(len(names), images) and all(re.search(r"\d", name) for name in names):

@@ -125,11 +125,7 @@ class _Located:
 
 
 def _make_finder(table: Table, options: TableOptions, listing: Listing | None = None) -> FileFinder:
-    """Return the finder of a table's files; `listing` is that of their root, if it is known.
-
-    Raises:
-        DataError: the folder that the options give does not exist.
-    """
+    """Return the finder of a table's files; `listing` is that of their root, if it is known."""
     is_auto = options.image_root == AUTO
     root = table.path.parent if is_auto else Path(options.image_root)
     if not is_auto and not root.is_dir():
@@ -333,11 +329,7 @@ def _describe_groups(column: str, groups: Sequence[str]) -> list[str]:
 def _list_files(
     table: Table, paths: Sequence[str], targets: RawTargets, splits: Sequence[str], groups: Sequence[str]
 ) -> list[int]:
-    """Return the first row of each file, sorted by path.
-
-    Raises:
-        DataError: two rows of one file have different labels, splits or groups.
-    """
+    """Return the first row of each file, sorted by path."""
     cells: Sequence[object] = targets.labels or [str(values) for values in targets.values]  # nan equals itself as text
     first: dict[str, int] = {}
     conflicts, other_groups = [], []

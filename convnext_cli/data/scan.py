@@ -85,11 +85,7 @@ def scan_unlabelled(root: Path, *, exclude: str = NONE) -> Index:
 
 
 def _list_paths(root: Path, tree: Folder) -> list[str]:
-    """Return the sorted paths of all images, relative to `root`.
-
-    Raises:
-        DataError: there is none.
-    """
+    """Return the sorted paths of all images, relative to `root`."""
     start = len(os.path.join(root, ""))  # noqa: PTH118
     paths = sorted(path[start:] for path in tree.list_images())
     if not paths:
@@ -117,10 +113,6 @@ def _label_by_path(root: Path, tree: Folder, skipped: Counter[str], pattern: str
     """Return the index of all images, with the class that a pattern finds in the path of each.
 
     The folders' names and the lists in the folder give the splits.
-
-    Raises:
-        DataError: there is no image.
-        UsageError: the pattern is invalid, matches no path, or gives one class only.
     """
     paths = _list_paths(root, tree)
     matches = search_paths(paths, pattern, "--label-from")

@@ -96,11 +96,7 @@ def release_val(index: Index) -> Index:
 
 
 def _check_folds(index: Index, folds: Folds, groups: int) -> None:
-    """Check that the data can have these folds; `groups` is the number of units that are not divided.
-
-    Raises:
-        UsageError: there are fewer groups than folds, or the index has another number of folds.
-    """
+    """Check that the data can have these folds; `groups` is the number of units that are not divided."""
     if index.folds and folds.number != (number := len(set(index.folds) - {""})):
         raise UsageError(
             f"the table of the data has {format_count(number, 'fold')}, not {folds.number}",

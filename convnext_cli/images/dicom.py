@@ -178,11 +178,7 @@ def _read_dataset(file: BinaryIO, path: Path, keyword: str | None = None) -> "Da
 
 
 def _inflate(packed: bytes, path: Path) -> bytes:
-    """Inflate a deflated data set. Its size is counted first, without keeping the data.
-
-    Raises:
-        ImageError: it would be larger than `_WHOLE`.
-    """
+    """Inflate a deflated data set, of at most `_WHOLE` bytes. Its size is counted first, without keeping the data."""
     counter, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     for start in range(0, len(packed), _PIECE):
         piece = packed[start : start + _PIECE]
@@ -196,11 +192,7 @@ def _inflate(packed: bytes, path: Path) -> bytes:
 
 
 def _read_format(dataset: "Dataset", path: Path, steps: list[str]) -> _PixelFormat:
-    """Return the format of the stored values; what is missing is assumed, with a note.
-
-    Raises:
-        ImageError: the size of the image is missing, or no decoder reads the format.
-    """
+    """Return the format of the stored values; what is missing is assumed, with a note."""
     from pydicom import uid
 
     rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
@@ -257,11 +249,7 @@ def _refuse_tiles(dataset: "Dataset", pixel_format: _PixelFormat, path: Path) ->
 
 
 def _check_syntax(syntax: Any, path: Path) -> bool:
-    """Return True if a transfer syntax compresses pixel data.
-
-    Raises:
-        ImageError: no decoder reads it, for example video.
-    """
+    """Return True if a transfer syntax compresses pixel data."""
     from pydicom.pixels import get_decoder
 
     try:
@@ -300,11 +288,7 @@ def _read_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path, step
 
 
 def _decode_deep_jpeg(frame: bytes, pixel_format: _PixelFormat, path: Path) -> NDArray[Any]:
-    """Decode grey JPEG of 12 bits, which pydicom's decoders refuse.
-
-    Raises:
-        ImageError: it ends early; libjpeg would fill the rest.
-    """
+    """Decode grey JPEG of 12 bits, which pydicom's decoders refuse."""
     import imagecodecs
 
     if not frame.rstrip(b"\0").endswith(b"\xff\xd9"):  # EOI
@@ -315,11 +299,7 @@ def _decode_deep_jpeg(frame: bytes, pixel_format: _PixelFormat, path: Path) -> N
 
 
 def _read_coded_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path) -> bytes:
-    """Return the first compressed frame, of the shape that the file declares: gdcm ends the process for another.
-
-    Raises:
-        ImageError: it has not.
-    """
+    """Return the first compressed frame, of the shape that the file declares: gdcm ends the process for another."""
     from pydicom.encaps import get_frame
 
     frame: bytes = get_frame(dataset.PixelData, 0, number_of_frames=pixel_format.number_of_frames)
@@ -338,11 +318,7 @@ def _read_coded_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path
 
 
 def _count_frames(dataset: "Dataset", pixel_format: _PixelFormat, path: Path) -> int:
-    """Return the number of frames without compression, declared or not.
-
-    Raises:
-        ImageError: the first frame is incomplete.
-    """
+    """Return the number of frames without compression, declared or not."""
     length = max(len(dataset.get(keyword) or b"") for keyword in _PIXELS)
     is_422 = pixel_format.photometric_interpretation in ("YBR_FULL_422", "YBR_PARTIAL_422")
     expected = pixel_format.frame_bytes
@@ -509,9 +485,6 @@ def _read_table(data: Any, entries: int, dataset: "Dataset") -> NDArray[np.uint1
 
     pydicom's own look-ups wrap around in tables of more than 256 entries of 8 bits, refuse other depths of a modality
     LUT, and take big-endian palettes for little-endian ones.
-
-    Raises:
-        ValueError: it is too short.
     """
     words = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data).astype(np.uint16)
     if isinstance(data, bytes) and dataset.original_encoding[1] is False:

@@ -75,11 +75,7 @@ def open_with_pillow(file: BinaryIO, path: Path, name: str = "") -> Image.Image:
 
 
 def _register_heif(path: Path) -> None:
-    """Let Pillow open HEIF, which iPhones write as HEIC.
-
-    Raises:
-        ImageError: the extra is not installed.
-    """
+    """Let Pillow open HEIF, which iPhones write as HEIC."""
     try:
         import pi_heif
     except ModuleNotFoundError as error:
@@ -348,11 +344,7 @@ def read_deep_pnm(file: BinaryIO, path: Path) -> Raster | None:
 
 
 def _refuse_scans(file: BinaryIO, path: Path) -> None:
-    """Raise an `ImageError` for a JPEG of endlessly many scans, each of which libjpeg decodes at the image's full size.
-
-    Raises:
-        ImageError: it has more than `_MAX_SCANS`.
-    """
+    """Refuse a JPEG of endlessly many scans, each of which libjpeg decodes at the image's full size."""
     place = file.tell()
     file.seek(0)
     data = file.read()

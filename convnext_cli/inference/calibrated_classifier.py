@@ -143,11 +143,7 @@ def _needs_torch(request: PredictRequest) -> str:
 
 
 def _get_ood_threshold(run: Path, calibration: Calibration | None) -> float:
-    """Return the threshold of the OOD score.
-
-    Raises:
-        UsageError: the run has none.
-    """
+    """Return the threshold of the OOD score."""
     if calibration is not None and calibration.novelty_threshold is not None:
         return calibration.novelty_threshold
     if calibration is not None and calibration.unfitted_reason:

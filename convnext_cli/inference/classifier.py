@@ -127,7 +127,7 @@ class Classifier(ABC):
             DataError: the index has a class that the run does not know, or targets of another task.
         """
         source = index.location
-        if not index.task.is_like(self.task):
+        if type(index.task) is not type(self.task):
             raise DataError(
                 f"{source} has {index.task.title}, and the run was trained on {self.task.title}",
                 f"Give data with {self.task.title}",

@@ -44,7 +44,7 @@ def check_comparable(first: RunFolder, second: RunFolder) -> None:
         DataError: they have not.
     """
     one, other = (run.read_split() for run in (first, second))
-    if not one.task.is_like(other.task):
+    if type(one.task) is not type(other.task):
         raise DataError(
             f"{first.path} and {second.path} differ in their task: {one.task.title} and {other.task.title}",
             "Evaluate each by itself",

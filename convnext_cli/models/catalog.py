@@ -305,11 +305,7 @@ def resolve_weights(model: str | None, weights: str) -> tuple[str | None, str]:
 
 
 def _name_builtin(model: str | None) -> str:
-    """Return the name of the weights in the package, with their architecture.
-
-    Raises:
-        UsageError: `model` is another model.
-    """
+    """Return the name of the weights in the package, with their architecture."""
     name = load_builtin().architecture
     if model not in (None, name, f"{name}.{BUILTIN}"):
         raise UsageError(

@@ -91,11 +91,7 @@ def _describe_misfit(source: object, model: str, names: Sequence[str]) -> str:
 
 
 def _unwrap_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """Return the state dict in the content of a checkpoint.
-
-    Raises:
-        WeightsError: it has none, or several.
-    """
+    """Return the state dict in the content of a checkpoint."""
     while isinstance(content, Mapping) and (key := next((k for k in _WRAPPERS if _holds_tensors(content.get(k))), "")):
         content = content[key]
     if isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):

@@ -345,11 +345,7 @@ def _choose_defaults(inputs: PlanInputs) -> dict[str, Choice]:
 def _choose_learning_rates(
     choices: Mapping[str, Choice], user_choices: Mapping[str, Choice], rows: RecipeRows, recipe: str
 ) -> dict[str, Choice]:
-    """Return the choices of the peak and the last learning rate, which depend on the batch size.
-
-    Raises:
-        UsageError: the user's last rate is above the peak.
-    """
+    """Return the choices of the peak and the last learning rate, which depend on the batch size."""
     lr, min_lr = choices["lr"], choices["min_lr"]
     is_measured = "lr" in user_choices and lr.value == AUTO
     if "lr" not in user_choices or is_measured:

@@ -244,11 +244,7 @@ def make_recommendation(request: RecommendRequest) -> Recommendation:
 
 
 def _check_request(request: RecommendRequest) -> None:
-    """Check everything that needs no look at the data.
-
-    Raises:
-        UsageError: a number, word or setting is invalid.
-    """
+    """Check everything that needs no look at the data."""
     check_settings(request.settings)
     counted = ("dataset_size", "classes", "counts", "fingerprint")
     if request.data is not None:

@@ -108,11 +108,7 @@ def format_target(value: float) -> str:
 
 
 def _parse_value(cell: str, name: str) -> float:
-    """Return a target; nan for an empty cell.
-
-    Raises:
-        ValueError: it is not a finite number.
-    """
+    """Return a target; nan for an empty cell."""
     value = float(cell or "nan")
     if cell and not math.isfinite(value):
         raise ValueError(f"{name}: {cell!r} is not a number")

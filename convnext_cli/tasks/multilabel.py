@@ -480,11 +480,7 @@ def _is_known(targets: Targets) -> NDArray[np.bool_]:
 
 
 def _read_flags(table: Table, name: str) -> list[float]:
-    """Return the cells of a column of labels: 1, 0, -1, or nan where it is unknown.
-
-    Raises:
-        DataError: a cell is something else.
-    """
+    """Return the cells of a column of labels: 1, 0, -1, or nan where it is unknown."""
     values = [parse_flag(cell) for cell in table.columns[name]]
     wrong = [row for row, value in enumerate(values) if value is None]
     remedy = f"Correct these rows; for a column of classes, give --label-column {quote(name)}"

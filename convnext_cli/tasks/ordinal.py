@@ -232,9 +232,6 @@ def _sort_grades(names: Sequence[str], source: str, options: TargetOptions) -> t
     """Return grades in the order of `--grades`, else in that of the first number in each.
 
     `source` is where the names are, for errors.
-
-    Raises:
-        OtherTaskError: the names show no order, or `--grades` lacks one or repeats one.
     """
     remedy = f"Name all in --grades, the lowest first, such as {quote(','.join(names[:EXAMPLES]))}"
     if options.grades == AUTO:

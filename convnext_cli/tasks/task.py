@@ -149,10 +149,6 @@ class Task(ABC):
         """Return name and parameters as plain values; `registry.read_task` reads them."""
         return {"name": self.name, **asdict(self)}
 
-    def is_like(self, other: "Task") -> bool:
-        """Return True if both are of the same type."""
-        return type(self) is type(other)
-
     # Reading
 
     @classmethod

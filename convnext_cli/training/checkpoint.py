@@ -177,11 +177,7 @@ def _match_strides(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _parse_state(run: RunFolder, text: str) -> TrainingState:
-    """Return the training state of a checkpoint.
-
-    Raises:
-        RunError: a later version wrote it.
-    """
+    """Return the training state of a checkpoint."""
     fields = json.loads(text)
     if "formulation" in fields:  # its name until 0.1
         fields["blocks"] = fields.pop("formulation")
@@ -194,11 +190,7 @@ def _parse_state(run: RunFolder, text: str) -> TrainingState:
 
 
 def _check_fit(weights: Tensors, context: "TrainingContext") -> None:
-    """Check that a checkpoint's weights fit the model.
-
-    Raises:
-        RunError: a name or a shape differs.
-    """
+    """Check that a checkpoint's weights fit the model."""
     if is_sharded(context.accelerator):  # each rank has a part of each tensor
         return
     saved, built = (
@@ -222,11 +214,7 @@ def _make_options(context: "TrainingContext") -> StateDictOptions:
 
 
 def _read_newest(run: RunFolder) -> tuple[Tensors, str, list[Notice]]:
-    """Return tensors and state of the newest checkpoint that can be read, and a notice for each that cannot.
-
-    Raises:
-        RunError: no checkpoint can be read.
-    """
+    """Return tensors and state of the newest checkpoint that can be read, and a notice for each that cannot."""
     problems: list[str] = []
     for path in run.list_checkpoints():
         try:

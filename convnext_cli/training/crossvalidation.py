@@ -11,7 +11,7 @@ from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.recipes.plan import Plan
-from convnext_cli.recipes.settings import default_settings, has_folds
+from convnext_cli.recipes.settings import has_folds
 from convnext_cli.runs.files import ENVIRONMENT, METRICS, SPLIT
 from convnext_cli.runs.folder import RunFolder, restore_remedy
 from convnext_cli.runs.folds import FoldsFolder
@@ -87,8 +87,7 @@ def train_steps(
     request: TrainRequest, complete: Complete | None = None
 ) -> TrainSteps[FinetuneResult | CrossValidationResult]:
     """Run or resume a cross-validation if the request is for one; else train or resume one model."""
-    values = default_settings() | {name: choice.value for name, choice in request.choices.items()}
-    if FoldsFolder(request.resume).is_begun if request.resume else has_folds(values):
+    if FoldsFolder(request.resume).is_begun if request.resume else has_folds(request.values):
         return (yield from cross_validate_steps(request, complete))
     return (yield from finetune_steps(request, complete))
 
@@ -205,11 +204,7 @@ def compute_spread(folds: list[MetricSet]) -> dict[str, Spread]:
 
 
 def _read_fold(folder: FoldsFolder, fold: int, metrics: type[MetricSet]) -> Fold:
-    """Return the result of a finished fold, whose metrics are of the given class.
-
-    Raises:
-        RunError: it is missing or damaged.
-    """
+    """Return the result of a finished fold, whose metrics are of the given class."""
     run = folder.run(fold)
     result, remedy = run.read_result(), folder.remedy(METRICS)
     if result is None or result.val is None:

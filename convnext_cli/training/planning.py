@@ -94,7 +94,7 @@ def scan_request(request: TrainRequest) -> Scan:
     data = request.data
     model, weights = resolve_weights(request.model, request.weights)
     request = replace(request, model=model, weights=weights)
-    values = _list_values(request)
+    values = request.values
     _check_request(request, data, values)
 
     # 2. The data, and the model, which their number decides on if the user does not.
@@ -123,7 +123,7 @@ def plan_scan(scan: Scan) -> Steps[Preparation]:
         DataError: as `prepare_steps`.
     """
     # 1. The data and their split.
-    values = _list_values(scan.request)
+    values = scan.request.values
     request, dataset = yield from _load_data(scan, values)
     if values["leave_out"] != NONE:
         values |= {"folds": request.choices["folds"].value}
@@ -176,11 +176,6 @@ def check_sources(request: TrainRequest, model: str) -> None:
         check_weights(Path(request.weights), find_model(model)[0])
     if request.teacher is not None:
         check_source(request.teacher, offline=request.offline)
-
-
-def _list_values(request: TrainRequest) -> dict[str, Any]:
-    """Return the value of each setting, the default where the request has none."""
-    return default_settings() | {name: choice.value for name, choice in request.choices.items()}
 
 
 def plan_again(preparation: Preparation, machine: Machine) -> Preparation:
@@ -303,11 +298,7 @@ def _split(dataset: Dataset, values: Mapping[str, Any]) -> tuple[Index, Index | 
 
 
 def _check_part(index: Index, fold: int, leave_out: str) -> None:
-    """Check that the training images of a fold can be trained on; fold 0 is no fold.
-
-    Raises:
-        DataError: they cannot; it names what the fold leaves out.
-    """
+    """Check that the training images of a fold can be trained on; the error names what is left out. Fold 0 is none."""
     try:
         check_trainable(index)
     except DataError as error:
@@ -330,12 +321,7 @@ def _check_part(index: Index, fold: int, leave_out: str) -> None:
 
 
 def _read_left_out(request: TrainRequest, index: Index, values: Mapping[str, Any]) -> Steps[tuple[TrainRequest, Index]]:
-    """Return the request with the number of folds, and the index with the fold of each image, for `--leave-out`.
-
-    Raises:
-        DataError: there is no such column.
-        UsageError: it has one value or too many, or the folds are chosen otherwise too.
-    """
+    """Return the request with the number of folds, and the index with the fold of each image, for `--leave-out`."""
     text = values["leave_out"]
     choice = request.choices.get("folds")
     if choice is not None and choice.value and choice.source == "flag":
@@ -415,11 +401,7 @@ def _make_plan(inputs: PlanInputs, chosen: Collection[str]) -> tuple[Plan, tuple
 
 
 def _check_task(index: Index, plan: Plan) -> None:
-    """Check that no setting is on that does not apply to the task.
-
-    Raises:
-        UsageError: one is.
-    """
+    """Check that no setting is on that does not apply to the task."""
     values, defaults = {"teacher": plan.teacher, **plan.values}, {"teacher": None, **default_settings()}
     for key, reason in index.task.unsupported.items():
         name, _, value = key.partition("=")

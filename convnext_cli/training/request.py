@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from convnext_cli.options import (
     AugmentationOption,
@@ -14,7 +14,14 @@ from convnext_cli.options import (
     describe_options,
     parse_duration,
 )
-from convnext_cli.recipes.settings import DEFAULT_RECIPE, RECIPE_HELP, WEIGHTS_HELP, Choice, list_changed
+from convnext_cli.recipes.settings import (
+    DEFAULT_RECIPE,
+    RECIPE_HELP,
+    WEIGHTS_HELP,
+    Choice,
+    default_settings,
+    list_changed,
+)
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 DATA_HELP = (
@@ -91,6 +98,11 @@ class TrainRequest:
     ] = True
     choices: Mapping[str, Choice] = field(default_factory=dict)
     """The settings that are set already, each with its source."""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The value of each setting, the default where it is not set."""
+        return default_settings() | {name: choice.value for name, choice in self.choices.items()}
 
     @property
     def chosen(self) -> tuple[str, ...]:

@@ -111,11 +111,7 @@ def _check_resume_request(request: TrainRequest, run: RunFolder) -> None:
 
 
 def _read_complete_plan(run: RunFolder) -> Plan:
-    """Return the plan of a run, with all settings.
-
-    Raises:
-        RunError: something is missing.
-    """
+    """Return the plan of a run, with all settings."""
     plan = read_plan(run.plan)
     if plan.model is None:
         raise RunError(f"{run.plan} names no model", RESTART_REMEDY)

@@ -137,11 +137,7 @@ def _write_epoch(context: TrainingContext, state: TrainingState, weights: Tensor
 
 
 def _check_signal(context: TrainingContext, state: TrainingState, signal: int) -> None:
-    """Check that no signal has arrived.
-
-    Raises:
-        StoppedError: one has.
-    """
+    """Check that no signal has arrived."""
     if signal:
         name = "" if signal in (SIGINT, SIGTERM) else f" ({Signals(signal).name})"
         problem = f"stopped after step {state.step:,}, and saved{name}"
@@ -149,11 +145,7 @@ def _check_signal(context: TrainingContext, state: TrainingState, signal: int) -
 
 
 def _go_back(context: TrainingContext, state: TrainingState, error: DivergedError) -> tuple[TrainingState, Notice]:
-    """Load the last checkpoint and halve its learning rate; return its state and a warning.
-
-    Raises:
-        DivergedError: it was halved `MAX_HALVINGS` times.
-    """
+    """Load the last checkpoint and halve its learning rate; return its state and a warning."""
     halvings = state.halvings + 1
     if halvings > MAX_HALVINGS:
         kept = "; the best epoch's model is kept" if state.log else ""

@@ -182,11 +182,7 @@ def _open_array(
 
 
 def _make_array(path: Path, shape: tuple[int, ...], size: int) -> None:
-    """Create the file of an array of zeros.
-
-    Raises:
-        OSError: the disk has no room.
-    """
+    """Create the file of an array of zeros."""
     disk = disk_usage(path.parent)
     if disk.free - size < SPARED * disk.total:
         raise OSError(f"it needs {size / 2**20:,.1f} MiB, and {disk.free / 2**20:,.1f} MiB are free")

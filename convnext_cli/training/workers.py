@@ -124,11 +124,7 @@ def _send(process: "subprocess.Popen[bytes]", message: object) -> None:
 
 
 def _ask(process: "subprocess.Popen[bytes]", message: object) -> Any:
-    """Send a message and return the answer; an exception is raised.
-
-    Raises:
-        ConvnextError: the process was killed.
-    """
+    """Send a message and return the answer; an exception is raised."""
     try:
         _send(process, message)
         assert process.stdout is not None

@@ -210,11 +210,7 @@ def _check_siblings(splits: SplitFolders, siblings: Sequence[Folder]) -> SplitFo
 
 
 def _check_unknown_splits(train: Sequence[Folder], siblings: Sequence[Folder]) -> None:
-    """Check that no folder beside the training folder has the same classes inside.
-
-    Raises:
-        AmbiguousLayoutError: one has, so it is a split of a name that means none.
-    """
+    """Check that no folder beside the training folder has its classes inside: it would be a split of another name."""
     classes = {folder.name for folder in enter_split(train[0]).filled}
     alike = [top for top in siblings if top not in train and top.filled and {f.name for f in top.filled} <= classes]
     if len(classes) > 1 and alike:

@@ -87,11 +87,7 @@ def find_columns(table: Table, finder: FileFinder, options: TableOptions) -> dic
 
 
 def _check_header(table: Table, path_column: str, finder: FileFinder) -> None:
-    """Check that no row below the first line is the header.
-
-    Raises:
-        DataError: one is.
-    """
+    """Check that no row below the first line is the header."""
     for row, cell in enumerate(table.columns[path_column][:MAX_TITLES]):
         if fold_column(cell) in PATH_NAMES and finder.find(cell) is None:
             first, names = (

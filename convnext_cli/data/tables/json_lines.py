@@ -49,11 +49,7 @@ def read_json_rows(path: Path, text: str) -> tuple[list[list[str]], list[int], l
 
 
 def _parse(line: str) -> tuple[tuple[str, Any], ...]:
-    """Return the keys and values of an object. Objects in it are tuples too.
-
-    Raises:
-        ValueError: it is not JSON, or not an object.
-    """
+    """Return the keys and values of an object. Objects in it are tuples too."""
     try:
         record = json.loads(
             line, object_pairs_hook=tuple, parse_int=_Number, parse_float=_Number, parse_constant=_Number
@@ -79,11 +75,7 @@ def _read_value(key: str, value: Any) -> str | None:
 
 
 def _read_text(key: str, text: str) -> str:
-    """Return a text without blanks at its ends.
-
-    Raises:
-        ValueError: it is too long for a CSV file too, or has characters that are no text.
-    """
+    """Return a text without blanks at its ends."""
     if len(text) > csv.field_size_limit():
         raise ValueError(f"the value of {key!r} has over {csv.field_size_limit():,} characters", "Leave it out")
     if re.search(f"[\0{LIST}\ud800-\udfff]", text):

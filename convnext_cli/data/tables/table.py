@@ -80,11 +80,7 @@ def read_table(path: Path) -> Table:
 
 
 def _read_csv(path: Path, text: str) -> tuple[list[list[str]], list[int], str]:
-    """Return the rows of a CSV file, the line that each ends in, and the delimiter.
-
-    Raises:
-        DataError: it is no CSV file.
-    """
+    """Return the rows of a CSV file, the line that each ends in, and the delimiter."""
     if path.suffix.lower() in SPREADSHEET_SUFFIXES and text.lstrip().startswith("<"):
         remedy = "Open it in a spreadsheet program, and save it as XLSX or CSV"
         raise DataError(f"{path} is a page in HTML or XML, not a spreadsheet", remedy)
@@ -122,11 +118,7 @@ def _is_valid(text: str) -> bool:
 
 
 def _check_quotes(path: Path, text: str, rows: list[list[str]], lines: list[int]) -> None:
-    """Check that each quotation mark is closed.
-
-    Raises:
-        DataError: one is not, so that the rest of the file is one cell.
-    """
+    """Check that each quotation mark is closed: else the rest of the file is one cell."""
     last = rows[-1] if rows else []
     breaks = sum(cell.count("\n") for cell in last)
     if breaks and text.count('"') % 2:

@@ -122,11 +122,7 @@ def make_accelerator(
 
 
 def _find_first_process(address: str, port: int) -> None:
-    """Wait until the machine of the first process answers. It may refuse: that process may still prepare, for hours.
-
-    Raises:
-        UsageError: there is no such machine.
-    """
+    """Wait until the machine of the first process answers. It may refuse: that process may still prepare, for hours."""
     end = time.monotonic() + MEETING_TIMEOUT
     while True:
         try:
@@ -160,11 +156,7 @@ def _hide_foreign_variables() -> Iterator[None]:
 
 
 def _check_launcher() -> None:
-    """Check that a launcher's variables are complete: a cluster or a script may set some of them.
-
-    Raises:
-        UsageError: they say that this is one of several processes, but not where the others are.
-    """
+    """Check that a launcher's variables are complete where some are set, as a cluster or a script may do."""
     present = [name for name in LAUNCHER if os.environ.get(name)]
     missing = [name for name in LAUNCHER if name not in present]
     alone = {"WORLD_SIZE": "1", "LOCAL_RANK": "-1"}  # values that scripts set for a single process
