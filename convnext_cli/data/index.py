@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # NumPy: `recommend` starts without it
     from convnext_cli.tasks.task import Targets, Task
 
 T = TypeVar("T")
+K = TypeVar("K")
 SPLITS = ("train", "val", "test")
 SPREADSHEET_SUFFIXES = (".xls", ".xlsx", ".ods")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", *SPREADSHEET_SUFFIXES)
@@ -175,6 +176,14 @@ def pick_evenly(values: Sequence[T], limit: int) -> list[T]:
     return [values[i * len(values) // limit] for i in range(limit)] if len(values) > limit else list(values)
 
 
+def group_by(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Return the items with each key, in their order."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
 def check_trainable(index: Index) -> None:
     """Check that the index can be trained on.
 
@@ -239,10 +248,7 @@ def _check_class_number(index: Index) -> None:
 
 def find_alike(classes: Iterable[str]) -> list[list[str]]:
     """Return the sets of classes whose names differ only in case, hyphens, width, zeros or alphabet."""
-    forms: dict[str, list[str]] = {}
-    for name in classes:
-        forms.setdefault(fold_name(name), []).append(name)
-    return [names for names in forms.values() if len(names) > 1]
+    return [names for names in group_by(classes, fold_name).values() if len(names) > 1]
 
 
 def digest_images(index: Index) -> str:

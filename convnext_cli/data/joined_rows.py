@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from convnext_cli.data.index import group_by
+
 
 class JoinedRows:
     """Sets of rows, joined pair by pair (union-find)."""
@@ -27,7 +29,4 @@ def join_rows(links: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
     for one, two in links:
         joined.join(one, two)
         rows |= {one, two}
-    sets: dict[int, list[int]] = {}
-    for row in sorted(rows):
-        sets.setdefault(joined.find(row), []).append(row)
-    return tuple(map(tuple, sets.values()))
+    return tuple(map(tuple, group_by(sorted(rows), joined.find).values()))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.folders.words import describe_joined
-from convnext_cli.data.index import NONE, SPLITS, Index, number_targets
+from convnext_cli.data.index import NONE, SPLITS, Index, group_by, number_targets
 from convnext_cli.data.tables.columns import (
     find_columns,
     join_split_columns,
@@ -273,11 +273,8 @@ def _join_rows(paths: Sequence[str], targets: RawTargets) -> tuple[RawTargets, l
     """Return targets with the values of all rows of an image joined, where the task can, and a note on them."""
     if targets.join is None:
         return targets, []
-    rows_of: dict[str, list[int]] = {}
-    for row, path in enumerate(paths):
-        rows_of.setdefault(path, []).append(row)
     values, joined = list(targets.values), 0
-    for rows in rows_of.values():
+    for rows in group_by(range(len(paths)), paths.__getitem__).values():
         of_image = [values[row] for row in rows]
         if len(set(map(str, of_image))) > 1:  # nan equals itself as text
             joined += 1

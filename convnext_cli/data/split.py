@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from convnext_cli.data.index import Index
+from convnext_cli.data.index import Index, group_by
 from convnext_cli.data.joined_rows import join_rows
 from convnext_cli.errors import UsageError
 from convnext_cli.text import format_count
@@ -206,9 +206,7 @@ def _assign(index: Index, rows: list[int], units: list[int], fractions: dict[str
     In a small class several parts may be least full, of which the first is taken. With many such classes it has too
     many images; then the one that is least full of all images is taken.
     """
-    members: dict[int, list[int]] = defaultdict(list)
-    for row in rows:
-        members[units[row]].append(row)
+    members = group_by(rows, units.__getitem__)
     order = list(members)  # by path, then shuffled by the seed alone
     random.Random(seed).shuffle(order)  # noqa: S311
     strata = index.task.list_strata(index.targets()) if index.values else [(label,) for label in index.labels]

@@ -2,13 +2,12 @@
 
 import os
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from convnext_cli.data.folders.splits import find_split_lists, is_split_list
-from convnext_cli.data.index import Index
+from convnext_cli.data.index import Index, group_by
 from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import compose_name, read_text
 from convnext_cli.errors import DataError
@@ -40,7 +39,8 @@ def apply_split_lists(index: Index, paths: Sequence[Path]) -> Index:
     if any(index.splits):
         reason = "the data have splits without them"
     elif sets := find_split_lists(paths):
-        rows_of = _index_names(index.paths)
+        names = [_cut_suffix(compose_name(os.path.basename(path))) for path in index.paths]  # noqa: PTH119
+        rows_of = group_by(range(len(index)), names.__getitem__)
         for files in sets:
             splits, notes, problem = _read_lists(files, index.paths, rows_of)
             if not problem:
@@ -89,21 +89,14 @@ def _list_names(files: Mapping[str, Path]) -> str:
     return ", ".join(path.name for path in files.values())
 
 
-def _index_names(paths: Sequence[str]) -> Mapping[str, Sequence[int]]:
-    """Return the rows of the paths by the names of their files, without suffix."""
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for row, path in enumerate(paths):
-        rows_of[_cut_suffix(compose_name(os.path.basename(path)))].append(row)  # noqa: PTH119
-    return rows_of
-
-
 def _cut_suffix(name: str) -> str:
     return os.path.splitext(name)[0] if has_image_suffix(name) else name  # noqa: PTH122
 
 
 def _find_row(line: str, paths: Sequence[str], rows_of: Mapping[str, Sequence[int]]) -> int | None:
     """Return the row of the only path that a line of a list names; None if it names none, or several."""
-    for text in _list_forms(line):
+    first, but_last = re.split(_AFTER_NAME, line, maxsplit=1)[0], re.sub(rf"{_AFTER_NAME}\S+$", "", line)
+    for text in (line, but_last, first):  # a name may have blanks
         *folders, name = re.split(r"[/\\]+", compose_name(text))
         rows = rows_of.get(_cut_suffix(name), ())
         folders = [folder for folder in folders if folder not in ("", ".")]
@@ -113,13 +106,6 @@ def _find_row(line: str, paths: Sequence[str], rows_of: Mapping[str, Sequence[in
         if len(rows) == 1:
             return rows[0]
     return None
-
-
-def _list_forms(line: str) -> Iterator[str]:
-    """Yield what may be the name in a line: all of it, all but its last word, and its first word."""
-    yield line
-    yield re.sub(rf"{_AFTER_NAME}\S+$", "", line)
-    yield re.split(_AFTER_NAME, line, maxsplit=1)[0]
 
 
 def _end_alike(one: Sequence[str], other: Sequence[str]) -> bool:

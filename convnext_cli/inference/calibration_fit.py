@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from msgspec.structs import asdict
 
-from convnext_cli.data.index import Index, pick_evenly
+from convnext_cli.data.index import Index, group_by, pick_evenly
 from convnext_cli.data.split import explain_small_validation
 from convnext_cli.images.cache import open_for_eval
 from convnext_cli.images.raster import Pixels
@@ -115,8 +115,6 @@ def scramble(image: Pixels) -> Pixels:
 
 def choose_bank(index: Index) -> list[int]:
     """Return the training rows that the OOD score is fitted to: up to 200 of each class, 5,000 of all."""
-    by_class: dict[int, list[int]] = {}
-    for row in index.rows("train"):
-        by_class.setdefault(index.labels[row], []).append(row)
+    by_class = group_by(index.rows("train"), index.labels.__getitem__)
     rows = [row for of_class in by_class.values() for row in pick_evenly(of_class, BANK_IMAGES_PER_CLASS)]
     return pick_evenly(sorted(rows), BANK_IMAGES)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from msgspec import structs
 
 from convnext_cli.data.audit.measurements import measure_images
-from convnext_cli.data.index import select_rows
+from convnext_cli.data.index import group_by, select_rows
 from convnext_cli.data.split import split_index
 from convnext_cli.errors import DataError
 from convnext_cli.inference.calibration import Calibration
@@ -52,9 +52,8 @@ def divide_test_set(test_set: TestSet, number: int | None) -> Steps[tuple[TestSe
         images = format_count(len(index), "image")
         raise DataError(f"--recalibrate {number} leaves none of the {images} to evaluate", "Give a smaller number")
     measurements = yield from measure_images(index)
-    copies: dict[tuple[int, ...], list[int]] = {}
-    for row, digest in enumerate(map(tuple, measurements.measures["digest"].tolist())):
-        copies.setdefault(digest, []).append(row)
+    digests = list(map(tuple, measurements.measures["digest"].tolist()))
+    copies = group_by(range(len(index)), digests.__getitem__)
     divided = split_index(
         replace(index, splits=("",) * len(index), folds=()),
         val_fraction=number / len(index),

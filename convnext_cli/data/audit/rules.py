@@ -9,7 +9,7 @@ from convnext_cli.data.audit.measurements import Measurements
 from convnext_cli.data.audit.shortcuts import Shortcut
 from convnext_cli.data.audit.support import Support, describe_test
 from convnext_cli.data.groups import Grouping, find_groups_across_splits
-from convnext_cli.data.index import SPLITS, Index, find_alike
+from convnext_cli.data.index import SPLITS, Index, find_alike, group_by
 from convnext_cli.data.unseen import Unseen
 from convnext_cli.text import capitalise, format_count, format_percent
 
@@ -91,10 +91,8 @@ def _find_leaked_groups(index: Index, grouping: Grouping, across: Support | None
     across_splits = find_groups_across_splits(index.groups, index.splits) if index.groups else {}
     if not across_splits:
         return
-    rows_of: dict[str, list[int]] = {group: [] for group in across_splits}
-    for row, group in enumerate(index.groups):
-        if group in rows_of:
-            rows_of[group].append(row)
+    leaked = (row for row, group in enumerate(index.groups) if group in across_splits)
+    rows_of = group_by(leaked, index.groups.__getitem__)
     is_certain = _are_groups_certain(index, grouping, across, rows_of.values())
     scores = "test" if any("test" in splits for splits in across_splits.values()) else "validation"
     effect = (

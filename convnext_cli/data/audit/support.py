@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.data.audit.measurements import Measurements
 from convnext_cli.data.groups import Grouping, are_single_folders, cut_groups, describe_groups
-from convnext_cli.data.index import Index, pick_evenly
+from convnext_cli.data.index import Index, group_by, pick_evenly
 from convnext_cli.text import format_count
 
 LEVEL = 0.01  # significance level of the test, over both similarities
@@ -96,9 +96,8 @@ def measure_support(index: Index, measurements: Measurements, *, within: Support
         [f"{s}/{k}" for s, k in zip(index.splits, index.class_numbers, strict=True)], return_inverse=True
     )[1]
     splits = np.array(index.splits)
-    members: dict[str, list[int]] = defaultdict(list)
-    for row in np.flatnonzero(measurements.measures["readable"]).tolist():
-        members[index.groups[row]].append(row)
+    readable: list[int] = np.flatnonzero(measurements.measures["readable"]).tolist()
+    members = group_by(readable, index.groups.__getitem__)
     _, numbers = np.unique(index.groups, return_inverse=True)
     rows_of = {cell: np.flatnonzero((cells == cell) & (measurements.measures["readable"] == 1)) for cell in set(cells)}
     several = [rows for rows in members.values() if len(rows) > 1]
