@@ -65,8 +65,7 @@ def fit_pooling(
     if few := _explain_few(task, targets, classes):
         return replace(blank, unfitted_reason=few, **kept)
     calibrated = task.calibrate(logits, calibration)
-    weights = _weigh(task, targets, is_balanced=_is_balanced(run))
-    pooling = choose_pooling(task, calibrated, units, targets, weights, blank)
+    pooling = choose_pooling(task, calibrated, units, targets, _weigh(run, task, targets), blank)
     probabilities = task.activate(task.calibrate(task.pool(calibrated, units, pooling.rule), pooling))
     thresholds = (
         fit_threshold(threshold.target, task, classes, probabilities, targets, None)
@@ -111,18 +110,14 @@ def _explain_few(task: Task, targets: Targets, classes: Sequence[str]) -> str | 
     return f"the validation split has only {format_count(len(targets), 'group')}{f' ({few})' if few else ''}"
 
 
-def _is_balanced(run: RunFolder) -> bool:
-    """Return whether the run was trained to treat all classes alike, whatever their frequency."""
-    settings = read_optional_plan(run.plan).settings
-    return any(settings.get(name, value) != value for name, value in UNCORRECTED.items())
-
-
-def _weigh(task: Task, targets: Targets, *, is_balanced: bool) -> Floats:
+def _weigh(run: RunFolder, task: Task, targets: Targets) -> Floats:
     """Return how much each group counts, 1 on average, (G,).
 
     Offsets fit the probabilities to how frequent the classes are. Where the training evened the classes out, they count
     alike here too: else a group would be given the rare class less often than each of its images.
     """
+    settings = read_optional_plan(run.plan).settings
+    is_balanced = any(settings.get(name, value) != value for name, value in UNCORRECTED.items())
     if not is_balanced or task.has_values:
         return np.ones(len(targets))
     counts = np.bincount(targets)
