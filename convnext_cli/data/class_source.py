@@ -18,11 +18,11 @@ from convnext_cli.data.folders.words import is_form
 from convnext_cli.data.index import NONE, Index, describe_skipped
 from convnext_cli.data.layout import Layout
 from convnext_cli.data.split_lists import apply_split_lists, list_split_lists
-from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.data.tables.table import name_tables
 from convnext_cli.encoding import fold_name
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.options import AUTO
+from convnext_cli.tasks.reading import TableOptions
 from convnext_cli.text import format_part, shorten_names
 
 Files = tuple[Path, ...]

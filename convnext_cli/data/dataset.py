@@ -11,10 +11,10 @@ from convnext_cli.data.index import NONE, UNREADABLE, Index, select_rows
 from convnext_cli.data.scan import scan_unlabelled
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import release_val
-from convnext_cli.data.tables.options import COLUMN_OPTIONS, TableOptions
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice, Steps
+from convnext_cli.tasks.reading import COLUMN_OPTIONS, TableOptions
 from convnext_cli.text import capitalise, format_count
 
 REPLACED: dict[str, dict[str, str]] = {  # settings without effect beside others, with the reason

@@ -21,7 +21,6 @@ from convnext_cli.data.tables.columns import (
     suggest_groups,
 )
 from convnext_cli.data.tables.files import FileFinder, Images, Listing, find_files
-from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
 from convnext_cli.data.tables.table import (
     SAMPLE,
     find_common_folder,
@@ -37,7 +36,7 @@ from convnext_cli.encoding import UTF_8, normalise_name
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.options import AUTO
-from convnext_cli.tasks.reading import RawTargets, Table, fold_column
+from convnext_cli.tasks.reading import AUTO_OPTIONS, RawTargets, Table, TableOptions, fold_column
 from convnext_cli.text import format_count, shorten_names
 
 

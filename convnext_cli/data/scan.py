@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from convnext_cli.data.layout import Layout, recognise_layout
 from convnext_cli.data.outside import check_cache_outside
 from convnext_cli.data.patterns import search_paths
 from convnext_cli.data.split_lists import apply_split_lists, list_split_lists
-from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
 from convnext_cli.data.tree import Folder, walk_folder
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.options import AUTO
+from convnext_cli.tasks.reading import AUTO_OPTIONS, TableOptions
 from convnext_cli.text import find_address
 
 
@@ -27,7 +26,6 @@ def scan_folder(
     *,
     exclude: str = NONE,
     archive: Path | None = None,
-    known_classes: Sequence[str] = (),
     table_options: TableOptions = AUTO_OPTIONS,
 ) -> Index:
     """Find the images of a folder, with their classes and splits.
@@ -52,7 +50,7 @@ def scan_folder(
     tree, excluded, skipped = _walk(root, exclude)
     if table_options.label_from != AUTO:
         return _label_by_path(root, tree, skipped, table_options.label_from)
-    layout = recognise_layout(tree, archive.stem if archive else root.name, known_classes)
+    layout = recognise_layout(tree, archive.stem if archive else root.name, table_options.known_labels)
     if archive:
         root = Path(layout.start.path)
     index = choose_class_source(layout, _make_index(root, layout, skipped), archive or root, table_options)

@@ -1,6 +1,5 @@
 """Make an index from a folder, a table or a zip file."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,10 +11,10 @@ from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, Index, numbe
 from convnext_cli.data.outside import check_cache_outside, list_data_folders
 from convnext_cli.data.scan import check_left, scan_folder
 from convnext_cli.data.split_lists import apply_split_lists
-from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
 from convnext_cli.data.tables.table import list_tables
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
+from convnext_cli.tasks.reading import AUTO_OPTIONS, TableOptions
 from convnext_cli.text import shorten_names
 
 
@@ -23,7 +22,6 @@ def scan_data(
     data: Path,
     *,
     exclude: str = NONE,
-    known_classes: Sequence[str] = (),
     table_options: TableOptions = AUTO_OPTIONS,
 ) -> Index:
     """Find the images of a folder (`scan_folder`), a table (`manifest.read_manifest`), or a zip file of either.
@@ -31,7 +29,6 @@ def scan_data(
     Args:
         data: the folder or file.
         exclude: images to leave out (`exclusion.find_excluded`), or `none`.
-        known_classes: classes of a run; their names are not questioned.
         table_options: the task, and the columns and the folder of a table.
 
     Raises:
@@ -49,10 +46,10 @@ def scan_data(
         lists = [path for path in beside if is_split_list(path.name)]
         index = _exclude(apply_split_lists(index, lists), exclude)
         check_cache_outside(list_data_folders(index))
-        if known_classes:
+        if table_options.known_labels:
             return index
         return _suggest_tasks(_note_split_tables(index, [data, *others]), table_options)
-    scan = partial(scan_folder, exclude=exclude, known_classes=known_classes, table_options=table_options)
+    scan = partial(scan_folder, exclude=exclude, table_options=table_options)
     if suffix == ".zip":
         from convnext_cli.data.archive import check_inside, unpack
 
@@ -62,8 +59,7 @@ def scan_data(
     else:
         check_cache_outside([data])
         index = scan(data)
-    index = apply_task(replace(index, source=data), table_options)
-    return index if known_classes else _suggest_tasks(index, table_options)
+    return _suggest_tasks(apply_task(replace(index, source=data), table_options), table_options)
 
 
 def _note_split_tables(index: Index, tables: Sequence[Path]) -> Index:
@@ -79,8 +75,8 @@ def _note_split_tables(index: Index, tables: Sequence[Path]) -> Index:
 
 
 def _suggest_tasks(index: Index, options: TableOptions) -> Index:
-    """Return the index of classes with notes on other tasks that the classes' names suggest."""
-    if options.task != AUTO or index.task_record is not None:
+    """Return the index of new classes with notes on other tasks that their names suggest."""
+    if options.task != AUTO or options.known_labels or index.task_record is not None:
         return index
     from convnext_cli.tasks.registry import TASKS
 

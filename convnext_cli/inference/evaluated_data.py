@@ -12,7 +12,6 @@ from convnext_cli.data.index import EXCLUDED, NONE, UNREADABLE, Index, select_ro
 from convnext_cli.data.outside import check_cache_outside, list_data_folders
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import is_fold, release_val
-from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.encoding import compose_name, normalise_name
 from convnext_cli.errors import ConvnextError, DataError
 from convnext_cli.inference.overlap import measure_equal
@@ -22,6 +21,7 @@ from convnext_cli.progress import Notice, Steps
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.recipes.settings import TABLE_SETTINGS
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.reading import TableOptions
 from convnext_cli.text import format_percent
 
 MIN_SAME = 0.5  # fraction of equal images above which data with the names of the run's own count as its own
@@ -147,7 +147,7 @@ def _scan_like_run(settings: Mapping[str, Any], trained_on: Index, data: Path, r
     errors = {}
     for options, exclude in dict.fromkeys(((TableOptions(**columns | fixed), NONE), plain, like_run)):
         try:
-            return scan_data(data, exclude=exclude, known_classes=trained_on.classes, table_options=options)
+            return scan_data(data, exclude=exclude, table_options=options)
         except ConvnextError as error:
             errors[options, exclude] = error
     raise errors[plain]

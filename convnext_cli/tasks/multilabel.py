@@ -32,7 +32,7 @@ from convnext_cli.metrics.pooling import RULES, Rule, pool_scores
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.options import AUTO
-from convnext_cli.tasks.reading import LIST, OtherTaskError, RawTargets, Table, TargetOptions, is_missing, parse_flag
+from convnext_cli.tasks.reading import LIST, OtherTaskError, RawTargets, Table, TableOptions, is_missing, parse_flag
 from convnext_cli.tasks.task import (
     MIN_VAL_PER_CLASS,
     Chance,
@@ -97,12 +97,12 @@ class Multilabel(Task):
     # Reading
 
     @classmethod
-    def recognises(cls, table: Table, name: str, options: TargetOptions) -> bool:
+    def recognises(cls, table: Table, name: str, options: TableOptions) -> bool:
         """Return True if a cell has several labels."""
         return bool(_choose_separator(table.columns[name], options))
 
     @classmethod
-    def read_cells(cls, table: Table, name: str, options: TargetOptions) -> RawTargets:
+    def read_cells(cls, table: Table, name: str, options: TableOptions) -> RawTargets:
         """Return several labels per image: from cells such as `cat|dog`, or a label in each of its rows."""
         cells = ["" if is_missing(cell) else cell for cell in table.columns[name]]
         separator = _choose_separator(cells, options)
@@ -136,7 +136,7 @@ class Multilabel(Task):
 
     @classmethod
     def read_columns(
-        cls, table: Table, names: Sequence[str], options: TargetOptions, *, has_label: bool = False
+        cls, table: Table, names: Sequence[str], options: TableOptions, *, has_label: bool = False
     ) -> RawTargets:
         """Return the labels of each row; another column that may hold a class goes first where no task is named."""
         if has_label and options.task == AUTO:
@@ -170,7 +170,7 @@ class Multilabel(Task):
 
     @classmethod
     def read_folders(
-        cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TargetOptions
+        cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TableOptions
     ) -> RawTargets:
         """Refuse class folders: an image lies in one of them."""
         raise DataError(
@@ -512,7 +512,7 @@ def _count_votes_of_label(votes: tuple[float, ...]) -> float:
     return -1.0 if any(vote == vote for vote in votes) else math.nan
 
 
-def _choose_separator(cells: Sequence[str], options: TargetOptions) -> str:
+def _choose_separator(cells: Sequence[str], options: TableOptions) -> str:
     """Return the sign that the user names, or the one that the cells have; an empty string if none."""
     if any(LIST in cell for cell in cells):
         return LIST

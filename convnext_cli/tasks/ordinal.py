@@ -27,7 +27,7 @@ from convnext_cli.tasks.reading import (
     OtherTaskError,
     RawTargets,
     Table,
-    TargetOptions,
+    TableOptions,
     explain_columns,
     find_number,
     fold_column,
@@ -83,12 +83,12 @@ class Ordinal(Single):
     # Reading
 
     @classmethod
-    def recognises(cls, table: Table, name: str, options: TargetOptions) -> bool:
+    def recognises(cls, table: Table, name: str, options: TableOptions) -> bool:
         """Return False: whether numbers are an order cannot be told from them."""
         return False
 
     @classmethod
-    def read_cells(cls, table: Table, name: str, options: TargetOptions) -> RawTargets:
+    def read_cells(cls, table: Table, name: str, options: TableOptions) -> RawTargets:
         """Return the grade of each row, in the order of `--grades` or of the numbers in their names."""
         refuse_blank(table, name)
         cells = table.columns[name]
@@ -98,14 +98,14 @@ class Ordinal(Single):
 
     @classmethod
     def read_columns(
-        cls, table: Table, names: Sequence[str], options: TargetOptions, *, has_label: bool = False
+        cls, table: Table, names: Sequence[str], options: TableOptions, *, has_label: bool = False
     ) -> RawTargets:
         """Refuse a column per class."""
         raise explain_columns(cls.name, table, names)
 
     @classmethod
     def read_folders(
-        cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TargetOptions
+        cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TableOptions
     ) -> RawTargets:
         """Return the folder of each image as its grade, in the order of `--grades` or of the numbers in their names."""
         grades = _sort_grades(classes, f"the folders of {folder}", options)
@@ -228,7 +228,7 @@ def _find_severity(name: str) -> float | None:
     return ranks[0] + ("very" in words) * (0.5 if ranks[0] > 2 else -0.5)
 
 
-def _sort_grades(names: Sequence[str], source: str, options: TargetOptions) -> tuple[str, ...]:
+def _sort_grades(names: Sequence[str], source: str, options: TableOptions) -> tuple[str, ...]:
     """Return grades in the order of `--grades`, else in that of the first number in each.
 
     `source` is where the names are, for errors.

@@ -75,8 +75,8 @@ ATTRIBUTES = _FLAGS | frozenset(("site", "hospital", "device", "scanner", "manuf
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TargetOptions:
-    """The options of reading targets; names and meanings are those of the settings."""
+class TableOptions:
+    """The options of reading a table, its targets among them; names and meanings are those of the settings."""
 
     task: str = AUTO
     label_sep: str = AUTO
@@ -84,7 +84,23 @@ class TargetOptions:
     log_target: str = AUTO
     grades: str = AUTO
     known_labels: Sequence[str] = ()
-    """The labels or classes of a run: columns of other names are not labels."""
+    """The labels or classes of a run, whose names are not questioned: columns of other names are not labels."""
+    image_root: str = AUTO
+    """The folder that the paths begin in; `auto` searches beside and below the file."""
+    label_from: str = AUTO
+    """A regular expression for the class in an image's path, in place of folders and tables."""
+    label_columns: str = AUTO
+    label_column: str = AUTO
+    path_column: str = AUTO
+    group_column: str = AUTO
+    split_column: str = AUTO
+    attributes: Sequence[str] = ()
+    """The attributes of the images that are read from their columns afterwards: these count as used."""
+
+
+AUTO_OPTIONS = TableOptions()
+COLUMN_OPTIONS = ("label_columns", "label_column", "path_column", "group_column", "split_column")
+"""The options that name columns."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

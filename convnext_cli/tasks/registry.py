@@ -10,7 +10,7 @@ from msgspec import ValidationError, convert
 from convnext_cli.errors import RunError
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.ordinal import Ordinal
-from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, TargetOptions, unwrap_choices
+from convnext_cli.tasks.reading import OtherTaskError, RawTargets, Table, TableOptions, unwrap_choices
 from convnext_cli.tasks.regression import Regression
 from convnext_cli.tasks.single import Single
 from convnext_cli.tasks.task import Task
@@ -20,7 +20,7 @@ TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (Single, Multilabel,
 """From the most general to the most special: any column can hold classes, not any one numbers."""
 
 
-def read_cells(table: Table, name: str, options: TargetOptions) -> RawTargets:
+def read_cells(table: Table, name: str, options: TableOptions) -> RawTargets:
     """Return the targets that one column holds, for the task that the user names or the cells have the form of.
 
     Raises:
@@ -31,13 +31,13 @@ def read_cells(table: Table, name: str, options: TargetOptions) -> RawTargets:
     return choose_kind(table, name, options).read_cells(table, name, options)
 
 
-def choose_kind(table: Table, name: str, options: TargetOptions) -> type[Task]:
+def choose_kind(table: Table, name: str, options: TableOptions) -> type[Task]:
     """Return the task that the user names; or the most special one that a column has the form of."""
     kinds = reversed(TASKS.values())
     return TASKS.get(options.task) or next(kind for kind in kinds if kind.recognises(table, name, options))
 
 
-def read_columns(table: Table, names: Sequence[str], options: TargetOptions, *, has_label: bool = False) -> RawTargets:
+def read_columns(table: Table, names: Sequence[str], options: TableOptions, *, has_label: bool = False) -> RawTargets:
     """Return the targets that a column per label holds, for the task that the user names or the first that can be.
 
     Raises:

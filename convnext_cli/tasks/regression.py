@@ -26,7 +26,7 @@ from convnext_cli.tasks.reading import (
     OtherTaskError,
     RawTargets,
     Table,
-    TargetOptions,
+    TableOptions,
     find_number,
     is_measure,
     is_unknown,
@@ -92,12 +92,12 @@ class Regression(Task):
     # Reading
 
     @classmethod
-    def recognises(cls, table: Table, name: str, options: TargetOptions) -> bool:
+    def recognises(cls, table: Table, name: str, options: TableOptions) -> bool:
         """Return True if a column's numbers measure or count something."""
         return is_measure(table, name)
 
     @classmethod
-    def read_cells(cls, table: Table, name: str, options: TargetOptions) -> RawTargets:
+    def read_cells(cls, table: Table, name: str, options: TableOptions) -> RawTargets:
         """Return the numbers of a column, and the choice of their logarithm."""
         cells = table.columns[name]
         table.refuse("no number", [row for row, cell in enumerate(cells) if is_unknown(cell)])
@@ -136,7 +136,7 @@ class Regression(Task):
 
     @classmethod
     def read_folders(
-        cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TargetOptions
+        cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TableOptions
     ) -> RawTargets:
         """Return the number in the name of each image's folder."""
         if sort_by_number(classes) is None:

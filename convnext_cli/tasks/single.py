@@ -22,7 +22,7 @@ from convnext_cli.tasks.reading import (
     OtherTaskError,
     RawTargets,
     Table,
-    TargetOptions,
+    TableOptions,
     fold_column,
     join_decimals,
     list_odd_numbers,
@@ -73,12 +73,12 @@ class Single(Task):
     # Reading
 
     @classmethod
-    def recognises(cls, table: Table, name: str, options: TargetOptions) -> bool:
+    def recognises(cls, table: Table, name: str, options: TableOptions) -> bool:
         """Return True: any text can be the name of a class."""
         return True
 
     @classmethod
-    def read_cells(cls, table: Table, name: str, options: TargetOptions) -> RawTargets:
+    def read_cells(cls, table: Table, name: str, options: TableOptions) -> RawTargets:
         """Return the class of each row, with a note if it may be a grade."""
         refuse_blank(table, name)
         cells = join_decimals(table.columns[name])
@@ -108,7 +108,7 @@ class Single(Task):
 
     @classmethod
     def read_columns(
-        cls, table: Table, names: Sequence[str], options: TargetOptions, *, has_label: bool = False
+        cls, table: Table, names: Sequence[str], options: TableOptions, *, has_label: bool = False
     ) -> RawTargets:
         """Return the class of each row from columns of 1 and 0, of which each row has one 1."""
         least = 2 if options.task == cls.name else 3
@@ -128,7 +128,7 @@ class Single(Task):
 
     @classmethod
     def read_folders(
-        cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TargetOptions
+        cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TableOptions
     ) -> RawTargets:
         """Return the folder of each image as its class."""
         return RawTargets(task=cls(), labels=tuple(labels), classes=tuple(classes))

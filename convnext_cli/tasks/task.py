@@ -18,7 +18,7 @@ from convnext_cli.metrics.calculator import Calculator, Floats, Ints
 from convnext_cli.metrics.pooling import MEAN, Rule
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import Fraction, MetricSet
-from convnext_cli.tasks.reading import RawTargets, Table, TargetOptions, explain_columns
+from convnext_cli.tasks.reading import RawTargets, Table, TableOptions, explain_columns
 from convnext_cli.text import format_count, shorten_names
 
 MIN_VAL_PER_CLASS = 5
@@ -152,13 +152,13 @@ class Task(ABC):
     # Reading
 
     @classmethod
-    def recognises(cls, table: Table, name: str, options: TargetOptions) -> bool:
+    def recognises(cls, table: Table, name: str, options: TableOptions) -> bool:
         """Return True if a column's cells have the form of this task's targets; asked if no task is named."""
         return False
 
     @classmethod
     @abstractmethod
-    def read_cells(cls, table: Table, name: str, options: TargetOptions) -> RawTargets:
+    def read_cells(cls, table: Table, name: str, options: TableOptions) -> RawTargets:
         """Return the targets that one column holds.
 
         Raises:
@@ -168,7 +168,7 @@ class Task(ABC):
 
     @classmethod
     def read_columns(
-        cls, table: Table, names: Sequence[str], options: TargetOptions, *, has_label: bool = False
+        cls, table: Table, names: Sequence[str], options: TableOptions, *, has_label: bool = False
     ) -> RawTargets:
         """Return the targets that a column for each label or class holds, of 1, 0, -1 and blank cells.
 
@@ -183,7 +183,7 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def read_folders(
-        cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TargetOptions
+        cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TableOptions
     ) -> RawTargets:
         """Return the targets of images in class folders.
 

@@ -6,9 +6,9 @@ import pytest
 from convnext_cli.data.attributes import Attribute, parse_attributes, read_attributes
 from convnext_cli.data.index import Index
 from convnext_cli.data.sources import scan_data
-from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.progress import finish
+from convnext_cli.tasks.reading import TableOptions
 from tests.conftest import save_image
 from tests.images.dicom import XRAY, save_dicom
 

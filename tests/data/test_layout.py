@@ -13,8 +13,8 @@ import pytest
 from convnext_cli.data.index import check_trainable
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.data.sources import scan_data
-from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError, UsageError
+from convnext_cli.tasks.reading import TableOptions
 from tests.conftest import save_image
 
 Form = Literal["NFC", "NFD"]
@@ -473,9 +473,10 @@ def test_error_names_the_table(tmp_path: Path, image: Path) -> None:
 
 def test_known_classes_are_not_questioned(tmp_path: Path, image: Path) -> None:
     data = make(tmp_path / "data", AMBIGUOUS["one class, or patients"][0], image)
-    assert scan_folder(data, known_classes=("NORMAL", "SICK")).classes == ("NORMAL",)
+    assert scan_folder(data, table_options=TableOptions(known_labels=("NORMAL", "SICK"))).classes == ("NORMAL",)
     data = make(tmp_path / "words", "images/ masks/x.png", image)
-    assert scan_folder(data, known_classes=("images", "masks")).classes == ("images", "masks")
+    options = TableOptions(known_labels=("images", "masks"))
+    assert scan_folder(data, table_options=options).classes == ("images", "masks")
 
 
 def test_notes_name_the_source_of_the_classes(tmp_path: Path, image: Path) -> None:
@@ -593,7 +594,7 @@ def test_column_of_the_classes_called_group_is_none_of_groups(tmp_path: Path, im
 def test_single_folder_of_a_known_class_needs_no_table(tmp_path: Path, image: Path) -> None:
     data = make(tmp_path / "data", "SICK/ ages.csv:file,age|0.png,40|1.png,50|2.png,61", image)
     options = TableOptions(known_labels=("NORMAL", "SICK"))
-    assert scan_data(data, known_classes=options.known_labels, table_options=options).classes == ("SICK",)
+    assert scan_data(data, table_options=options).classes == ("SICK",)
 
 
 def test_tables_and_findings_in_the_classes_are_noted(tmp_path: Path, image: Path) -> None:

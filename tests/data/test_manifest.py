@@ -17,11 +17,10 @@ from convnext_cli.data.groups import group_index
 from convnext_cli.data.manifest import read_split_manifests
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import Folds, choose_fold, split_index
-from convnext_cli.data.tables.options import AUTO_OPTIONS, TableOptions
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.progress import finish
 from convnext_cli.tasks.multilabel import Multilabel
-from convnext_cli.tasks.reading import Table, parse_flag
+from convnext_cli.tasks.reading import AUTO_OPTIONS, Table, TableOptions, parse_flag
 from convnext_cli.tasks.registry import read_columns
 from tests.conftest import save_image
 
@@ -660,7 +659,8 @@ def test_folders_that_may_be_grades_have_a_note(tmp_path: Path, names: str, opti
         save_image(tmp_path / f"data/{name}/{number}.png", seed=number)
     notes = [note for note in scan_data(tmp_path / "data").notes if "grades" in note]
     assert [note.partition("if they are grades: ")[2] for note in notes] == [option] * bool(option)
-    assert not any("grades" in note for note in scan_data(tmp_path / "data", known_classes=names.split()).notes)
+    options = TableOptions(known_labels=names.split())
+    assert not any("grades" in note for note in scan_data(tmp_path / "data", table_options=options).notes)
     assert scan_data(tmp_path / "data", table_options=TableOptions(task="single")).notes == ()
 
 

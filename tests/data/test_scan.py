@@ -8,8 +8,8 @@ from convnext_cli.data.index import check_trainable, describe_skipped
 from convnext_cli.data.patterns import NUMBERED
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.data.sources import scan_data
-from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError, UsageError
+from convnext_cli.tasks.reading import TableOptions
 from tests.conftest import save_image
 
 

@@ -13,10 +13,10 @@ import pytest
 from convnext_cli.data.attributes import read_attributes
 from convnext_cli.data.index import Index
 from convnext_cli.data.sources import scan_data
-from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.data.tables.table import list_tables, read_table
 from convnext_cli.errors import DataError
 from convnext_cli.progress import finish
+from convnext_cli.tasks.reading import TableOptions
 from tests.conftest import save_image
 from tests.data.spreadsheets import DAY, XLS, Row, write_ods, write_xlsx
 

@@ -12,10 +12,9 @@ from PIL import Image
 from convnext_cli import evaluate, finetune
 from convnext_cli.data.groups import group_index
 from convnext_cli.data.sources import scan_data
-from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.tasks.reading import OtherTaskError, find_number, sort_by_number
+from convnext_cli.tasks.reading import OtherTaskError, TableOptions, find_number, sort_by_number
 from tests.tasks.conftest import SETTINGS
 
 CHEXPERT = (

@@ -20,7 +20,6 @@ from convnext_cli.data.groups import group_index
 from convnext_cli.data.index import Index
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import split_index
-from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.exports.model_card import find_license, render_card
 from convnext_cli.inference.calibration import read_calibration
@@ -32,6 +31,7 @@ from convnext_cli.reports.report import write_report
 from convnext_cli.runs.files import CALIBRATION_ARRAYS
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.multilabel import Multilabel
+from convnext_cli.tasks.reading import TableOptions
 from convnext_cli.tasks.registry import TASKS as KINDS
 from convnext_cli.tasks.regression import Regression
 from convnext_cli.tasks.task import Scaling

@@ -12,7 +12,6 @@ from convnext_cli.data.folders.words import list_words
 from convnext_cli.data.index import NONE, SPLITS
 from convnext_cli.data.split import name_fold
 from convnext_cli.data.tables.files import FileFinder
-from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.data.tables.table import SAMPLE, find_named, list_columns
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
@@ -20,6 +19,7 @@ from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import (
     EXAMPLES,
     Table,
+    TableOptions,
     fold_column,
     is_flag,
     is_unknown,

@@ -2,7 +2,6 @@
 
 from convnext_cli.data.index import are_too_many
 from convnext_cli.data.tables.columns import SPLIT_COLUMNS
-from convnext_cli.data.tables.options import TableOptions
 from convnext_cli.data.tables.table import find_named, list_columns
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError
@@ -12,6 +11,7 @@ from convnext_cli.tasks.reading import (
     OtherTaskError,
     RawTargets,
     Table,
+    TableOptions,
     fold_column,
     is_flag,
     is_measure,
