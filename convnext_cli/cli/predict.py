@@ -23,7 +23,7 @@ from convnext_cli.text import MAX_NAME, format_count, format_part, make_visible,
 if TYPE_CHECKING:
     from convnext_cli.data.inputs import Inputs
     from convnext_cli.inference.prediction import Prediction
-    from convnext_cli.tasks.task import Pad, Task
+    from convnext_cli.tasks.task import Pad
 
 MAX_PATH = 60  # characters of a path before the table's columns give way
 
@@ -201,54 +201,35 @@ def _describe_prediction(prediction: "Prediction", top_k: int) -> dict[str, Any]
 
 def _show_csv(predictions: "Iterator[Prediction]", *, exact: bool, per_group: bool) -> None:
     """Print a row per image or group, with a column per class in the order of their names."""
+    from convnext_cli.tasks.registry import SINGLE
+
     waiting: list[Prediction] = []  # failures, and the first prediction, which names the columns
     for prediction in predictions:
         waiting.append(prediction)
         if prediction.task is not None:
             break
-    columns = _name_columns(waiting[-1], per_group=per_group)
-    for cells in chain([columns.list_titles()], map(columns.list_cells, chain(waiting, predictions))):
+    first = waiting[-1]
+    task, names, targets = first.task or SINGLE, sorted(first.classes), list(first.decisions)
+    unit = ["group", "images"] if per_group else ["path"]
+    general = ["novelty", "abstained", "explanation", "error"]
+    missed = ["targets missed on test"] * bool(first.missed_targets)
+    titles = [*unit, *task.columns, *general, *title_probabilities(names), *targets, *missed]
+    console.show_csv_row(titles, exact=exact)
+    for prediction in chain(waiting, predictions):
+        error, known = prediction.error, dict(zip(prediction.classes, prediction.probabilities, strict=True))
+        cells = [
+            prediction.group or prediction.path,
+            *[prediction.images] * per_group,
+            *([""] * len(task.columns) if error else task.list_cells(prediction)),
+            prediction.novelty,
+            prediction.abstained,
+            prediction.explanation,
+            error.problem if error else "",
+            *(known.get(name, "") for name in names),
+            *(prediction.decisions.get(target, "") for target in targets),
+            *["; ".join(map(": ".join, prediction.missed_targets.items()))] * len(missed),
+        ]
         console.show_csv_row(cells, exact=exact)
-
-
-def _name_columns(prediction: "Prediction", *, per_group: bool) -> "_Columns":
-    """Return the columns of a prediction; those that a failure has too."""
-    from convnext_cli.tasks.registry import SINGLE
-
-    if prediction.task is None:
-        return _Columns(SINGLE, [], [], per_group)
-    names, targets = sorted(prediction.classes), list(prediction.decisions)
-    return _Columns(prediction.task, names, targets, per_group, bool(prediction.missed_targets))
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The columns of the CSV output."""
-
-    task: "Task"
-    names: list[str]
-    """Of the classes, sorted."""
-    targets: list[str]
-    per_group: bool
-    has_missed: bool = False
-    """True if the test split did not meet a target."""
-
-    def list_titles(self) -> list[str]:
-        unit = ["group", "images"] if self.per_group else ["path"]
-        missed = ["targets missed on test"] * self.has_missed
-        general = ["novelty", "abstained", "explanation", "error"]
-        return [*unit, *self.task.columns, *general, *title_probabilities(self.names), *self.targets, *missed]
-
-    def list_cells(self, prediction: "Prediction") -> list[Any]:
-        error = prediction.error.problem if prediction.error else ""
-        cells = [""] * len(self.task.columns) if prediction.error else self.task.list_cells(prediction)
-        general = (prediction.novelty, prediction.abstained, prediction.explanation, error)
-        known = dict(zip(prediction.classes, prediction.probabilities, strict=True))
-        probabilities = (known.get(name, "") for name in self.names)
-        decisions = (prediction.decisions.get(target, "") for target in self.targets)
-        unit = [prediction.group or prediction.path, *([prediction.images] if self.per_group else [])]
-        missed = ["; ".join(map(": ".join, prediction.missed_targets.items()))] * self.has_missed
-        return [*unit, *cells, *general, *probabilities, *decisions, *missed]
 
 
 def _show_table(predictions: "Iterator[Prediction]", paths: Sequence[Path], top_k: int) -> None:

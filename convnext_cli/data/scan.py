@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def scan_folder(
     layout = recognise_layout(tree, archive.stem if archive else root.name, table_options.known_labels)
     if archive:
         root = Path(layout.start.path)
-    index = choose_class_source(layout, _make_index(root, layout, skipped), archive or root, table_options)
+    index = choose_class_source(layout, _place_images(root, layout, skipped), archive or root, table_options)
     if excluded:  # a table may name them
         rows = [row for row, path in enumerate(index.paths) if os.path.join(index.root, path) not in excluded]  # noqa: PTH118
         check_left(len(rows), exclude, root)
@@ -71,15 +72,8 @@ def scan_unlabelled(root: Path, *, exclude: str = NONE) -> Index:
         raise DataError(f"{root} is not a folder", "Give a folder of images")
     check_cache_outside([root])
     tree, _, skipped = _walk(root, exclude)
-    paths = _list_paths(root, tree)
-    return Index(
-        root=root,
-        classes=(UNLABELLED,),
-        paths=tuple(paths),
-        labels=(0,) * len(paths),
-        splits=("",) * len(paths),
-        skipped={reason: count for reason, count in skipped.items() if count},
-    )
+    images = [(path, UNLABELLED, "") for path in _list_paths(root, tree)]
+    return _make_index(root, (UNLABELLED,), images, skipped)
 
 
 def _list_paths(root: Path, tree: Folder) -> list[str]:
@@ -120,15 +114,8 @@ def _label_by_path(root: Path, tree: Folder, skipped: Counter[str], pattern: str
         problem = f"'{pattern}' gives one class only, {classes[0]!r}, as of {paths[min(names)]}"
         raise UsageError(problem, "Correct --label-from: its first group in brackets, or else its match, is the class")
     skipped["images without a match of --label-from"] = len(paths) - len(names)
-    index = Index(
-        root=root,
-        classes=tuple(classes),
-        paths=tuple(paths[row] for row in names),
-        labels=tuple(map(classes.index, names.values())),
-        splits=tuple(_find_split_in(paths[row]) for row in names),
-        skipped={reason: count for reason, count in skipped.items() if count},
-    )
-    return apply_split_lists(index, list_split_lists(tree))
+    images = [(paths[row], name, _find_split_in(paths[row])) for row, name in names.items()]
+    return apply_split_lists(_make_index(root, classes, images, skipped), list_split_lists(tree))
 
 
 def _find_split_in(path: str) -> str:
@@ -136,24 +123,34 @@ def _find_split_in(path: str) -> str:
     return next(filter(None, map(find_split, path.split("/")[:-1])), "")
 
 
-def _make_index(root: Path, layout: Layout, skipped: Counter[str]) -> Index:
+def _place_images(root: Path, layout: Layout, skipped: Counter[str]) -> Index:
+    """Return the index of the images in class folders; of none if the folders name no classes."""
     start = len(os.path.join(root, ""))  # noqa: PTH118  (strings throughout: a Path per file is slow)
     images = [
         (path[start:], placement.name, placement.split)
         for placement in layout.placements
         for path in placement.folder.list_images()
     ]
-    images.sort()
-    classes = tuple(layout.classes)
+    return _make_index(root, layout.classes, sorted(images), skipped + layout.skipped, layout.notes)
+
+
+def _make_index(
+    root: Path,
+    classes: Sequence[str],
+    images: Sequence[tuple[str, str, str]],
+    skipped: Counter[str],
+    notes: Sequence[str] = (),
+) -> Index:
+    """Return the index of images, each a path, a class and a split."""
     labels = {name: label for label, name in enumerate(classes)}
     return Index(
         root=root,
-        classes=classes,
+        classes=tuple(classes),
         paths=tuple(path for path, _, _ in images),
         labels=tuple(labels[name] for _, name, _ in images),
         splits=tuple(split for _, _, split in images),
-        skipped={reason: count for reason, count in (skipped + layout.skipped).items() if count},
-        notes=tuple(layout.notes),
+        skipped={reason: count for reason, count in skipped.items() if count},
+        notes=tuple(notes),
     )
 
 
