@@ -27,11 +27,7 @@ def show_groups(report: ReportData) -> Section | None:
     blocks = [
         Table(
             title="Metrics per image and per group",
-            columns=[
-                Column(heading="metric", is_number=False),
-                Column(heading="per image"),
-                Column(heading="per group"),
-            ],
+            columns=[Column("metric", is_number=False), Column("per image"), Column("per group")],
             rows=[
                 (
                     METRICS[key].heading,

@@ -83,13 +83,13 @@ def show_metrics(report: ReportData) -> Section:
     drawn = [name for name in display.plots if name not in (MATRIX, RELIABILITY)]
     curves = Plots(
         title=display.curves_heading,
-        plots=[Plot(name=name, figure=plots.PLOTS[name](evaluation)) for name in drawn],
+        plots=[Plot(name, plots.PLOTS[name](evaluation)) for name in drawn],
         note=f"The {plots.MAX_CURVES} classes with the lowest ROC AUC."
         if len(evaluation.metrics.per_class) > plots.MAX_CURVES
         else "",
     )
     is_tabulated = 0 < len(evaluation.metrics.confusion) <= MAX_CONFUSION
-    files = [Plot(name=MATRIX, figure=plots.plot_confusion(evaluation))] if is_tabulated else []
+    files = [Plot(MATRIX, plots.plot_confusion(evaluation))] if is_tabulated else []
     sentences = [method]
     if evaluation.augmentation:
         headline = METRICS[display.headline]
@@ -124,26 +124,26 @@ def _show_confusion(evaluation: Evaluation) -> list[Table | Plots]:
     note = "Rows: true class; columns: predicted class. Number of images and percentage of the row."
     if len(names) <= MAX_CONFUSION:
         cells = [[_make_count(n, total) for n in row] for row, total in zip(metrics.confusion, totals, strict=True)]
-        columns = [Column(heading="true \\ predicted", is_number=False), *(Column(heading=name) for name in names)]
+        columns = [Column("true \\ predicted", is_number=False), *(Column(name) for name in names)]
         rows = [(name, *row) for name, row in zip(names, cells, strict=True)]
         return [Table(title="Confusion matrix", columns=columns, rows=rows, note=note)]
     decisions = task.decide(evaluation.probabilities, evaluation.calibration)
     pairs = list_mistakes(evaluation.images.targets, decisions)[:MAX_PAIRS]
     table = Table(
         title="Most frequent confusions",
-        columns=[Column(heading=h, is_number=h == "images") for h in ("predicted", "labelled", "images")],
+        columns=[Column(h, is_number=h == "images") for h in ("predicted", "labelled", "images")],
         rows=[(names[k], names[j], _make_count(n, totals[j])) for j, k, n in pairs],
     )
     if not metrics.confusion:
         return [table]
-    drawing = Plot(name=MATRIX, figure=plots.plot_confusion(evaluation))
+    drawing = Plot(MATRIX, plots.plot_confusion(evaluation))
     return [table, Plots(title="Confusion matrix", plots=[drawing], note="Rows: true class; columns: predicted class.")]
 
 
 def _make_count(count: int, total: int) -> Cell:
     """Return the cell of a number of images, with its percentage of the row."""
     rate = count / total if total else 0.0
-    return Cell(text=f"{count:,}", note=f"{format_percent(rate)}%", shade=0.06 + 0.5 * rate)
+    return Cell(f"{count:,}", note=f"{format_percent(rate)}%", shade=0.06 + 0.5 * rate)
 
 
 def show_calibration(report: ReportData) -> Section:
@@ -180,5 +180,5 @@ def show_calibration(report: ReportData) -> Section:
         "under-confident, below it over-confident."
     )
     figure = plots.PLOTS[RELIABILITY](evaluation)
-    drawing = Plots(title="Reliability", plots=[Plot(name=RELIABILITY, figure=figure)], note=note)
+    drawing = Plots(title="Reliability", plots=[Plot(RELIABILITY, figure)], note=note)
     return Section(title="Calibration", sentences=sentences, blocks=[drawing])

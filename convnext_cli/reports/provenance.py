@@ -27,9 +27,7 @@ def show_training(report: ReportData) -> Section | None:
     else:
         alone = "" if result.epoch else ", the head alone"
         kept = f"Best epoch: {result.epoch}{alone} ({result.selected_by})."
-    curves = [
-        Plot(name="loss", figure=plots.plot_loss(log)), Plot(name="right", figure=plots.plot_accuracy(log))
-    ]  # fmt: skip
+    curves = [Plot("loss", plots.plot_loss(log)), Plot("right", plots.plot_accuracy(log))]
     return Section(
         title="Training",
         sentences=[f"{format_count(epochs, 'epoch')}{head}. {kept}"],
@@ -47,7 +45,7 @@ def show_data(report: ReportData) -> Section:
     counts = {split: index.count_classes(split) for split in index.list_splits()}
     if counts:
         word = index.task.display.target_word
-        columns = [Column(heading=word, is_number=False), *(Column(heading=split) for split in counts)]
+        columns = [Column(word, is_number=False), *(Column(split) for split in counts)]
         rows = [(name, *(f"{n[k]:,}" for n in counts.values())) for k, name in enumerate(index.classes)]
         blocks.append(Table(title=f"Images by {word} and split", columns=columns, rows=rows))
     if audit is None:
@@ -75,7 +73,7 @@ def show_settings(report: ReportData) -> Section | None:
     blocks = []
     if settings := _read_settings(report.run):
         names = ("setting", "value", "source")
-        columns = [Column(heading=name, is_number=False) for name in names]
+        columns = [Column(name, is_number=False) for name in names]
         blocks.append(Table(title="Settings", columns=columns, rows=settings))
     if environment := report.run.read(ENVIRONMENT, Environment):
         rows = [
@@ -87,7 +85,7 @@ def show_settings(report: ReportData) -> Section | None:
             ("packages", ", ".join(f"{name} {number}" for name, number in environment.packages.items())),
             ("command", " ".join(environment.command)),
         ]
-        columns = [Column(heading=name, is_number=False) for name in ("environment", "value")]
+        columns = [Column(name, is_number=False) for name in ("environment", "value")]
         filled = [row for row in rows if row[1]]
         blocks.append(Table(title="Training environment", columns=columns, rows=filled))
     if not blocks:

@@ -5,7 +5,7 @@ A section is one function that takes the `ReportData` and returns a `Section`, o
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -40,22 +40,24 @@ class ReportData:
     """The predictions with the lowest confidence."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table."""
 
     heading: str
+    _: KW_ONLY
     metric: Metric | None = None
     """Explains the heading on hover, and links to the page's list of metrics."""
     is_number: bool = True
     """Numbers are aligned to the right."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """A cell with a second line or a shade."""
 
     text: str
+    _: KW_ONLY
     note: str = ""
     """Beneath the text, smaller: a 95% CI."""
     shade: float | None = None
@@ -80,7 +82,7 @@ class Table:
         return "narrow" if letters <= PHONE_LETTERS else "medium" if letters <= PAGE_LETTERS else "wide"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Plot:
     """A plot; it is also written to `plots/NAME.png`."""
 
@@ -130,12 +132,12 @@ class Section:
 
 def make_column(metric: Metric) -> Column:
     """Return the column of a metric."""
-    return Column(heading=metric.short_heading, metric=metric)
+    return Column(metric.short_heading, metric=metric)
 
 
 def make_cell(metric: Metric, value: float | None, interval: Interval | None) -> Cell:
     """Return the cell of a metric: its value with the 95% CI beneath."""
-    return Cell(text=metric.format(value), note=metric.format_ci(interval))
+    return Cell(metric.format(value), note=metric.format_ci(interval))
 
 
 def make_class_table(
@@ -150,8 +152,8 @@ def make_class_table(
     return Table(
         title=f"Metrics by {word}{', per group' * ('groups' in counts.values())}",
         columns=[
-            Column(heading=word, is_number=False),
-            *(Column(heading=heading) for heading in counts.values()),
+            Column(word, is_number=False),
+            *(Column(heading) for heading in counts.values()),
             *map(make_column, metrics),
         ],
         rows=[
@@ -170,7 +172,7 @@ def make_metric_table(title: str, keys: Sequence[str], values: Any, intervals: d
     columns = ("metric", "value", "95% CI", "meaning")
     return Table(
         title=title,
-        columns=[Column(heading=name, is_number=name in ("value", "95% CI")) for name in columns],
+        columns=[Column(name, is_number=name in ("value", "95% CI")) for name in columns],
         rows=[
             (
                 metric.title,

@@ -22,11 +22,11 @@ def show_left_out(report: ReportData) -> Section | None:
         Table(
             title=metric.title,
             columns=[
-                Column(heading="left out", is_number=False),
-                Column(heading="images"),
-                Column(heading=f"internal {metric.unit}".strip(), metric=metric),
-                Column(heading="left-out images"),
-                Column(heading=f"external {metric.unit}".strip(), metric=metric),
+                Column("left out", is_number=False),
+                Column("images"),
+                Column(f"internal {metric.unit}".strip(), metric=metric),
+                Column("left-out images"),
+                Column(f"external {metric.unit}".strip(), metric=metric),
             ],
             rows=[
                 (
@@ -91,7 +91,7 @@ def show_drift(report: ReportData) -> Section | None:
 def _tabulate_drift(drift: Drift) -> Table:
     return Table(
         title="Compared with the validation images",
-        columns=[Column(heading=name, is_number=name in COLUMNS[1:-1]) for name in COLUMNS],
+        columns=[Column(name, is_number=name in COLUMNS[1:-1]) for name in COLUMNS],
         rows=[measure.list_cells() for measure in drift.measures],
         note=f"{format_count(drift.images, 'image')} with {drift.validation_images:,}; drift: {drift.criterion}.",
     )

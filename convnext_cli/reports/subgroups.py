@@ -45,7 +45,7 @@ def _draw_forest(rows: list[Row]) -> Plots:
             )
             for (name, _), result in zip(rows, results, strict=True)
         ]
-        drawn.append(Plot(name=f"forest_{place + 1}", figure=plots.plot_forest(result.title, metric, points)))
+        drawn.append(Plot(f"forest_{place + 1}", plots.plot_forest(result.title, metric, points)))
     return Plots(
         title="Forest plots",
         plots=drawn,
@@ -55,9 +55,9 @@ def _draw_forest(rows: list[Row]) -> Plots:
 
 def _tabulate_metrics(evaluation: SubgroupEvaluation, rows: list[Row]) -> Table:
     """Return the table of all metrics of each subgroup."""
-    columns = [Column(heading="subgroup", is_number=False), Column(heading="images")]
-    columns += [Column(heading="groups")] if evaluation.clustered else []
-    columns += [Column(heading=f"{evaluation.positive} %")] if evaluation.positive else []
+    columns = [Column("subgroup", is_number=False), Column("images")]
+    columns += [Column("groups")] if evaluation.clustered else []
+    columns += [Column(f"{evaluation.positive} %")] if evaluation.positive else []
     return Table(
         title="Metrics of each subgroup",
         columns=[*columns, *(_make_column(result) for result in rows[0][1].metrics)],
@@ -79,14 +79,14 @@ def _tabulate_metrics(evaluation: SubgroupEvaluation, rows: list[Row]) -> Table:
 
 def _make_column(result: SubgroupMetric) -> Column:
     """Return the column of a metric, with the target whose threshold decides."""
-    return Column(heading=result.short_heading, metric=METRICS[result.key])
+    return Column(result.short_heading, metric=METRICS[result.key])
 
 
 def _tabulate_gaps(rows: list[Row]) -> Table:
     """Return the table of the gaps to the rest, with p values."""
     return Table(
         title="Gaps to the rest",
-        columns=[Column(heading="subgroup", is_number=False), *(_make_column(result) for result in rows[0][1].metrics)],
+        columns=[Column("subgroup", is_number=False), *(_make_column(result) for result in rows[0][1].metrics)],
         rows=[
             (name, *(_make_gap(METRICS[result.key], result) for result in subgroup.metrics)) for name, subgroup in rows
         ],
@@ -96,7 +96,6 @@ def _tabulate_gaps(rows: list[Row]) -> Table:
 
 def _make_gap(metric: Metric, result: SubgroupMetric) -> Cell:
     if result.gap.value is None:
-        return Cell(text=MISSING)
-    return Cell(
-        text=metric.format_signed(result.gap.value), note="" if result.p_holm is None else f"p = {result.p_holm:.2g}"
-    )
+        return Cell(MISSING)
+    note = "" if result.p_holm is None else f"p = {result.p_holm:.2g}"
+    return Cell(metric.format_signed(result.gap.value), note=note)

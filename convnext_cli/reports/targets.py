@@ -83,8 +83,8 @@ def _tabulate_bounds(points: Sequence[OperatingPoint], fitted_on: str, note: str
         (
             str(point.threshold.target),
             bound.title,
-            Cell(text=bound.format(reached.value), note=f"of {reached.images:,}"),
-            Cell(text=bound.format(result.value), note=format_ci(result.interval)),
+            Cell(bound.format(reached.value), note=f"of {reached.images:,}"),
+            Cell(bound.format(result.value), note=format_ci(result.interval)),
             show_confidence(result.confidence),
             MISSING if result.value is None else "missed" if result.is_missed else "met",
         )
@@ -94,12 +94,12 @@ def _tabulate_bounds(points: Sequence[OperatingPoint], fitted_on: str, note: str
     return Table(
         title=f"Targets on {fitted_on} and on these images",
         columns=[
-            Column(heading="target", is_number=False),
-            Column(heading="metric", is_number=False),
-            Column(heading=f"{fitted_on.removesuffix(' images')} %"),
-            Column(heading="here %"),
-            Column(heading=confidence.short, metric=confidence),
-            Column(heading="result", is_number=False),
+            Column("target", is_number=False),
+            Column("metric", is_number=False),
+            Column(f"{fitted_on.removesuffix(' images')} %"),
+            Column("here %"),
+            Column(confidence.short, metric=confidence),
+            Column("result", is_number=False),
         ],
         rows=rows,
         note=note,
@@ -113,9 +113,9 @@ def tabulate_points(points: Sequence[OperatingPoint], title: str, fields: Sequen
     return Table(
         title=title,
         columns=[
-            Column(heading="target", is_number=False),
-            Column(heading="threshold %"),
-            *[Column(heading="prevalence %")] * has_prevalence,
+            Column("target", is_number=False),
+            Column("threshold %"),
+            *[Column("prevalence %")] * has_prevalence,
             *map(make_column, metrics),
         ],
         rows=[
@@ -143,7 +143,7 @@ def _tabulate_ratios(evaluation: Evaluation) -> list[Table]:
             for key, ratio in zip(RATIOS, estimate_likelihood_ratios(*rates), strict=True)
         ]
         rows.append((entry.name, *cells))
-    columns = [Column(heading="class", is_number=False), *(make_column(METRICS[key]) for key in RATIOS)]
+    columns = [Column("class", is_number=False), *(make_column(METRICS[key]) for key in RATIOS)]
     return [Table(title="Likelihood ratios of predicting a class", columns=columns, rows=rows)]
 
 
@@ -155,9 +155,7 @@ def _draw_curves(evaluation: Evaluation) -> list[Plots]:
     return [
         Plots(
             title="Decision curves",
-            plots=[
-                Plot(name=f"decision-{number}", figure=plots.plot_decision(c)) for number, c in enumerate(curves, 1)
-            ],
+            plots=[Plot(f"decision-{number}", plots.plot_decision(c)) for number, c in enumerate(curves, 1)],
             note="Net benefit: correct positive results per image, less the false ones weighted by the odds of the "
             "threshold (Vickers and Elkin 2006). Act on the model where its line is the highest.",
         )

@@ -495,7 +495,7 @@ def show_ci(evaluation: Evaluation) -> str:
 
 
 def test_table_knows_where_it_fits() -> None:
-    column, cell = Column(heading="metric"), Cell(text="95.0", note="[90.0, 97.5]")
+    column, cell = Column("metric"), Cell("95.0", note="[90.0, 97.5]")
     assert Table(title="", columns=[column] * 2, rows=[("name", cell)]).width == "narrow"
     assert Table(title="", columns=[column] * 5, rows=[("name", *[cell] * 4)]).width == "medium"
     assert Table(title="", columns=[column] * 12, rows=[("name", *[cell] * 11)]).width == "wide"

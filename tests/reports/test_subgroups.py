@@ -97,5 +97,5 @@ def test_left_out_values_are_read_from_the_cross_validation(evaluation: Evaluati
     assert section is not None
     assert re.match("For each of Oslo", str(section.sentences[0]))
     tables = [block for block in section.blocks if isinstance(block, Table)]
-    estimate = Cell(text="90.0", note="[80.0, 95.0]")
+    estimate = Cell("90.0", note="[80.0, 95.0]")
     assert tables[0].rows == [("Oslo", "40", estimate, "99", estimate)], "each metric has its number of images"
