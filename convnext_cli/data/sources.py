@@ -1,5 +1,6 @@
 """Make an index from a folder, a table or a zip file."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path

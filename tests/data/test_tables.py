@@ -293,7 +293,9 @@ def test_tables_of_splits_beside_a_table_are_noted(images: Path) -> None:
     assert scan_data(table).notes[-1] == f"{note.format('test.jsonl, train.csv')}{images}"
     assert scan_data(images / "train.csv").notes[-1] == f"{note.format('test.jsonl')}{images}"
     assert scan_data(images).list_splits() == ["train", "test"]
-    assert not any("may be splits" in note for note in scan_data(table, known_classes=("y",)).notes)
+    assert not any(
+        "may be splits" in note for note in scan_data(table, table_options=TableOptions(known_labels=("y",))).notes
+    )
 
 
 def test_a_table_prefers_the_folder_of_its_name(images: Path) -> None:
