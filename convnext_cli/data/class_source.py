@@ -17,7 +17,6 @@ from convnext_cli.data.folders.splits import find_split_tables
 from convnext_cli.data.folders.words import is_form
 from convnext_cli.data.index import NONE, Index, describe_skipped
 from convnext_cli.data.layout import Layout
-from convnext_cli.data.split_lists import apply_split_lists, list_split_lists
 from convnext_cli.data.tables.table import name_tables
 from convnext_cli.encoding import fold_name
 from convnext_cli.errors import DataError, UsageError
@@ -80,7 +79,7 @@ def choose_class_source(layout: Layout, folders: Index, source: Path, options: T
     index, group_table = add_groups(index, others, options)
     if unused := [path.name for path in others if path != group_table]:
         index = replace(index, notes=(*index.notes, f"tables that are not used: {shorten_names(unused)}"))
-    return apply_split_lists(index, list_split_lists(layout.tree))
+    return index
 
 
 def _names_classes(folders: Index, tables: Sequence[Path], options: TableOptions) -> bool:
@@ -208,6 +207,13 @@ def _find_extension(
             raise DataError(
                 f"the folders ({shorten_names(folders.classes)}) are the rows of {_name_files(names)}, not classes",
                 _suggest_itself(names),
+            )
+        if pairs and table.values and not table.task.is_continuous and all(map(str.isdecimal, folders.classes)):
+            raise DataError(
+                f"{source} has folders ({shorten_names(folders.classes)}) and a table ({_name_files(names)}: "
+                f"{shorten_names(table.classes)}) that may both name classes",
+                f"{_suggest_itself(names)}, to train on its labels; or move {_name_files(names)} out of the folder to "
+                "train on the folders' names",
             )
         if not pairs or table.values:  # other images; or numbers, such as ages, which name no classes
             continue

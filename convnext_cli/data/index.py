@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from convnext_cli.data.patterns import NUMBERED, are_numbered
 from convnext_cli.encoding import compose_name, fold_name
 from convnext_cli.errors import DataError
 from convnext_cli.tasks.reading import RawTargets
@@ -237,7 +238,10 @@ def _check_class_number(index: Index) -> None:
         skipped = f"; skipped: {describe_skipped(index.skipped)}" if index.skipped else ""
         raise DataError(
             f"{index.location} has one class only ({index.classes[0]!r}){skipped}",
-            "Give two class folders or more",
+            "Give rows of two classes or more"
+            if index.table
+            else "Give two class folders or more"
+            + (f", or --label-from '{NUMBERED}' if the file names have the class" * are_numbered(index.paths)),
         )
     if len(index.classes) > len(index):
         raise DataError(

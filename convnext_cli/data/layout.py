@@ -54,6 +54,10 @@ _OUTSIDE = "image outside any class folder"
 _PATIENT_FOLDER = re.compile(
     r"(?:p|pat|pt|sub|subj|subject|case|id|study|series|exam|scan|mrn|acc|participant)[ _.-]*\d{2,}", re.IGNORECASE
 )
+_NUMBERED_FOLDER = re.compile(
+    r"(?!(?:class|cls|cat|category|type|grade|stage|level|label|kl)\d)([a-z]{2,})\d{2,}", re.IGNORECASE
+)
+_MANY_OBJECTS = 5
 _DOCUMENTS = frozenset(
     (
         ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".xls", ".xlsx",
@@ -339,10 +343,12 @@ def _note_other_classes(layout: Layout) -> None:
             f"all classes have a table beside their images (as {tables[0]}): if these tables name the classes, write "
             "them into one CSV file"
         )
-    if all(_PATIENT_FOLDER.fullmatch(top.name) for top in tops):
+    numbered = [match for top in tops if (match := _NUMBERED_FOLDER.fullmatch(top.name))]
+    are_objects = len({match[1] for match in numbered}) == 1 and len(numbered) == len(tops) >= _MANY_OBJECTS
+    if are_objects or all(_PATIENT_FOLDER.fullmatch(top.name) for top in tops):
         layout.notes.append(
-            f"the classes ({list_names(tops)}) are numbered as patients are: if they are patients or examinations, "
-            "give a CSV file with path, label and patient"
+            f"the classes ({list_names(tops)}) are numbered as patients are: if they are patients, parts or "
+            "examinations, give a CSV file with path, label and patient"
         )
     deep = [name_findings(folder.name for inner in top.folders for folder in inner.walk()) for top in tops]
     if len(set.intersection(*deep)) > 1 and not name_findings(top.name for top in tops):

@@ -13,6 +13,7 @@ from convnext_cli.data.folders.words import describe_joined
 from convnext_cli.data.index import NONE, SPLITS, Index, group_by, number_targets
 from convnext_cli.data.tables.columns import (
     find_columns,
+    find_flagged_split,
     join_split_columns,
     list_patients,
     read_folds,
@@ -37,7 +38,7 @@ from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import AUTO_OPTIONS, RawTargets, Table, TableOptions, fold_column
-from convnext_cli.text import format_count, shorten_names
+from convnext_cli.text import format_count, quote, shorten_names
 
 
 def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
@@ -307,6 +308,10 @@ def _describe_columns(
     unused = [name for name in table.columns if name not in known and fold_column(name) not in read]
     if unused or table.left_out:
         notes.append(f"columns that are not used: {shorten_names(list_columns([*unused, *table.left_out]))}")
+        marked = [name for name in unused if find_flagged_split(table, name, is_chosen=True)]
+        if marked and "split" not in columns and options.split_column == AUTO:
+            option = f"--split-column {quote(marked[0])}"
+            notes.append(f"column {marked[0]!r} has 0 and 1: if they mark the images of a split, {option} uses them")
         if "group" not in columns and options.group_column == AUTO:
             notes += suggest_groups(table, unused, targets.labels or targets.values)
     return notes

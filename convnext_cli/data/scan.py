@@ -8,6 +8,8 @@ from pathlib import Path
 
 from convnext_cli.data.class_source import choose_class_source
 from convnext_cli.data.exclusion import find_excluded
+from convnext_cli.data.folders.masks import drop_masks
+from convnext_cli.data.folders.remedies import find_unpacker, note_archives
 from convnext_cli.data.folders.splits import UNLABELLED, find_split
 from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, Index, select_rows
 from convnext_cli.data.layout import Layout, recognise_layout
@@ -19,7 +21,7 @@ from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import AUTO_OPTIONS, TableOptions
-from convnext_cli.text import find_address
+from convnext_cli.text import find_address, quote
 
 
 def scan_folder(
@@ -43,18 +45,21 @@ def scan_folder(
     if not root.is_dir():
         if address := find_address(root):
             raise DataError(f"{address} is an address, and data are not downloaded", "Download it, and give the file")
+        if command := find_unpacker(root.name):
+            raise DataError(f"{root} is packed, and only zip files are unpacked", f"Run: {command} {quote(root)}")
         problem = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(
             f"{root} {problem}",
             f"Give a folder with one folder of images per class, a table ({', '.join(TABLE_SUFFIXES)}), or a zip file",
         )
-    tree, excluded, skipped = _walk(root, exclude)
+    tree, lists, excluded, skipped = _walk(root, exclude)
     if table_options.label_from != AUTO:
-        return _label_by_path(root, tree, skipped, table_options.label_from)
+        return apply_split_lists(_label_by_path(root, tree, skipped, table_options.label_from), lists)
     layout = recognise_layout(tree, archive.stem if archive else root.name, table_options.known_labels)
     if archive:
         root = Path(layout.start.path)
     index = choose_class_source(layout, _place_images(root, layout, skipped), archive or root, table_options)
+    index = apply_split_lists(replace(index, notes=(*index.notes, *note_archives(tree))), lists)
     if excluded:  # a table may name them
         rows = [row for row, path in enumerate(index.paths) if os.path.join(index.root, path) not in excluded]  # noqa: PTH118
         check_left(len(rows), exclude, root)
@@ -71,7 +76,7 @@ def scan_unlabelled(root: Path, *, exclude: str = NONE) -> Index:
     if not root.is_dir():
         raise DataError(f"{root} is not a folder", "Give a folder of images")
     check_cache_outside([root])
-    tree, _, skipped = _walk(root, exclude)
+    tree, _, _, skipped = _walk(root, exclude)
     images = [(path, UNLABELLED, "") for path in _list_paths(root, tree)]
     return _make_index(root, (UNLABELLED,), images, skipped)
 
@@ -85,8 +90,10 @@ def _list_paths(root: Path, tree: Folder) -> list[str]:
     return paths
 
 
-def _walk(root: Path, exclude: str) -> tuple[Folder, set[str], Counter[str]]:
-    """Return the tree of a folder without the images to leave out, these images' paths, and counts of skipped files.
+def _walk(root: Path, exclude: str) -> tuple[Folder, list[Path], set[str], Counter[str]]:
+    """Return the tree of a folder without the images to leave out, its lists of splits, and what is left out.
+
+    That are the paths of the images to leave out, and counts of skipped files.
 
     Raises:
         DataError: the folder is not readable, or no image is left.
@@ -96,16 +103,18 @@ def _walk(root: Path, exclude: str) -> tuple[Folder, set[str], Counter[str]]:
         tree = walk_folder(str(root), skipped)
     except OSError as error:
         raise DataError(f"cannot read {root}: {error}", "Check the folder's permissions") from error
+    lists = list_split_lists(tree)  # also those in a folder that is left out, such as annotations
     excluded = _exclude_from(tree, root, exclude) if exclude != NONE else set()
     skipped[EXCLUDED] = len(excluded)
-    return tree, excluded, skipped
+    return tree, lists, excluded, skipped
 
 
 def _label_by_path(root: Path, tree: Folder, skipped: Counter[str], pattern: str) -> Index:
-    """Return the index of all images, with the class that a pattern finds in the path of each.
+    """Return the index of all images but masks, with the class that a pattern finds in the path of each.
 
-    The folders' names and the lists in the folder give the splits.
+    The folders' names give the splits.
     """
+    masks, notes = drop_masks(tree)
     paths = _list_paths(root, tree)
     matches = search_paths(paths, pattern, "--label-from")
     names = {row: normalise_name(name) for row, name in matches.items()}
@@ -115,7 +124,7 @@ def _label_by_path(root: Path, tree: Folder, skipped: Counter[str], pattern: str
         raise UsageError(problem, "Correct --label-from: its first group in brackets, or else its match, is the class")
     skipped["images without a match of --label-from"] = len(paths) - len(names)
     images = [(paths[row], name, _find_split_in(paths[row])) for row, name in names.items()]
-    return apply_split_lists(_make_index(root, classes, images, skipped), list_split_lists(tree))
+    return _make_index(root, classes, images, skipped + masks, [*notes, *note_archives(tree)])
 
 
 def _find_split_in(path: str) -> str:

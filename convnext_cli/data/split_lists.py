@@ -14,6 +14,8 @@ from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.text import format_count, format_part, shorten_names
 
+_FLAGS, _NUMBERS = "train_test_split.txt", "images.txt"
+"""The files of CUB-200 and of sets in its form: number and flag, number and name."""
 _AFTER_NAME = r"[\s,;]+"
 """Separator of the name of an image and its class in a line."""
 
@@ -38,14 +40,14 @@ def apply_split_lists(index: Index, paths: Sequence[Path]) -> Index:
     reason = "if they name splits, write these into a CSV file"
     if any(index.splits):
         reason = "the data have splits without them"
-    elif sets := find_split_lists(paths):
+    elif sets := [*_list_flag_files(paths), *find_split_lists(paths)]:
         names = [_cut_suffix(compose_name(os.path.basename(path))) for path in index.paths]  # noqa: PTH119
         rows_of = group_by(range(len(index)), names.__getitem__)
         for files in sets:
             splits, notes, problem = _read_lists(files, index.paths, rows_of)
             if not problem:
                 index, used = replace(index, splits=tuple(splits)), list(files.values())
-                notes = [f"splits by lists: {shorten_names([path.name for path in used])}", *notes]
+                notes = [f"splits by lists: {_list_names(files)}", *notes]
                 reason = "one set of lists is used"
                 break
             notes, reason = [], problem
@@ -65,7 +67,7 @@ def _read_lists(
     number, named, repeated = 0, 0, 0
     for split, path in files.items():
         try:
-            lines = [line for text in read_text(path)[0].splitlines() if (line := text.strip()) and line[0] != "#"]
+            lines = _read_flags(path, split) if path.name == _FLAGS else _read_lines(path)
         except DataError as error:
             return splits, [], error.problem
         rows = [row for line in lines if (row := _find_row(line, paths, rows_of)) is not None]
@@ -85,8 +87,25 @@ def _read_lists(
     return splits, notes, ""
 
 
+def _read_lines(path: Path) -> list[str]:
+    return [line for text in read_text(path)[0].splitlines() if (line := text.strip()) and line[0] != "#"]
+
+
+def _list_flag_files(paths: Sequence[Path]) -> list[dict[str, Path]]:
+    """Return the files of CUB-200's form, each as a set of splits: lines of a number and 1 for a training image."""
+    flags = [path for path in paths if path.name == _FLAGS and (path.parent / _NUMBERS).is_file()]
+    return [{"train": path, "test": path} for path in flags]
+
+
+def _read_flags(path: Path, split: str) -> list[str]:
+    """Return the names of the images that are of a split by their flags. Another file has the name of each number."""
+    name_of = dict(line.partition(" ")[::2] for line in _read_lines(path.parent / _NUMBERS))
+    flags = [line.rpartition(" ")[::2] for line in _read_lines(path)]
+    return [name_of.get(number, number) for number, flag in flags if (flag == "1") == (split == "train")]
+
+
 def _list_names(files: Mapping[str, Path]) -> str:
-    return ", ".join(path.name for path in files.values())
+    return ", ".join(dict.fromkeys(path.name for path in files.values()))
 
 
 def _cut_suffix(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import unicodedata
 import zipfile
@@ -288,6 +289,11 @@ RECOGNISED = {
     ),
     "a table beside one folder of images": ("images/ labels.csv:file,label|0.png,x|1.png,y|2.png,x", "x y", {"": 3}),
     "a table that says the folders' classes": ("a/ b/ t.csv:path,label|a/0.png,0|b/0.png,1", "a b", {"": 6}),
+    "masks of another form beside a folder of images": (
+        "images/a/x_1.png images/b/y_1.png annotations/trimaps/x_1.png annotations/trimaps/y_1.png annotations/t.txt:1",
+        "a b",
+        {"": 2},
+    ),
     "a table that says the patients too": (
         "a/ b/ t.csv:path,label,patient|" + "|".join(f"{c}/{k}.png,{c},p{k}" for c in "ab" for k in range(3)),
         "a b",
@@ -415,6 +421,19 @@ AMBIGUOUS = {
         "train/ train/_annotations.coco.json:{} valid/ valid/_annotations.coco.json:{}",
         "detection",
     ),
+    "VOC in its folders": (
+        "VOCdevkit/VOC2007/JPEGImages/ VOCdevkit/VOC2007/ImageSets/train.txt:x",
+        "'JPEGImages' is the",
+    ),
+    "one folder whose file names have the classes": (
+        " ".join(f"set_of_2020/{c}_{k}.png" for c in "ab" for k in range(9)),
+        r"one class only .* or --label-from '.+' if the file names have the class",
+    ),
+    "numbered folders of images that a table gives labels": (
+        "0/ 1/ t.csv:path,a,b|" + "|".join(f"{c}/{k}.png,{int(k > 0)},1" for c in "01" for k in range(3)),
+        r"has folders \(0, 1\) and a table \(t.csv: a, b\) that may both name classes\. Give the table itself",
+    ),
+    "a packed table": ("train/ test/ labels.csv.zip:x", r"labels\.csv\.zip is not opened: unpack it"),
     "VOC": ("JPEGImages/ Annotations/0.xml:x Annotations/1.xml:x Annotations/2.xml:x SegmentationClass/", "detection"),
     "one class, or patients": ("NORMAL/p1/ NORMAL/p2/ NORMAL/p3/", "one class only"),
     "one class": ("a/", "one class only"),
@@ -615,10 +634,53 @@ def test_tables_and_findings_in_the_classes_are_noted(tmp_path: Path, image: Pat
 
 
 def test_files_that_hold_many_images_are_named(tmp_path: Path, image: Path) -> None:
-    for name, kinds in (("a/1.nii.gz b/2.nii.gz", ".nii.gz"), ("x.h5 y.npz", ".h5 and .npz"), ("train.zip", ".zip")):
+    for name, kinds, action in (
+        ("a/1.nii.gz b/2.nii.gz", ".nii.gz", "unpack them"),
+        ("x.h5 y.npz", ".h5 and .npz", "save the images in them as PNG"),
+        ("train.zip", ".zip", "unpack them, or give one of the zip files itself"),
+    ):
         words = " ".join(f"{word}:x" for word in name.split())
-        with pytest.raises(DataError, match=f"Its {re.escape(kinds)} files are not opened: unpack them"):
+        with pytest.raises(DataError, match=rf"Its {re.escape(kinds)} files are not opened: {action}\."):
             scan_folder(make(tmp_path / name[:3], words, image))
+
+
+def test_archives_beside_classes_are_noted(tmp_path: Path, image: Path) -> None:
+    data = make(tmp_path / "data", "cat/ dog/ cat.zip:x owl.ZIP:x sets/old.tar.gz:x", image)
+    note = "archives that are not opened: old.tar.gz, owl.ZIP; if they hold images, unpack them"
+    assert scan_folder(data).notes == (note,)
+    assert note in scan_folder(data, table_options=TableOptions(label_from="cat|dog")).notes
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("a.tgz", "tar -xf"), ("my a.tar.gz", "tar -xf"), ("a.7z", "7z x"), ("t.csv.gz", "gunzip"), ("a.tar", "tar -xf")],
+)
+def test_packed_data_have_the_command_that_unpacks_them(tmp_path: Path, name: str, command: str) -> None:
+    (tmp_path / name).write_text("x")
+    with pytest.raises(DataError, match="only zip files are unpacked") as caught:
+        scan_data(tmp_path / name)
+    assert caught.value.remedy == f"Run: {command} {shlex.quote(str(tmp_path / name))}"
+
+
+def test_masks_are_no_images_of_label_from(tmp_path: Path, image: Path) -> None:
+    names = [f"{c}_{k}" for c in ("cat", "dog") for k in range(4)]
+    words = " ".join(f"images/{name}.png annotations/trimaps/{name}.png" for name in names)
+    data = make(tmp_path, words, image)
+    (data / "annotations/trainval.txt").write_text("".join(f"{name} 1\n" for name in names if name[-1] != "3"))
+    (data / "annotations/test.txt").write_text("cat_3 1\ndog_3 2\n")
+    for exclude in ("none", "annotations"):
+        index = scan_data(data, exclude=exclude, table_options=TableOptions(label_from="cat|dog"))
+        assert index.paths == tuple(f"images/{name}.png" for name in names)
+        assert index.splits == ("train", "train", "train", "test") * 2
+
+
+def test_folders_of_numbered_objects_are_noted(tmp_path: Path, image: Path) -> None:
+    objects = " ".join(f"kos{k:02}/" for k in range(1, 7))
+    assert "numbered as patients are: if they are patients, parts or" in scan_folder(
+        make(tmp_path / "kos", objects, image)
+    ).notes[0]  # fmt: skip
+    for names in (objects.replace("kos", "class"), "kos01/ kos02/ kos03/", objects + " x01/", "n0101/ n0102/ n0103/"):
+        assert scan_folder(make(tmp_path / names.replace("/", ""), names, image)).notes == ()
 
 
 def test_addresses_in_a_table_are_no_classes(tmp_path: Path, image: Path) -> None:

@@ -976,7 +976,12 @@ def test_text_files_that_name_splits_are_noted(images: Path) -> None:
 
 @pytest.mark.parametrize(
     ("column", "splits"),
-    [("is_valid", ("train", "val")), ("is_test", ("train", "test")), ("Is Train", ("test", "train"))],
+    [
+        ("is_valid", ("train", "val")),
+        ("isTest", ("train", "test")),
+        ("in_test", ("train", "test")),
+        ("Is Train", ("test", "train")),
+    ],
 )
 def test_a_column_of_flags_marks_a_split(images: Path, column: str, splits: Sequence[str]) -> None:
     index = scan_data(write(images / "list.csv", rows("x,False", "y,False", "x,True", head=f"path,label,{column}")))
@@ -984,6 +989,27 @@ def test_a_column_of_flags_marks_a_split(images: Path, column: str, splits: Sequ
     assert f"columns: split {column!r}" in index.notes
     index = scan_data(write(images / "list.csv", rows("x,0", "y,0", head=f"path,label,{column}")))
     assert set(index.splits) == {""}
+
+
+@pytest.mark.parametrize(
+    ("column", "splits"), [("test", "train train test"), ("train", "test test train"), ("val_set", "train train val")]
+)
+def test_a_flag_that_may_be_a_split_is_one_if_it_is_named(images: Path, column: str, splits: str) -> None:
+    table = write(images / "list.csv", rows("x,0", "y,0", "x,1", number=3, head=f"path,label,{column}"))
+    index = scan_data(table)
+    assert set(index.splits) == {""}
+    note = f"column {column!r} has 0 and 1: if they mark the images of a split, --split-column {column} uses them"
+    assert note in index.notes
+    index = scan_data(table, table_options=TableOptions(split_column=column))
+    assert (" ".join(index.splits), index.classes) == (splits, ("x", "y"))
+
+
+def test_identifiers_are_no_numbers_to_learn(images: Path) -> None:
+    text = rows("p1,50000001,validate", "p2,50000017,train", "p3,50000400,test", head="id,subject,study_id,split")
+    with pytest.raises(DataError, match=r"no column for the labels \(it has study_id beside the paths\)"):
+        scan_data(write(images / "list.csv", text))
+    index = scan_data(images / "list.csv", table_options=TableOptions(label_column="study_id", task="regression"))
+    assert index.list_splits() == ["train", "val", "test"]
 
 
 @pytest.mark.parametrize(

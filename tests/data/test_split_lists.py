@@ -147,3 +147,16 @@ def test_sets_of_lists_by_name(names: str, sets: list[str]) -> None:
     paths = [Path(f"{name}.txt") for name in names.split()]
     assert [" ".join(path.stem for path in files.values()) for files in find_split_lists(paths)] == sets
     assert [is_split_list(path.name) for path in paths] == [word not in ("list", "trainer") for word in names.split()]
+
+
+def test_flags_of_numbered_images_are_splits(root: Path) -> None:
+    """As in CUB-200 and NABirds: 1 marks a training image."""
+    write(root / "images.txt", *(f"{k} {path.removeprefix('images/')}" for k, path in enumerate(IMAGES, 1)))
+    write(root / "train_test_split.txt", *(f"{k} {k % 2}" for k in range(1, 9)))
+    assert read_splits(root) == ["tr", "te"] * 4
+    assert find_notes(scan_data(root)) == ["splits by lists: train_test_split.txt"]
+    write(root / "train_test_split.txt", "damaged", "9 1")
+    [note] = find_notes(scan_data(root))
+    assert note == (
+        "lists that are not used: train_test_split.txt; train_test_split.txt do not name the images of these splits"
+    )

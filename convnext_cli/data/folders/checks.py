@@ -47,9 +47,10 @@ def check_top_folders(tree: Folder, start: Folder) -> None:
     tops = start.filled
     names = [normalise_name(top.name) for top in tops]
     words = list(map(_list_words, tops))
-    if len(tops) == 1 and words[0] and words[0] <= GENERIC_WORDS:
+    only = [tops[0], _enter_wrappers(tops[0])] if len(tops) == 1 else []  # such as VOCdevkit/VOC2007/JPEGImages
+    if plain := [folder for folder in only if _is_subset(_list_words(folder), GENERIC_WORDS)]:
         raise AmbiguousLayoutError(
-            f"{quote_name(tops[0])} is the only folder with images and has no folder for each class"
+            f"{quote_name(plain[0])} is the only folder with images and has no folder for each class"
             f"{describe_others(tree)}",
             suggest_table(tree),
         )

@@ -137,7 +137,7 @@ def _drop_mask_folders(parent: Folder) -> int:
                 f"{folder.path} looks like masks, but only {number} the name of an image in {decode_name(name)!r}",
                 f"Leave the masks out with --exclude {folder.name}, or give a CSV file with path and label",
             )
-    return dropped
+    return dropped + _drop_certain_masks(parent, [folder for folder in masks if folder in parent.folders])
 
 
 def _drop_certain_masks(parent: Folder, masks: Sequence[Folder]) -> int:

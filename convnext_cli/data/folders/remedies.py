@@ -10,6 +10,7 @@ from convnext_cli.data.folders.words import GENERIC_WORDS, is_form, is_table, li
 from convnext_cli.data.patterns import NUMBERED, are_numbered
 from convnext_cli.data.tables.table import list_tables
 from convnext_cli.data.tree import Folder
+from convnext_cli.text import shorten_names
 
 _LEAST_FILES = {".txt": 3, ".xml": 2} | dict.fromkeys((".json", ".mat", ".parquet"), 1)
 """Number of files of a kind from which on they are rather annotations than notes and licences."""
@@ -18,6 +19,10 @@ _CONTAINERS = (
     ".parquet", ".arrow", ".mdb", ".mat", ".nii", ".nii.gz", ".mha", ".nrrd",
 )  # fmt: skip
 """Suffixes of files that hold many images, or volumes."""
+_UNPACKERS = {
+    ".zip": "unzip", ".tgz": "tar -xf", ".tbz": "tar -xf", ".7z": "7z x", ".rar": "unrar x", ".gz": "gunzip",
+    ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd",
+}  # fmt: skip
 
 
 def suggest_table(tree: Folder) -> str:
@@ -63,6 +68,24 @@ def suggest_beside(tree: Folder) -> str:
     return f"or give {example} if it names the classes, " if example else ""
 
 
+def find_unpacker(name: str) -> str:
+    """Return the command that unpacks a file, by its name; empty if it is no archive and not compressed."""
+    suffixes = [suffix.lower() for suffix in PurePath(f"x{name}").suffixes[-2:]]
+    is_tar = ".tar" in suffixes and suffixes[-1] in (".tar", *_UNPACKERS)
+    return "tar -xf" if is_tar else _UNPACKERS.get(suffixes[-1], "") if suffixes else ""
+
+
+def note_archives(tree: Folder) -> list[str]:
+    """Return a note on the archives among the files of a data set, unless what they hold lies beside them."""
+    names = sorted(
+        name
+        for folder in tree.walk()
+        for name in folder.others
+        if find_unpacker(name) and PurePath(name).stem not in {inner.name for inner in folder.folders}
+    )
+    return [f"archives that are not opened: {shorten_names(names)}; if they hold images, unpack them"] if names else []
+
+
 def choose_example(tables: Iterable[str]) -> str:
     """Return the first table of training images by its name or folder; else the first one."""
     return min(tables, key=lambda path: "train" not in map(find_split, PurePath(path).parts[-2:]))
@@ -73,7 +96,12 @@ def describe_others(tree: Folder) -> str:
     names = [name for folder in tree.walk() for name in folder.others]
     containers = [suffix for suffix in _CONTAINERS if any(name.lower().endswith(suffix) for name in names)]
     if containers and not tree.count:
-        return f". Its {' and '.join(containers)} files are not opened: unpack them, or save the images in them as PNG"
+        actions = ["unpack them"] if any(map(find_unpacker, containers)) else []
+        actions += ["give one of the zip files itself"] if ".zip" in containers else []
+        actions += ["save the images in them as PNG"] if not all(map(find_unpacker, containers)) else []
+        return f". Its {' and '.join(containers)} files are not opened: {', or '.join(actions)}"
+    if packed := [name for name in names if find_unpacker(name) and is_table(PurePath(name).stem)]:
+        return f". {packed[0]} is not opened: unpack it"
     suffixes = Counter(os.path.splitext(name)[1].lower() for name in names)  # noqa: PTH122
     kinds = [suffix for suffix, least in _LEAST_FILES.items() if suffixes[suffix] >= least]
     if ".txt" not in kinds and any(map(is_split_list, names)):

@@ -15,7 +15,7 @@ ENGLISH_NAMES = {
     "train": "train", "training": "train", "trainset": "train", "trainingset": "train", "traindata": "train",
     "trn": "train", "tst": "test", "held out": "test", "hold out": "test",
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "valset": "val", "validset": "val",
-    "validationset": "val",
+    "validationset": "val", "validate": "val",
     "test": "test", "testing": "test", "tests": "test", "holdout": "test", "testset": "test", "testdata": "test",
     "eval": "test", "evaluation": "test",
 }  # fmt: skip

@@ -119,7 +119,7 @@ def _guess_columns(table: Table, name_of: dict[str, str], columns: dict[str, str
             break
     if "split" not in columns and (split := next((n for n in table.columns if _holds_splits(table.columns[n])), None)):
         columns["split"] = split
-    flags = [name for name in table.columns if _find_flagged_split(name, table.columns[name])]
+    flags = [name for name in table.columns if find_flagged_split(table, name)]
     if "split" not in columns and len(flags) == 1:
         columns["split"] = flags[0]
     for known_name in _FOLD_NAMES:
@@ -185,7 +185,7 @@ def read_splits(table: Table, columns: dict[str, str]) -> list[str]:
     if "split" not in columns:
         return [""] * len(table)
     cells = table.columns[columns["split"]]
-    if split := _find_flagged_split(columns["split"], cells):
+    if split := find_flagged_split(table, columns["split"], is_chosen=True):
         return [split if parse_flag(cell) else "test" if split == "train" else "train" for cell in cells]
     splits = [_parse_split(cell) for cell in cells]
     unknown = [row for row, split in enumerate(splits) if split is None]
@@ -195,14 +195,15 @@ def read_splits(table: Table, columns: dict[str, str]) -> list[str]:
     return [split or "" for split in splits]
 
 
-def _find_flagged_split(name: str, cells: Sequence[str]) -> str | None:
+def find_flagged_split(table: Table, name: str, *, is_chosen: bool = False) -> str | None:
     """Return the split whose rows a column such as fastai's `is_valid` marks by 1 or true, others by 0; None if none.
 
-    The others are the training split's, or the test split's where the training split is marked.
+    The others are the training split's, or the test split's where the training split is marked. A column called `test`
+    alone may be the result of a test, so the user must choose it.
     """
-    prefix, _, word = fold_column(name).partition("_")
-    split = find_simple_split(word) if prefix == "is" else None
-    return split if split and {parse_flag(cell) for cell in cells} == {0.0, 1.0} else None
+    *before, word = list_words(name) or [""]
+    split = find_simple_split(word) if before in (["is"], ["in"]) or (is_chosen and not before) else None
+    return split if split and {parse_flag(cell) for cell in table.columns[name]} == {0.0, 1.0} else None
 
 
 def join_split_columns(table: Table) -> tuple[Table, list[str]]:

@@ -1,5 +1,6 @@
 """Find the columns that hold the targets of a table; the tasks read them."""
 
+from convnext_cli.data.folders.words import list_words
 from convnext_cli.data.index import are_too_many
 from convnext_cli.data.tables.columns import SPLIT_COLUMNS
 from convnext_cli.data.tables.table import find_named, list_columns
@@ -90,7 +91,10 @@ def _read_likely_labels(table: Table, remaining: list[str], options: TableOption
     ]
     if len(likely) == 1 and likely[0] in others and all(table.columns[likely[0]]):
         return read_cells(table, likely[0], options)
-    if len(others) == 1 and (is_measure(table, others[0]) or choose_kind(table, others[0], options).is_continuous):
+    numbers = [name for name in others if list_words(name)[-1:] not in (["id"], ["uid"])]  # not those of studies
+    if len(others) == len(numbers) == 1 and (
+        is_measure(table, others[0]) or choose_kind(table, others[0], options).is_continuous
+    ):
         return read_cells(table, others[0], options)
     names = f" (it has {', '.join(list_columns(remaining[:10]))} beside the paths)" if remaining else ""
     raise DataError(
