@@ -110,7 +110,7 @@ def write_output(path: Path, text: str, option: str = "--output", *, overwrite: 
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
-def check_output(path: Path, option: str = "--output", *, overwrite: bool = False) -> None:
+def check_output(path: Path, option: str = "--output", *, overwrite: bool) -> None:
     """Check that a file may be written at a path that the user named.
 
     Links, devices, pipes and sockets are never replaced; regular files with `overwrite` only.

@@ -239,7 +239,7 @@ class FileGroups:
     """The group of each file, by its absolute path; empty if the table has no column for these."""
 
 
-def read_file_groups(path: Path, image_root: str = AUTO) -> FileGroups | None:
+def read_file_groups(path: Path, image_root: str) -> FileGroups | None:
     """Return the groups of a table that need not have labels; None if it cannot be read or has no column of groups.
 
     `image_root` is that of the options.

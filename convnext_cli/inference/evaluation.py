@@ -257,6 +257,7 @@ def evaluate_steps(run: RunFolder, request: EvalRequest, *, test_set: TestSet | 
 
 def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | None) -> Steps[Evaluation]:
     """Evaluate a run as `evaluate_steps` does, without recording it in the run."""
+    # 1. The images, and what is known about them.
     operating_targets = [parse_target(text) for text in request.targets]
     trained_on = run.read_split()
     run.drop_leftovers()
@@ -265,11 +266,15 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
     leakage, overlap = yield from find_leakage(run, trained_on, test_set, audit)
     fit_set, test_set = yield from divide_test_set(test_set, request.recalibrate)
     attributes = yield from read_subgroups(request, test_set)
+
+    # 2. The classifier, and its calibration.
     classifier = open_classifier(run, cache=request.cache)
     targets = classifier.read_targets(test_set.index, test_set.rows)  # first: it refuses data of another task
     own, calibration_notes = yield from _prepare_calibration(run, classifier, operating_targets)
     calibration, refit_notes = yield from refit_calibration(classifier, fit_set, own, run)
     notes += audit_notes + leakage + calibration_notes + refit_notes
+
+    # 3. Its outputs.
     outputs, seconds = yield from _classify(classifier, test_set, "evaluating", features=not test_set.is_own)
     images = EvaluatedImages(
         task=classifier.task,
@@ -283,6 +288,8 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
     augmentation = None
     if request.tta:
         images, augmentation = yield from _augment(run, test_set, images, seconds, cache=request.cache)
+
+    # 4. The metrics.
     yield Progress(done=0, total=1, activity="bootstrapping the 95% CIs")
     points = measure_points(images, calibration.thresholds if calibration else ())
     is_per_group = request.per == "group"

@@ -127,7 +127,7 @@ def open_teacher(name: str, *, offline: bool = False) -> Teacher:
     return _make_teacher(name, model, model.cfg["architecture"] + f".{model.cfg['tag']}", (model.cfg.get("license"),))
 
 
-def check_source(name: str, *, offline: bool = False) -> None:
+def check_source(name: str, *, offline: bool) -> None:
     """Check, before anything is loaded, that there is a teacher: a path, or a model of timm whose weights can be had.
 
     Raises:

@@ -47,7 +47,7 @@ class RecipeRows:
     """Exponent of the batch size that the learning rate is proportional to."""
 
 
-def choose_image_size(tag: Tag | None, median_side: int = 0) -> Choice:
+def choose_image_size(tag: Tag | None, median_side: int) -> Choice:
     """Choose the input size: that of the weights, or a smaller one for smaller images.
 
     Args:

@@ -9,7 +9,7 @@ from convnext_cli.data.outside import check_outside_data
 from convnext_cli.files import check_output, check_outside, write_output
 
 
-def check_fix_list(path: Path, data: Path, *, overwrite: bool = False) -> None:
+def check_fix_list(path: Path, data: Path, *, overwrite: bool) -> None:
     """Check, before the audit, that a list of images to leave out can be written.
 
     Raises:
