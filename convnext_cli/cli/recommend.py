@@ -10,8 +10,10 @@ import typer
 from convnext_cli.cli import console
 from convnext_cli.cli.options import JsonFlag, OptionValues, quote_settings, with_options
 from convnext_cli.cli.plan_view import list_decided
+from convnext_cli.data.unseen import measure_centre_crops
 from convnext_cli.files import check_output, check_outside, write_output
 from convnext_cli.machine import GIB, detect_machine
+from convnext_cli.models.catalog import BUILTIN, load_builtin
 from convnext_cli.options import Option
 from convnext_cli.recipes.request import RecommendRequest
 from convnext_cli.recipes.settings import DEFAULT_RECIPE, TABLE_SETTINGS
@@ -171,8 +173,6 @@ def _show_best(recommendation: "Recommendation", data: str) -> None:
             f"{'grey' if fingerprint.is_grey else 'colour'} (from a sample of {fingerprint.sampled})"
         )
     if recommendation.unseen is not None:
-        from convnext_cli.data.unseen import measure_centre_crops
-
         assert fingerprint is not None
         crops = measure_centre_crops(fingerprint.shapes)
         others = ", ".join(
@@ -182,8 +182,6 @@ def _show_best(recommendation: "Recommendation", data: str) -> None:
 
 
 def _show_offline(request: RecommendRequest) -> None:
-    from convnext_cli.models.catalog import BUILTIN, load_builtin
-
     words = [quote(request.data or "DATA"), *quote_settings(request.settings)]
     console.say(
         f"Without the Hub: convnext finetune {' '.join(words)} --weights {BUILTIN}. {load_builtin().card['Rank']}",

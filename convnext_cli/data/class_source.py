@@ -17,11 +17,12 @@ from convnext_cli.data.folders.splits import find_split_tables
 from convnext_cli.data.folders.words import is_form
 from convnext_cli.data.index import NONE, Index, describe_skipped
 from convnext_cli.data.layout import Layout
+from convnext_cli.data.tables.spreadsheet import INSTALL, lacks_reader
 from convnext_cli.data.tables.table import name_tables
 from convnext_cli.encoding import fold_name
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.options import AUTO
-from convnext_cli.tasks.reading import TableOptions
+from convnext_cli.tasks.reading import OtherTaskError, TableOptions, fold_column
 from convnext_cli.text import format_part, shorten_names
 
 Files = tuple[Path, ...]
@@ -149,8 +150,6 @@ def add_groups(index: Index, others: Sequence[Path], options: TableOptions) -> t
     """
     from convnext_cli.data.manifest import read_file_groups
     from convnext_cli.data.tables.columns import GROUP_COLUMNS
-    from convnext_cli.data.tables.spreadsheet import INSTALL, lacks_reader
-    from convnext_cli.tasks.reading import fold_column
 
     if any(index.groups) or options.group_column == NONE:
         return index, None
@@ -281,8 +280,6 @@ def _explain_missing_classes(
     layout: Layout, folders: Index, errors: dict[Files, DataError], source: Path, options: TableOptions
 ) -> DataError:
     """Return the error that tells most about folders without classes and tables that cannot be used."""
-    from convnext_cli.tasks.reading import OtherTaskError
-
     is_alone = len(errors) == 1 and layout.tree.count and not layout.error and not folders
     for error in errors.values():
         if isinstance(error, OtherTaskError) or options.image_root != AUTO or is_alone:

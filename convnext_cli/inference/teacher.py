@@ -8,6 +8,7 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
 
 from convnext_cli.errors import RunError, UsageError, WeightsError
@@ -101,8 +102,6 @@ class TimmClassifier(Classifier):
 
 def _name_classes(cfg: dict[str, object], number: int) -> tuple[str, ...]:
     """Return the class names of a model of timm: ImageNet's synsets where it is trained on these, else numbers."""
-    from timm.data import ImageNetInfo, infer_imagenet_subset
-
     subset = infer_imagenet_subset(cfg)
     return tuple(ImageNetInfo(subset).label_names()) if subset else tuple(map(str, range(number)))
 

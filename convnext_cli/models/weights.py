@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from convnext_cli.errors import ConvnextError, WeightsError
@@ -160,8 +162,6 @@ def _read_file(path: Path) -> Any:
         if path.name.endswith(".index.json"):
             return _read_shards(path)
         if start[8:9] == b"{":
-            from safetensors.torch import load_file
-
             return load_file(path)
         if other := next((what for magic, what in _OTHER_FORMATS.items() if start.startswith(magic)), ""):
             raise WeightsError(f"{path} is {other}, not weights of PyTorch", remedy)
@@ -240,9 +240,6 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
     Raises:
         ConvnextError: the disk is full, read-only or gone; `path` is unchanged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
     try:
         with replace_file(path) as temporary:

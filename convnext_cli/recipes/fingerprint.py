@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from convnext_cli.data.index import Index
 from convnext_cli.data.unseen import Shape
 from convnext_cli.errors import ImageError
-from convnext_cli.images.formats import DICOM_SUFFIXES
+from convnext_cli.images.formats import DICOM_SUFFIXES, identify_file, open_regular_file
 from convnext_cli.recipes.settings import default_settings
 from convnext_cli.text import format_count
 
@@ -146,7 +146,6 @@ def _read_size(index: Index, row: int, *, detect_colour: bool) -> tuple[int, int
     from PIL import Image
 
     from convnext_cli.images.decode import decode_image
-    from convnext_cli.images.formats import identify_file, open_regular_file
     from convnext_cli.images.pillow import open_with_pillow
 
     path = index.root / index.paths[row]

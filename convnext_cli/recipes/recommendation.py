@@ -6,7 +6,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from convnext_cli.data.index import Index
+from convnext_cli.data.index import NONE, Index, check_trainable
 from convnext_cli.data.unseen import Unseen, measure_unseen_area
 from convnext_cli.errors import UsageError, check_word
 from convnext_cli.machine import GIB, Machine, detect_machine, make_gpu_machine
@@ -34,6 +34,7 @@ from convnext_cli.recipes.costs import (
 from convnext_cli.recipes.fingerprint import (
     DataCounts,
     Fingerprint,
+    compute_fingerprint,
     describe_fingerprint,
     explain_domain,
     guess_domain,
@@ -272,9 +273,7 @@ def _summarise_data(request: RecommendRequest) -> _DataSummary:
         return _DataSummary(counts=counts, classes=request.classes, fingerprint=request.fingerprint)
     from convnext_cli.data.dataset import DatasetRequest, read_index  # NumPy, which a number of images does without
     from convnext_cli.data.groups import group_index
-    from convnext_cli.data.index import NONE, check_trainable
     from convnext_cli.data.split import TOO_FEW, advise_on_validation, explain_small_validation, split_index
-    from convnext_cli.recipes.fingerprint import compute_fingerprint
 
     values = default_settings() | dict(request.settings)
     reading = {name: values[name] for name in READING_SETTINGS}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -233,8 +234,6 @@ def read_checkpoint(path: Path) -> tuple[Tensors, str]:
     Raises:
         RunError: it is damaged.
     """
-    from safetensors import safe_open
-
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
