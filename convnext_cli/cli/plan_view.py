@@ -3,17 +3,14 @@
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from convnext_cli.data.index import SPLITS
-from convnext_cli.models.catalog import BUILTIN
+from convnext_cli.data.index import SPLITS, Index
+from convnext_cli.models.catalog import BUILTIN, Architecture
 from convnext_cli.options import AUTO
-from convnext_cli.recipes.settings import UNCORRECTED, declare_settings
+from convnext_cli.recipes.settings import UNCORRECTED, Settings, declare_settings
 from convnext_cli.text import format_count
 
 if TYPE_CHECKING:
-    from convnext_cli.data.index import Index
-    from convnext_cli.models.catalog import Architecture
     from convnext_cli.recipes.plan import Plan
-    from convnext_cli.recipes.settings import Settings
     from convnext_cli.tasks.task import Task
 
 
@@ -39,7 +36,7 @@ def describe_model(plan: "Plan") -> str:
     return f"{plan.model}{own}"
 
 
-def describe_sizes(model: "Architecture", settings: "Settings", classes: int) -> str:
+def describe_sizes(model: Architecture, settings: Settings, classes: int) -> str:
     """Return the shapes of input, features and output for one image."""
     height, width = settings.input_size
     features = model.feature_shape(height, width)
@@ -90,16 +87,16 @@ def _describe_augmentation(plan: "Plan") -> str:
     return ", ".join([*usual, *own])
 
 
-def count_splits(index: "Index") -> dict[str, int]:
+def count_splits(index: Index) -> dict[str, int]:
     """Return the number of images by split."""
     return {name: len(index.rows(name)) for name in SPLITS}
 
 
-def describe_splits(index: "Index") -> str:
+def describe_splits(index: Index) -> str:
     """Return the number of images by split, in words."""
     return ", ".join(f"{name} {count:,}" for name, count in count_splits(index).items()) + " images"
 
 
-def describe_data(index: "Index") -> str:
+def describe_data(index: Index) -> str:
     """Return the place of the images, the number of classes or what is predicted instead, and the splits."""
     return f"{index.location}: {index.task.describe_classes(index.classes)}; {describe_splits(index)}"
