@@ -17,7 +17,7 @@ from convnext_cli.text import format_count
 
 PACKAGES = (
     "convnext-cli", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "safetensors", "huggingface-hub",
-    "onnxruntime", "onnx", "onnxscript", "pydicom", "python-calamine", "transformers",
+    "onnxruntime", "onnx", "onnxscript", "pydicom", "pi-heif", "python-calamine", "transformers",
 )  # fmt: skip
 PROBE_TIMEOUT = 3.0  # seconds
 IMAGES = 60  # of the self-test

@@ -233,7 +233,7 @@ def check_options(
     for name, value in values.items():
         if name not in known:
             article = "an" if kind[0] in "aeiou" else "a"
-            problems.append(f"{name} is not {article} {kind}. {suggest(name, known)}".rstrip())
+            problems.append(f"{name} is not {article} {kind}. {suggest(name, known)}".rstrip(" ."))
         elif problem := explain_problem(known[name], value):
             word = known[name].word if is_command_line else name
             problems.append(f"{word} {problem.removeprefix('= ') if is_command_line else problem}")

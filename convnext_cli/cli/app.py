@@ -63,11 +63,16 @@ def make_app(words: Sequence[str] = ()) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    called = next((word for word in words if not word.startswith("-")), "")
-    for name in [called] if called in COMMANDS else COMMANDS:
+    for name in [_find_command(words)] if _find_command(words) else COMMANDS:
         function = getattr(import_module(f"convnext_cli.cli.{name}"), COMMANDS[name])
         app.command(name, cls=Command)(function)
     return app
+
+
+def _find_command(words: Sequence[str]) -> str:
+    """Return the command that the words after `convnext` call; empty if they call none."""
+    called = next((word for word in words if not word.startswith("-")), "")
+    return called if called in COMMANDS else ""
 
 
 OBJECTS = 50_000
@@ -169,9 +174,9 @@ def _explain(error: BaseException, words: Sequence[str]) -> tuple[str, int]:
         case ConvnextError():
             return str(error), error.exit_code
         case TyperException():
-            context = getattr(error, "ctx", None)
-            command = context.command_path if context else "convnext"
-            return f"{explain_usage(error, words)} (`{command} --help` lists the options)", error.exit_code
+            command = f"convnext {_find_command(words)}".rstrip()
+            problem = explain_usage(error, words, lambda: typer.main.get_command(make_app()).commands)  # type: ignore[attr-defined]
+            return f"{problem} (`{command} --help` lists the options)", error.exit_code
         case MemoryError():
             remedy = "Raise its limit (`ulimit -v`), or end other programs"
             return f"this process has too little memory. {remedy}", OutOfMemoryError.exit_code

@@ -106,6 +106,8 @@ def _show(audit: "Audit") -> None:
 
 def _show_facts(audit: "Audit") -> None:
     """Show sizes, formats, layout, groups, and what metadata alone predicts."""
+    from convnext_cli.data.audit.shortcuts import MIN_PER_CLASS  # NumPy
+
     index, grouping = audit.index, audit.grouping
     sizes = ", ".join(f"{name} {width} x {height}" for name, (width, height) in audit.sizes.items())
     console.show(f"sizes     {sizes} px")
@@ -126,7 +128,9 @@ def _show_facts(audit: "Audit") -> None:
     if audit.shortcuts:
         scores = ", ".join(f"{shortcut.name} {format_percent(shortcut.score)}%" for shortcut in audit.shortcuts)
         chance = audit.shortcuts[0].chance
-        console.show(f"balanced accuracy from metadata alone (chance {format_percent(chance)}%): {scores}")
+        large = round(1 / chance)  # classes
+        some = f", of the {large} classes with {MIN_PER_CLASS} images or more" if large < len(index.classes) else ""
+        console.show(f"balanced accuracy from metadata alone (chance {format_percent(chance)}%{some}): {scores}")
 
 
 def _show_verdict(audit: "Audit") -> None:

@@ -1,7 +1,9 @@
 """Hints for options and values of other programs."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import typer
 from typer.exceptions import TyperException
@@ -53,20 +55,27 @@ REASONS = {
 }  # fmt: skip
 
 
-def explain_usage(error: TyperException, words: Sequence[str]) -> str:
-    """Return the message of an error in parsing `words`, with a hint on the option or the value that was meant."""
+def explain_usage(error: TyperException, words: Sequence[str], list_commands: Callable[[], Mapping[str, Any]]) -> str:
+    """Return the message of an error in parsing `words`, with a hint on the option or the value that was meant.
+
+    Args:
+        error: the error.
+        words: the words after `convnext`.
+        list_commands: returns all commands by name.
+    """
     text = error.format_message().rstrip(".")
     # of Typer's NoSuchOption and BadOptionUsage, which it does not export
     option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
     if option is not None and context is not None and text.startswith("No such option"):
-        return _explain_option(context, option, words) or text
+        known_to = [name for name, command in list_commands().items() if option in _list_flags(command)]
+        return _explain_option(context, option, words, known_to) or text
     if (command := re.fullmatch(r"No such command '([^']*)'", text)) and (meant := COMMANDS.get(command[1])):
         return f"{text}. Did you mean {meant!r}?"
     return text
 
 
-def _explain_option(context: typer.Context, option: str, words: Sequence[str]) -> str | None:
-    known = _list_flags(context)
+def _explain_option(context: typer.Context, option: str, words: Sequence[str], known_to: Sequence[str]) -> str | None:
+    known = _list_flags(context.command)
     typed = next((word for word in words if word.startswith(option)), option).partition("=")[0]
     name = typed.lstrip("-").lower().replace("_", "-")
     if f"--{name}" in known:
@@ -77,19 +86,24 @@ def _explain_option(context: typer.Context, option: str, words: Sequence[str]) -
         return f"No such option: {typed}. {word} is an argument: `{context.command_path} {word}`"
     if name in REASONS and "--lr" in known:  # of finetune alone
         return f"No such option: {typed}: {REASONS[name]}"
+    if Path(typed).exists():
+        return f"No such option: {option}. Write ./{typed} for the file"
+    if known_to:
+        return f"No such option: {typed}. It is an option of {' and '.join(known_to)}"
     near = suggest(f"--{name}", sorted(known)).strip()
     return f"No such option: {typed}. {near}" if near else None
 
 
 def _find_argument(context: typer.Context, name: str) -> str | None:
-    """Return the argument of the command whose word in the usage line is `name` or its plural."""
+    """Return the argument of the command whose word in the usage line is `name`, its plural, or begins `name`-dir."""
+    name = re.sub("-(dir|folder|path)$", "", name)
     arguments = [p for p in context.command.params if p.param_type_name == "argument"]
     texts = [text.upper() for argument in arguments for text in (argument.name, argument.metavar) if text]
     words = {word for text in texts for word in re.findall("[A-Z]+", text)}
     return next((word for word in (name.upper(), f"{name.upper()}S") if word in words), None)
 
 
-def _list_flags(context: typer.Context) -> set[str]:
-    """Return the flags of the command."""
-    options = [parameter for parameter in context.command.params if parameter.param_type_name == "option"]
+def _list_flags(command: Any) -> set[str]:
+    """Return the flags of a command."""
+    options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     return {flag for option in options for flag in (*option.opts, *option.secondary_opts)}

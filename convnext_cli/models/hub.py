@@ -40,7 +40,8 @@ def find_weights_steps(architecture: Architecture, tag: Tag | None, *, offline: 
         return cached
     choices = (
         f"Download {_name_url(tag.hub_id)} on another machine and give it with --weights PATH (or copy that machine's "
-        "Hub cache), or use the small built-in weights with --weights builtin (--weights none: random initialisation)"
+        "Hub cache), or use the small built-in weights with --weights builtin, without --model and --config (--weights "
+        "none: random initialisation)"
     )
     if offline:
         raise WeightsError(f"the weights {tag.hub_id} are not in this machine's cache, and {OFFLINE}", choices)

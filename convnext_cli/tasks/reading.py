@@ -39,11 +39,12 @@ _MEASURES = frozenset(
 NUMBER = re.compile(r"(?:(?<![^\s_])-|\u2212)?\d+(?:[.,]\d+)?")
 """A hyphen after a letter, as in grade-1, is no minus sign."""
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
+_POINTS = re.compile(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+(?:,\d+)?")
 _QUANTITY = re.compile(
     r"[<>≤≥~≈]?=?\s*([+\-\u2212]?(?:\d+|\d{1,3}(?:[\s'\u2019.]\d{3})+)(?:[.,]\d+)?)\s*"
     r"(?:%|°?[CF]|HU|px|[nµumck]?m|[mµu]?g|kg|m?l|mm2|cm2|mm3|cm3|d|days?|months?|y|yrs?|years?)?"
 )
-"""A number with a bound, a unit, or signs between thousands: <0.5, 3.2 mm, 1 000, 1.000,5."""
+"""A number with a bound, a unit, or signs between thousands: <0.5, 3.2 mm, 1 000, 1'000.5."""
 MAX_ODD = 0.1
 """Fraction of cells that are no numbers in a column of numbers, at most."""
 _CHOICES = re.compile(r'\{"choices":\s*(\[.*\])\}')
@@ -201,11 +202,15 @@ def parse_numbers(cells: Sequence[str]) -> tuple[list[float | None], str | None]
     """Return the finite number in each cell of a column, None where there is none, and a note on the commas.
 
     A comma separates thousands where all commas can, and a cell without a comma or with two shows that none is a
-    decimal comma.
+    decimal comma. A point does where all points can, and a cell has a comma after it (1.250,5).
     """
     commas = [cell for cell in cells if "," in cell]
     if not commas:
         return [parse_number(cell) for cell in cells], None
+    points = [cell for cell in cells if "." in cell]
+    if any("," in cell for cell in points) and all(map(_POINTS.fullmatch, points)):
+        numbers, meaning = parse_numbers([cell.replace(".", "") for cell in cells])
+        return numbers, meaning and f"{meaning}; the point separates thousands"
     are_thousands = all(map(_THOUSANDS.fullmatch, commas)) and (
         len(commas) < len(cells) or any(cell.count(",") > 1 or "." in cell for cell in commas)
     )
@@ -263,7 +268,7 @@ def is_flag(table: Table, name: str) -> bool:
 def list_odd_numbers(table: Table, name: str) -> list[int]:
     """Return the rows whose cells are no numbers, if those of the others measure something; else none.
 
-    A cell with a bound, a unit or signs between thousands, such as <0.5, 3.2 mm or 1.000,5, is returned too; its number
+    A cell with a bound, a unit or signs between thousands, such as <0.5, 3.2 mm or 1'000.5, is returned too; its number
     counts as measured.
     """
     cells = table.columns[name]

@@ -98,6 +98,15 @@ def test_check_tells_the_area_outside_a_centre_crop(convnext: Convnext, tmp_path
     assert areas["0.875"]["all"] > areas["1"]["all"]
 
 
+def test_chance_is_of_the_classes_that_metadata_was_tried_on(convnext: Convnext, tmp_path: Path) -> None:
+    for number in range(26):
+        path = tmp_path / ("leaf", "root", "leaf", "root", "seed")[min(number // 6, 4)] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        draw_picture(number, (48, 40)).save(path)
+    line = "balanced accuracy from metadata alone (chance 50%, of the 2 classes with 10 images or more): size 50%"
+    assert line in convnext("check", str(tmp_path)).out
+
+
 def test_check_as_json_and_its_fix_list(convnext: Convnext, leaking: Path) -> None:
     outcome = convnext("check", str(leaking), "--json", "--fix-list", "fix.csv")
     result = json.loads(outcome.out)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import typer.main
 
@@ -51,6 +53,7 @@ def test_each_command_suggests_only_its_own_options(convnext: Convnext) -> None:
         ("export --run r", "No such option: --run. RUN is an argument: `convnext export RUN`"),
         ("finetune --data d", "No such option: --data. DATA is an argument: `convnext finetune DATA`"),
         ("check --data d", "No such option: --data. DATA is an argument: `convnext check DATA`"),
+        ("finetune --data-dir d", "No such option: --data-dir. DATA is an argument: `convnext finetune DATA`"),
         ("predict --image i", "No such option: --image. IMAGES is an argument: `convnext predict IMAGES`"),
     ],
 )
@@ -58,6 +61,24 @@ def test_an_argument_that_is_written_as_an_option_is_named(convnext: Convnext, w
     outcome = convnext(*words.split())
     assert outcome.code == 2
     assert hint in outcome.err
+
+
+@pytest.mark.parametrize("option", ["--resplit-val", "--val-fraction"])  # which notes of recommend name
+def test_an_option_of_another_command_is_named_with_that_command(convnext: Convnext, option: str) -> None:
+    owners = {"--resplit-val": "check and finetune", "--val-fraction": "finetune"}
+    assert f"No such option: {option}. It is an option of {owners[option]} (" in convnext("recommend", "d", option).err
+
+
+def test_a_file_that_begins_with_a_dash_is_no_option(
+    convnext: Convnext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-leaf 1.png").touch()
+    assert "Write ./-leaf 1.png for the file (" in convnext("predict", "-leaf 1.png").err
+
+
+def test_an_option_without_its_value_is_answered_with_the_help_of_its_command(convnext: Convnext) -> None:
+    assert "(`convnext check --help` lists the options)" in convnext("check", "d", "--fix-list").err
 
 
 def test_every_hint_names_an_existing_option() -> None:

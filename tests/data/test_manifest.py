@@ -416,6 +416,10 @@ OTHER_TASKS: dict[str, tuple[str, str, list[str], list[tuple[float, ...]]]] = {
         rows('"1,250"', "980", '"12,000"', "1010.5", head="path,area"), "regression", ["area"],
         [(1250,), (980,), (12000,), (1010.5,)],
     ),
+    "numbers with points between thousands and a decimal comma": (
+        rows('"1.250,5"', "980", '"12.000,25"', "1.010", head="path,area"), "regression", ["area"],
+        [(1250.5,), (980,), (12000.25,), (1010,)],
+    ),
     "numbers with a typographic minus": (
         rows("\u22121.25", "0.5", "\u221212", "3", head="path,area"), "regression", ["area"],
         [(-1.25,), (0.5,), (-12,), (3,)],
@@ -741,6 +745,18 @@ def test_a_flag_called_group_is_no_group_and_a_partition_no_label(images: Path) 
     assert (index.classes, index.groups) == (("Eyes", "Group", "Human"), ())
     with pytest.raises(DataError, match="no column for the labels"):
         scan_data(write(images / "partition.csv", rows("0", "1", "2", head="image_id,partition")))
+
+
+@pytest.mark.parametrize("name", ["Pflanze_id", "Chargen-Nr", "número"])  # of objects whose words are not known
+def test_identifiers_beside_another_column_are_not_the_classes(name: str, tmp_path: Path) -> None:
+    path = write_objects(tmp_path, f"area,{name}", [f"{k}.5,P{k}" for k in range(12)])
+    with pytest.raises(DataError, match=rf"no column for the labels \(it has area, {name} beside the paths\)"):
+        scan_data(path)
+    path = write_objects(tmp_path, f"habit,{name}", [f"{'tree' if k % 2 else 'shrub'},P{k}" for k in range(12)])
+    index = scan_data(path)
+    assert index.classes == ("shrub", "tree")
+    assert any(f"column {name!r} has 12 values, each with one target only" in note for note in index.notes)
+    assert len(scan_data(write_objects(tmp_path, name, [f"P{k}" for k in range(12)])).classes) == 12
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,7 @@ def test_all_problems_of_a_plan_file_are_named_at_once(tmp_path: Path) -> None:
         "batch_size = 2.5",
     ):
         assert words in str(caught.value)
+    assert ".;" not in str(caught.value)
     path.write_text("modle = 'convnext_tiny'")
     with pytest.raises(UsageError, match="Did you mean model"):
         read_plan(path)

@@ -278,6 +278,13 @@ def _numbers_objects(table: Table, name: str) -> bool:
     return len(set(cells)) > 2 and not _holds_arms(cells) and _most(cells, _has_digit) and not names_classes
 
 
+def holds_identifiers(table: Table, name: str) -> bool:
+    """Return True if a column is called a number or an identifier, and has one for a few rows each."""
+    cells = table.columns[name]
+    is_called_so = bool(_ID_WORDS & set(list_words(name)))
+    return is_called_so and len(set(cells)) >= MIN_OBJECTS and _may_name(cells) and _most(cells, _has_digit)
+
+
 def _is_one_to_one(cells: Sequence[str], others: Sequence[str]) -> bool:
     return len(set(cells)) == len(set(others)) == len(set(zip(cells, others, strict=True)))
 

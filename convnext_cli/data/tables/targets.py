@@ -2,7 +2,7 @@
 
 from convnext_cli.data.folders.words import list_words
 from convnext_cli.data.index import are_too_many
-from convnext_cli.data.tables.columns import SPLIT_COLUMNS
+from convnext_cli.data.tables.columns import SPLIT_COLUMNS, holds_identifiers
 from convnext_cli.data.tables.table import find_named, list_columns
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError
@@ -80,7 +80,7 @@ def _find_targets(table: Table, columns: dict[str, str], options: TableOptions) 
 def _read_likely_labels(table: Table, remaining: list[str], options: TableOptions) -> RawTargets:
     """Return the targets of the only column that can hold class names, or a number; attributes such as sex go last.
 
-    Addresses, as of the publications that images are from, are neither.
+    Addresses, as of the publications that images are from, are neither, nor are identifiers beside other columns.
     """
     possible = [name for name in remaining if not any("://" in cell for cell in table.columns[name])]
     others = [name for name in possible if fold_column(name) not in ATTRIBUTES] or possible
@@ -89,6 +89,8 @@ def _read_likely_labels(table: Table, remaining: list[str], options: TableOption
         for name in possible
         if 1 < len(set(table.columns[name])) <= max(2, len(table) // 2) and not is_measure(table, name)
     ]
+    if len(others) > 1:
+        likely = [name for name in likely if not holds_identifiers(table, name)]
     if len(likely) == 1 and likely[0] in others and all(table.columns[likely[0]]):
         return read_cells(table, likely[0], options)
     numbers = [name for name in others if list_words(name)[-1:] not in (["id"], ["uid"])]  # not those of studies
