@@ -17,6 +17,7 @@ from convnext_cli.data.folders.splits import find_split_tables
 from convnext_cli.data.folders.words import is_form
 from convnext_cli.data.index import NONE, Index, describe_skipped
 from convnext_cli.data.layout import Layout
+from convnext_cli.data.split_lists import apply_split_lists
 from convnext_cli.data.tables.spreadsheet import INSTALL, lacks_reader
 from convnext_cli.data.tables.table import name_tables
 from convnext_cli.encoding import fold_name
@@ -33,16 +34,19 @@ MAX_BESIDE, MAX_TABLES = 64 * 1024**2, 20
 """Bytes and number of other tables in which groups are searched."""
 
 
-def choose_class_source(layout: Layout, folders: Index, source: Path, options: TableOptions) -> Index:
+def choose_class_source(
+    layout: Layout, folders: Index, lists: Sequence[Path], source: Path, options: TableOptions
+) -> Index:
     """Return the index of the folders, or that of a table beside or around them.
 
     Folders that name classes decide; a table that agrees may add its other columns. If they name none, the only table
-    that can be read decides. Another table may still add groups. Submission forms of competitions are left out, as
-    their labels are dummies.
+    that can be read decides, or where there is none, the lists of images. Another table may still add groups, and lists
+    splits. Submission forms of competitions are left out, as their labels are dummies.
 
     Args:
         layout: of the data folder.
         folders: the images by that layout; none if its folders name no classes.
+        lists: the text files that may list the images of splits, and their classes.
         source: the data folder or its zip file, for errors.
         options: for reading the tables.
 
@@ -54,9 +58,11 @@ def choose_class_source(layout: Layout, folders: Index, source: Path, options: T
     paths = list(map(Path, layout.tables))
     forms = [path.name for path in paths if is_form(path.name)]
     paths = [path for path in paths if not is_form(path.name)]
-    if not paths and options.image_root != AUTO:
+    if not (paths or lists) and options.image_root != AUTO:
         raise UsageError(f"--image-root is for a table, and {source} has none", "Leave it out, or give the table")
     tables, errors = _read_tables(paths, options)
+    if not tables and not _names_classes(folders, [*paths, *lists], options):
+        tables, _ = _read_tables(lists, options)
     tables = _drop_copies(tables)
 
     files: Files = ()
@@ -80,7 +86,7 @@ def choose_class_source(layout: Layout, folders: Index, source: Path, options: T
     index, group_table = add_groups(index, others, options)
     if unused := [path.name for path in others if path != group_table]:
         index = replace(index, notes=(*index.notes, f"tables that are not used: {shorten_names(unused)}"))
-    return index
+    return apply_split_lists(index, [path for path in lists if path not in files])
 
 
 def _names_classes(folders: Index, tables: Sequence[Path], options: TableOptions) -> bool:

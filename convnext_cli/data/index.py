@@ -22,6 +22,8 @@ K = TypeVar("K")
 SPLITS = ("train", "val", "test")
 SPREADSHEET_SUFFIXES = (".xls", ".xlsx", ".ods")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", *SPREADSHEET_SUFFIXES)
+GIVEN_SUFFIXES = (*TABLE_SUFFIXES, ".txt")
+"""Of tables that are given themselves; in a folder, text files may be notes and annotations."""
 MAX_RARE_CLASSES = 20
 """Classes of which there may be more than one for every two images."""
 NONE = "none"

@@ -11,7 +11,7 @@ from convnext_cli.data.exclusion import find_excluded
 from convnext_cli.data.folders.masks import drop_masks
 from convnext_cli.data.folders.remedies import find_unpacker, note_archives
 from convnext_cli.data.folders.splits import UNLABELLED, find_split
-from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, Index, select_rows
+from convnext_cli.data.index import EXCLUDED, GIVEN_SUFFIXES, NONE, Index, select_rows
 from convnext_cli.data.layout import Layout, recognise_layout
 from convnext_cli.data.outside import check_cache_outside
 from convnext_cli.data.patterns import search_paths
@@ -50,7 +50,7 @@ def scan_folder(
         problem = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(
             f"{root} {problem}",
-            f"Give a folder with one folder of images per class, a table ({', '.join(TABLE_SUFFIXES)}), or a zip file",
+            f"Give a folder with one folder of images per class, a table ({', '.join(GIVEN_SUFFIXES)}), or a zip file",
         )
     tree, lists, excluded, skipped = _walk(root, exclude)
     if table_options.label_from != AUTO:
@@ -58,8 +58,9 @@ def scan_folder(
     layout = recognise_layout(tree, archive.stem if archive else root.name, table_options.known_labels)
     if archive:
         root = Path(layout.start.path)
-    index = choose_class_source(layout, _place_images(root, layout, skipped), archive or root, table_options)
-    index = apply_split_lists(replace(index, notes=(*index.notes, *note_archives(tree))), lists)
+    folders = _place_images(root, layout, skipped)
+    index = choose_class_source(layout, folders, lists, archive or root, table_options)
+    index = replace(index, notes=(*index.notes, *note_archives(tree)))
     if excluded:  # a table may name them
         rows = [row for row, path in enumerate(index.paths) if os.path.join(index.root, path) not in excluded]  # noqa: PTH118
         check_left(len(rows), exclude, root)

@@ -8,7 +8,7 @@ from pathlib import Path
 from convnext_cli.data.class_source import add_groups
 from convnext_cli.data.exclusion import find_excluded
 from convnext_cli.data.folders.splits import find_split_tables, is_split_list
-from convnext_cli.data.index import EXCLUDED, NONE, TABLE_SUFFIXES, Index, number_targets, select_rows
+from convnext_cli.data.index import EXCLUDED, GIVEN_SUFFIXES, NONE, Index, number_targets, select_rows
 from convnext_cli.data.outside import check_cache_outside, list_data_folders
 from convnext_cli.data.scan import check_left, scan_folder
 from convnext_cli.data.split_lists import apply_split_lists
@@ -37,19 +37,20 @@ def scan_data(
         UsageError: the options have an `image_root`, and there is no manifest; or the cache folder is in the data.
     """
     suffix = data.suffix.lower() if data.is_file() else ""
-    if suffix in TABLE_SUFFIXES:
+    if suffix in GIVEN_SUFFIXES:
         from convnext_cli.data.manifest import read_manifest
 
         index = replace(read_manifest(data, table_options), source=data)
         others = [path for path in list_tables(data.parent) if path != data]
         index, _ = add_groups(index, others, table_options)
         beside = (path for pattern in ("*.[tT][xX][tT]", "*/*.[tT][xX][tT]") for path in data.parent.glob(pattern))
-        lists = [path for path in beside if is_split_list(path.name)]
+        lists = [path for path in beside if is_split_list(path.name) and path != data]
         index = _exclude(apply_split_lists(index, lists), exclude)
         check_cache_outside(list_data_folders(index))
         if table_options.known_labels:
             return index
-        return _suggest_tasks(_note_split_tables(index, [data, *others]), table_options)
+        index = _note_split_tables(index, [data, *(lists if suffix == ".txt" else others)])
+        return _suggest_tasks(index, table_options)
     scan = partial(scan_folder, exclude=exclude, table_options=table_options)
     if suffix == ".zip":
         from convnext_cli.data.archive import check_inside, unpack

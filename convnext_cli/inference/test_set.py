@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from convnext_cli.data.groups import group_steps
-from convnext_cli.data.index import TABLE_SUFFIXES, Index
+from convnext_cli.data.index import GIVEN_SUFFIXES, Index
 from convnext_cli.data.split import is_fold
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.inference.evaluated_data import find_data
@@ -46,7 +46,7 @@ def choose_test_set(run: RunFolder, trained_on: Index, request: EvalRequest) -> 
         UsageError: the data has no such groups.
     """
     data = request.data
-    if request.group_column != AUTO and (data is None or data.suffix.lower() not in TABLE_SUFFIXES):
+    if request.group_column != AUTO and (data is None or data.suffix.lower() not in GIVEN_SUFFIXES):
         raise UsageError("--group-column needs a table as DATA", "Give the table, or --group-from")
     index, is_own, notes = yield from find_data(run, trained_on, request)
     if request.group_from != AUTO:

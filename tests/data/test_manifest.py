@@ -865,9 +865,9 @@ def test_a_column_of_labels_that_is_named_twice_is_one_label(images: Path) -> No
 def test_a_table_of_another_suffix_is_an_error_with_the_suffixes(images: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"list\.txt is a file, not a folder\. .*a table \(\.csv, \.tsv, \.jsonl, \.xls",
+        match=r"list\.dat is a file, not a folder\. .*a table \(\.csv, \.tsv, \.jsonl, \.xls.*, \.txt\)",
     ):
-        scan_data(write(images / "list.txt", "path\tlabel\nimages/a.png\tx\n"))
+        scan_data(write(images / "list.dat", "path\tlabel\nimages/a.png\tx\n"))
 
 
 def test_a_table_in_folders_that_may_be_entered_and_not_listed_is_read(
@@ -1026,6 +1026,55 @@ def test_identifiers_are_no_numbers_to_learn(images: Path) -> None:
         scan_data(write(images / "list.csv", text))
     index = scan_data(images / "list.csv", table_options=TableOptions(label_column="study_id", task="regression"))
     assert index.list_splits() == ["train", "val", "test"]
+
+
+LISTS = {
+    "a number": ("images/a.png 0\nimages/b.png 1\nimages/c.png 0\nimages/d.png 1\n", "0,1", "abcd"),
+    "names without suffix": ("# name class\n\na 1\nb 2\nc 2\n", "1,2", "abc"),
+    "several blanks and tabs": ("images/a.png  x\nimages/b.png\ty\n", "x,y", "ab"),
+    "tabs": ("a.png\tx x\nb.png\ty\n", "x x,y", "ab"),
+    "names of several words": ("images/a.png Boeing 707\nimages/b.png DC-3\n", "Boeing 707,DC-3", "ab"),
+    "a header": ("path label\nimages/a.png x\nimages/b.png y\n", "x,y", "ab"),
+    "identifiers before and a source after": ("1 a.png x s\n2 b.png y s\n3 c.png x s\n", "x,y", "abc"),
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_a_text_file_of_images_and_classes_is_a_table(images: Path, case: str) -> None:
+    text, classes, names = LISTS[case]
+    index = scan_data(write(images / "list.txt", text))
+    assert index.paths == tuple(f"images/{name}.png" for name in names)
+    assert index.classes == tuple(classes.split(","))
+
+
+def test_lists_in_a_folder_without_classes_name_them(images: Path) -> None:
+    write(images / "train.txt", "a.png x\nb.png y\n")
+    write(images / "test.txt", "c.png x\nd.png y\n")
+    write(images / "val_list.txt", "no list\n")
+    index = scan_data(images)
+    assert (index.classes, index.splits) == (("x", "y"), ("train", "train", "test", "test"))
+    assert "the classes are those of train.txt + test.txt" in index.notes
+    assert index.notes[-1].startswith("lists that are not used: val_list.txt; the data have splits without them")
+    note = f"tables beside it that may be splits are not used: test.txt; to use them, give {images}"
+    assert note in scan_data(images / "train.txt").notes
+    write(images / "labels.csv", "path,label\na,p\nb,q\nc,p\nd,q\n")
+    index = scan_data(images)
+    assert (index.classes, index.splits) == (("p", "q"), ("train", "train", "test", "test"))
+
+
+def test_images_beside_the_folder_of_a_list_are_named_and_masks_in_it_are_not_read(images: Path) -> None:
+    for name in "abcd":
+        save_image(images / f"annotations/trimaps/{name}.png")
+    table = write(images / "annotations/list.txt", "a 1\nb 2\nc 1\nd 2\n")
+    with pytest.raises(DataError, match=f"no column for .* Give --image-root {images}/images, which has them"):
+        scan_data(table)
+    index = scan_data(table, table_options=TableOptions(image_root=str(images / "images")))
+    assert index.classes == ("1", "2")
+
+
+def test_numbers_of_the_rows_are_not_learned(images: Path) -> None:
+    with pytest.raises(DataError, match="no column for the labels"):
+        scan_data(write(images / "images.txt", "1 a.png\n2 b.png\n3 c.png\n4 d.png\n"))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ MASK_WORDS = frozenset(
         "マスク", "마스크",
     )
 )  # fmt: skip
-_CERTAIN_MASK = re.compile(r"segmentations?|annotations?|ground ?truth|trimaps?|superpixels")
+CERTAIN_MASK = re.compile(r"segmentations?|annotations?|ground ?truth|trimaps?|superpixels")
 """Names that no class has beside other classes; `mask`, `label` and `gt` may be classes."""
 NEGATIONS = frozenset(("no", "not", "non", "with", "without", "un"))
 _FILE_WORDS = MASK_WORDS | {"seg"}
@@ -142,7 +142,7 @@ def _drop_mask_folders(parent: Folder) -> int:
 
 def _drop_certain_masks(parent: Folder, masks: Sequence[Folder]) -> int:
     """Remove folders such as `segmentations/` whose files have the names of images anywhere in the folders beside."""
-    certain = [folder for folder in masks if _CERTAIN_MASK.search(" ".join(list_words(folder.name)))]
+    certain = [folder for folder in masks if CERTAIN_MASK.search(" ".join(list_words(folder.name)))]
     if not certain:
         return 0
     images = {os.path.basename(stem) for folder in parent.filled if folder not in masks for stem in list_stems(folder)}  # noqa: PTH119

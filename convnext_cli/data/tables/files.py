@@ -9,7 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from convnext_cli.data.folders.masks import CERTAIN_MASK
 from convnext_cli.data.folders.splits import find_split
+from convnext_cli.data.folders.words import list_words
 from convnext_cli.data.tables.table import SAMPLE
 from convnext_cli.data.tree import is_file, is_folder, walk_folder
 from convnext_cli.encoding import compose_name, decode_name
@@ -203,7 +205,10 @@ class FileFinder:
         return folder == self.table.stem or (self.split is not None and find_split(folder) == self.split)
 
     def _index_below(self) -> dict[str, list[str]]:
-        """Return the files in the folders below the root, to a depth of `MAX_DEPTH`, by each form of their names."""
+        """Return the files in the folders below the root, to a depth of `MAX_DEPTH`, by each form of their names.
+
+        Those in folders of masks, such as `trimaps`, are left out: they have the names of the images.
+        """
         if self._below is None:
             self._below, level = defaultdict(list), [""]
             for _ in range(MAX_DEPTH):
@@ -211,7 +216,7 @@ class FileFinder:
                     os.path.join(folder, name)  # noqa: PTH118
                     for folder in level
                     for name in sorted(self.listing.read(folder)[1])
-                    if name[0] != "."
+                    if name[0] != "." and not CERTAIN_MASK.search(" ".join(list_words(name)))
                 ]
                 for folder in level:
                     for key, names in self._list(folder).items():
@@ -253,23 +258,23 @@ def find_files(table: Table, finder: FileFinder, column: str) -> Images:
         f"a {'folder' if images.are_in_folders else 'file'} that does not exist",
         missing,
         [names[row] for row in missing[:EXAMPLES]],
-        _suggest_root(finder, [names[row] for row in missing]),
+        suggest_root(finder, [names[row] for row in missing])
+        or "Correct these rows, or name the folder of the paths with --image-root DIR",
     )
     return images
 
 
-def _suggest_root(finder: FileFinder, missing: Sequence[str]) -> str:
-    """Return the remedy for files that do not exist: the folder beside the table's that has them."""
-    remedy = "Correct these rows, or name the folder of the paths with --image-root DIR"
+def suggest_root(finder: FileFinder, missing: Sequence[str]) -> str:
+    """Return the remedy for files that do not exist: the folder beside the table's that has them; empty without one."""
     if not missing or not finder.search:
-        return remedy
+        return ""
     around = Path(os.path.abspath(finder.root)).parent  # noqa: PTH100
     folders = [around, *(around / name for name in sorted(Listing(around).read("")[1])[:MAX_BESIDE])]
     for folder in folders:
         beside = FileFinder(Listing(folder), finder.table, search=False, encoding=finder.encoding)
         if all(map(beside.find, missing[:SAMPLE])):
             return f"Give --image-root {quote(folder)}, which has {'them' if len(missing) > 1 else 'it'}"
-    return remedy
+    return ""
 
 
 def _list_images(root: str, folder: str | None) -> list[str]:

@@ -1,7 +1,7 @@
-"""Read a CSV file, a JSON Lines file or a spreadsheet into columns of text.
+"""Read a CSV file, a JSON Lines file, a spreadsheet or a list into columns of text.
 
 The delimiter of a CSV file is the one by which the rows have the same number of cells. Quotation marks are doubled
-inside quoted cells (RFC 4180).
+inside quoted cells (RFC 4180). A list is a text file that has an image and its class in each line.
 """
 
 import csv
@@ -43,17 +43,21 @@ def read_table(path: Path) -> Table:
     """
     encoding, delimiter = UTF_8, ", "
     left_out: list[str] = []
+    is_list = path.suffix.lower() == ".txt"
     if path.is_file() and is_spreadsheet(path):
         rows, lines = read_spreadsheet(path)
     else:
         text, encoding = read_text(path, _REMEDY)
         if path.suffix.lower() == ".jsonl":
             rows, lines, left_out = read_json_rows(path, text)
+        elif is_list and find_delimiter(text) not in text.partition("\n")[0]:
+            rows, lines = _read_words(text)
         else:
             rows, lines, delimiter = _read_csv(path, text)
     if not rows:
         raise DataError(f"{path} has no rows", "Give a row for each image")
-    if any(has_image_suffix(cell) or cell.endswith(("/", "\\")) for cell in rows[0]) and len(rows[0]) > 1:
+    has_path = any(has_image_suffix(cell) or cell.endswith(("/", "\\")) for cell in rows[0])
+    if (has_path or (is_list and re.search(r"[\d/]", "".join(rows[0])))) and len(rows[0]) > 1:
         names = [f"column {number}" for number in range(1, len(rows[0]) + 1)]  # a file without a header
     else:
         names, rows, lines = rows[0], rows[1:], lines[1:]
@@ -77,6 +81,16 @@ def read_table(path: Path) -> Table:
         remedy = "Remove the lines above the header, such as a title or a comment"
     table.refuse(f"more cells than the first line ({header}), its header,", too_long, remedy=remedy)
     return table
+
+
+def _read_words(text: str) -> tuple[list[list[str]], list[int]]:
+    """Return the words of each line and its number; the first word and the rest if the lines differ in their number.
+
+    So a class may have a name of several words. Lines that begin with # are comments.
+    """
+    filled = [(line, number) for number, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]
+    has_columns = len({len(line.split()) for line, _ in filled}) == 1
+    return [line.split(maxsplit=-1 if has_columns else 1) for line, _ in filled], [number for _, number in filled]
 
 
 def _read_csv(path: Path, text: str) -> tuple[list[list[str]], list[int], str]:

@@ -77,6 +77,13 @@ def _find_targets(table: Table, columns: dict[str, str], options: TableOptions) 
     return _read_likely_labels(table, remaining, options)
 
 
+def _is_identifier(table: Table, name: str) -> bool:
+    """Return True if a column has the numbers of studies, by its name, or those of the rows."""
+    cells = sorted(map(int, table.columns[name])) if all(map(str.isdecimal, table.columns[name])) else []
+    counts_rows = bool(cells) and cells == list(range(cells[0], cells[0] + len(cells)))
+    return counts_rows or list_words(name)[-1:] in (["id"], ["uid"])
+
+
 def _read_likely_labels(table: Table, remaining: list[str], options: TableOptions) -> RawTargets:
     """Return the targets of the only column that can hold class names, or a number; attributes such as sex go last.
 
@@ -93,7 +100,7 @@ def _read_likely_labels(table: Table, remaining: list[str], options: TableOption
         likely = [name for name in likely if not holds_identifiers(table, name)]
     if len(likely) == 1 and likely[0] in others and all(table.columns[likely[0]]):
         return read_cells(table, likely[0], options)
-    numbers = [name for name in others if list_words(name)[-1:] not in (["id"], ["uid"])]  # not those of studies
+    numbers = [name for name in others if not _is_identifier(table, name)]
     if len(others) == len(numbers) == 1 and (
         is_measure(table, others[0]) or choose_kind(table, others[0], options).is_continuous
     ):
