@@ -14,7 +14,7 @@ from convnext_cli.data.folders.remedies import (
     suggest_pattern,
 )
 from convnext_cli.data.folders.splits import find_split_tables
-from convnext_cli.data.folders.words import is_form
+from convnext_cli.data.folders.words import is_form, list_words
 from convnext_cli.data.index import NONE, Index, describe_skipped
 from convnext_cli.data.layout import Layout
 from convnext_cli.data.split_lists import apply_split_lists
@@ -61,13 +61,14 @@ def choose_class_source(
     if not (paths or lists) and options.image_root != AUTO:
         raise UsageError(f"--image-root is for a table, and {source} has none", "Leave it out, or give the table")
     tables, errors = _read_tables(paths, options)
-    if not tables and not _names_classes(folders, [*paths, *lists], options):
-        tables, _ = _read_tables(lists, options)
+    texts = [path for path in lists if not {"partition", "split"}.intersection(list_words(path.stem))]
+    if not tables and not _names_classes(folders, [*paths, *texts], options):
+        tables, _ = _read_tables(texts, options)
     tables = _drop_copies(tables)
 
     files: Files = ()
     names_column = options.label_column != AUTO or options.label_columns != AUTO
-    if _names_classes(folders, paths, options) and not (tables and names_column):
+    if _names_classes(folders, [*paths, *tables], options) and not (tables and names_column):
         index, files = _find_extension(tables, folders, source, options.known_labels) or (folders, ())
     elif len(tables) == 1:
         [(files, table)] = tables.items()
@@ -89,7 +90,7 @@ def choose_class_source(
     return apply_split_lists(index, [path for path in lists if path not in files])
 
 
-def _names_classes(folders: Index, tables: Sequence[Path], options: TableOptions) -> bool:
+def _names_classes(folders: Index, tables: Sequence[Path | Files], options: TableOptions) -> bool:
     """Return True if the folders name the classes: a single one beside a table does not, unless a run has it."""
     return bool(folders) and (
         not tables or len(folders.classes) > 1 or not set(folders.classes).isdisjoint(options.known_labels)

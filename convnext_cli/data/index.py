@@ -215,6 +215,14 @@ def check_trainable(index: Index) -> None:
         number, examples = format_part(len(missing), len(index.classes), "class", "has", "have"), ", ".join(missing[:5])
         alike = [names for names in find_alike(index.classes) if set(names) & set(missing)]
         hint = f"; {' and '.join(alike[0])} differ only in case, hyphens, zeros or alphabet" if alike else ""
+        pairs = [
+            (name, other)
+            for name in missing
+            for other in sorted({*index.classes} - {*missing})
+            if fold_name(other).startswith(f"{fold_name(name)} ")
+        ]
+        if pairs and not alike:  # such as adenocarcinoma and adenocarcinoma_left.lower.lobe
+            hint, resplit = "; {} may be the class {}".format(*pairs[0]), ", or rename them"
         raise DataError(
             f"{number} no {where}: {examples}{hint}",
             "Rename them to one name" if alike else f"Add images to these folders, or remove them{resplit}",

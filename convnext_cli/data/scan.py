@@ -8,6 +8,7 @@ from pathlib import Path
 
 from convnext_cli.data.class_source import choose_class_source
 from convnext_cli.data.exclusion import find_excluded
+from convnext_cli.data.folders.checks import check_masks
 from convnext_cli.data.folders.masks import drop_masks
 from convnext_cli.data.folders.remedies import find_unpacker, note_archives
 from convnext_cli.data.folders.splits import UNLABELLED, find_split
@@ -116,6 +117,7 @@ def _label_by_path(root: Path, tree: Folder, skipped: Counter[str], pattern: str
     The folders' names give the splits.
     """
     masks, notes = drop_masks(tree)
+    check_masks(tree)
     paths = _list_paths(root, tree)
     matches = search_paths(paths, pattern, "--label-from")
     names = {row: normalise_name(name) for row, name in matches.items()}

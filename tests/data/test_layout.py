@@ -674,6 +674,23 @@ def test_masks_are_no_images_of_label_from(tmp_path: Path, image: Path) -> None:
         assert index.splits == ("train", "train", "train", "test") * 2
 
 
+def test_masks_of_their_own_folders_are_refused_with_label_from(tmp_path: Path, image: Path) -> None:
+    names = [f"c{k}_{k % 2}" for k in range(6)]
+    words = " ".join(f"set/CXR_png/{name}.png set/ManualMask/left/{name}.png" for name in names)
+    options = TableOptions(label_from=r"_(\d)\.png")
+    with pytest.raises(DataError, match="Leave the masks out with --exclude ManualMask"):
+        scan_data(make(tmp_path, words, image), table_options=options)
+    assert len(scan_data(tmp_path, exclude="ManualMask", table_options=options)) == 6
+
+
+def test_a_class_whose_name_is_longer_in_another_split_is_named(tmp_path: Path, image: Path) -> None:
+    data = make(tmp_path, "train/adenoma_left.T2/ train/normal/ test/adenoma/ test/normal/", image)
+    with pytest.raises(
+        DataError, match=r"training images: adenoma; adenoma may be the class adenoma_left\.T2\. .*rename"
+    ):
+        check_trainable(scan_folder(data))
+
+
 def test_folders_of_numbered_objects_are_noted(tmp_path: Path, image: Path) -> None:
     objects = " ".join(f"kos{k:02}/" for k in range(1, 7))
     assert "numbered as patients are: if they are patients, parts or" in scan_folder(

@@ -1047,6 +1047,20 @@ def test_a_text_file_of_images_and_classes_is_a_table(images: Path, case: str) -
     assert index.classes == tuple(classes.split(","))
 
 
+def test_attributes_in_the_form_of_celeba_are_several_labels(images: Path) -> None:
+    text = "4\nSmiling Young\n" + "".join(
+        f"{name}.png {sign:2} -1\n" for name, sign in zip("abcd", (1, -1, 1, 1), strict=True)
+    )
+    index = scan_data(write(images / "list_attr.txt", text.replace("b.png -1 -1", "b.png -1  1")))
+    assert (index.classes, index.values) == (("Smiling", "Young"), ((1.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 0.0)))
+
+
+def test_a_list_of_a_partition_names_no_classes(images: Path) -> None:
+    write(images / "list_eval_partition.txt", "a.png 0\nb.png 0\nc.png 1\nd.png 2\n")
+    with pytest.raises(DataError, match=r"Its \.txt files are not read"):
+        scan_data(images)
+
+
 def test_lists_in_a_folder_without_classes_name_them(images: Path) -> None:
     write(images / "train.txt", "a.png x\nb.png y\n")
     write(images / "test.txt", "c.png x\nd.png y\n")
@@ -1064,8 +1078,11 @@ def test_lists_in_a_folder_without_classes_name_them(images: Path) -> None:
 
 def test_images_beside_the_folder_of_a_list_are_named_and_masks_in_it_are_not_read(images: Path) -> None:
     for name in "abcd":
-        save_image(images / f"annotations/trimaps/{name}.png")
-    table = write(images / "annotations/list.txt", "a 1\nb 2\nc 1\nd 2\n")
+        save_image(images / f"annotations/lists/trimaps/{name}.png")
+    table = write(images / "annotations/lists/list.txt", "a 1\nb 2\nc 1\nd 2\n")
+    with pytest.raises(DataError, match="Name it with --path-column"):
+        scan_data(table)
+    table = table.rename(images / "annotations/list.txt")
     with pytest.raises(DataError, match=f"no column for .* Give --image-root {images}/images, which has them"):
         scan_data(table)
     index = scan_data(table, table_options=TableOptions(image_root=str(images / "images")))

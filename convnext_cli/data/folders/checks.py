@@ -56,10 +56,7 @@ def check_top_folders(tree: Folder, start: Folder) -> None:
         )
     if len(tops) < 2:
         return
-    for folder in start.walk():
-        if len(folder.folders) > 1 and MASK_WORDS.intersection(list_words(" ".join(f.name for f in folder.folders))):
-            _check_masks(folder.filled)
-    _check_paired_masks(tops)
+    check_masks(start)
     splits = list(map(find_split, names))
     if "train" in splits and None not in splits:
         raise AmbiguousLayoutError(
@@ -88,6 +85,18 @@ def check_top_folders(tree: Folder, start: Folder) -> None:
             "Leave them out with --exclude, give the folder that has one folder for each class, or a CSV file with "
             "path and label",
         )
+
+
+def check_masks(start: Folder) -> None:
+    """Check that no folder in `start` has folders that look like images and their masks.
+
+    Raises:
+        AmbiguousLayoutError: one has.
+    """
+    for folder in start.walk():
+        if len(folder.folders) > 1 and MASK_WORDS.intersection(list_words(" ".join(f.name for f in folder.folders))):
+            _check_masks(folder.filled)
+            _check_paired_masks(folder.filled)
 
 
 def _check_masks(tops: Sequence[Folder]) -> None:

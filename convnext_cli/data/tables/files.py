@@ -216,7 +216,7 @@ class FileFinder:
                     os.path.join(folder, name)  # noqa: PTH118
                     for folder in level
                     for name in sorted(self.listing.read(folder)[1])
-                    if name[0] != "." and not CERTAIN_MASK.search(" ".join(list_words(name)))
+                    if name[0] != "." and not _names_masks(name)
                 ]
                 for folder in level:
                     for key, names in self._list(folder).items():
@@ -264,13 +264,20 @@ def find_files(table: Table, finder: FileFinder, column: str) -> Images:
     return images
 
 
+def _names_masks(folder: str) -> bool:
+    """Return True if a folder's name says that it has masks, which have the names of their images."""
+    return bool(CERTAIN_MASK.search(" ".join(list_words(folder.rpartition("/")[2]))))
+
+
 def suggest_root(finder: FileFinder, missing: Sequence[str]) -> str:
     """Return the remedy for files that do not exist: the folder beside the table's that has them; empty without one."""
     if not missing or not finder.search:
         return ""
     around = Path(os.path.abspath(finder.root)).parent  # noqa: PTH100
-    folders = [around, *(around / name for name in sorted(Listing(around).read("")[1])[:MAX_BESIDE])]
-    for folder in folders:
+    listing = Listing(around)
+    names = sorted(listing.read("")[1])[:MAX_BESIDE]
+    names += [f"{name}/{inner}" for name in names for inner in sorted(listing.read(name)[1])][:MAX_BESIDE]
+    for folder in (around, *(around / name for name in names if not _names_masks(name))):
         beside = FileFinder(Listing(folder), finder.table, search=False, encoding=finder.encoding)
         if all(map(beside.find, missing[:SAMPLE])):
             return f"Give --image-root {quote(folder)}, which has {'them' if len(missing) > 1 else 'it'}"

@@ -64,6 +64,8 @@ def read_table(path: Path) -> Table:
     header = shorten(delimiter.join(names))
     if rows and all(len(cells) == len(names) + 1 and cells[0].isdecimal() and cells[-1] for cells in rows):
         rows = [cells[1:] for cells in rows]  # R's numbers of the rows, for which its header has no cell
+    elif rows and all(len(cells) == len(names) + 1 and has_image_suffix(cells[0]) for cells in rows):
+        names = ["", *names]  # as in CelebA's list of attributes
     width = len(names)
     columns = [(name, [cells[at] if at < len(cells) else "" for cells in rows]) for at, name in enumerate(names)]
     columns = [(name, cells) for name, cells in columns if name or any(cells)]  # a spreadsheet may add empty columns
@@ -86,10 +88,13 @@ def read_table(path: Path) -> Table:
 def _read_words(text: str) -> tuple[list[list[str]], list[int]]:
     """Return the words of each line and its number; the first word and the rest if the lines differ in their number.
 
-    So a class may have a name of several words. Lines that begin with # are comments.
+    So a class may have a name of several words. Lines that begin with # are comments, and a number alone in the first
+    line is that of the images. The header may lack the name of the first column.
     """
     filled = [(line, number) for number, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]
-    has_columns = len({len(line.split()) for line, _ in filled}) == 1
+    filled = filled[1:] if filled and filled[0][0].strip().isdecimal() else filled
+    first, *others = [len(line.split()) for line, _ in filled] or [0]
+    has_columns = {*others} <= {first} or {*others} == {first + 1}
     return [line.split(maxsplit=-1 if has_columns else 1) for line, _ in filled], [number for _, number in filled]
 
 
