@@ -266,7 +266,7 @@ def find_files(table: Table, finder: FileFinder, column: str) -> Images:
 
 def _names_masks(folder: str) -> bool:
     """Return True if a folder's name says that it has masks, which have the names of their images."""
-    return bool(CERTAIN_MASK.search(" ".join(list_words(folder.rpartition("/")[2]))))
+    return bool(CERTAIN_MASK.fullmatch(" ".join(list_words(folder.rpartition("/")[2]))))
 
 
 def suggest_root(finder: FileFinder, missing: Sequence[str]) -> str:
