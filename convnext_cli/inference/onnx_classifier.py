@@ -39,7 +39,8 @@ class OnnxClassifier(Classifier):
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             metadata = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # ONNX Runtime's errors have no common base class
-            raise RunError(f"{path} cannot be read: it is damaged, or not an ONNX file", REMEDY) from error
+            reason = "cannot be read: it is damaged, or not an ONNX file" if path.exists() else "does not exist"
+            raise RunError(f"{path} {reason}", REMEDY) from error
         self.metadata = read_metadata(metadata, path)
         self.classes, self.preprocessing = self.metadata.classes, self.metadata.preprocessing
         self.task = self.metadata.read_task()

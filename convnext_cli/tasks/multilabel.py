@@ -34,7 +34,6 @@ from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import LIST, OtherTaskError, RawTargets, Table, TableOptions, is_missing, parse_flag
 from convnext_cli.tasks.task import (
-    MIN_VAL_PER_CLASS,
     Chance,
     Display,
     Outcome,
@@ -241,9 +240,8 @@ class Multilabel(Task):
     def explain_small_validation(self, targets: Targets, classes: Sequence[str]) -> str:
         """Return which labels have too few validation images, if most have; rare ones must not hold up the others."""
         counts = np.minimum((targets == 1).sum(axis=0), (targets == 0).sum(axis=0))
-        pairs = zip(classes, counts.tolist(), strict=True)
-        few = [f"{n} of {self.describe_name(name)}" for name, n in pairs if n < MIN_VAL_PER_CLASS]
-        return shorten_names(few) if 2 * len(few) > len(classes) else ""
+        few = self._list_few(classes, counts.tolist())
+        return self._describe_few(few) if 2 * len(few) > len(classes) else ""
 
     # Model outputs
 

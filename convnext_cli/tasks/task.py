@@ -251,13 +251,17 @@ class Task(ABC):
 
     def explain_small_validation(self, targets: Targets, classes: Sequence[str]) -> str:
         """Return which classes have too few validation images to choose the best epoch by; an empty string if none."""
-        counts = self.count(targets, len(classes))
-        few = [
-            f"{n} of {self.describe_name(name)}"
-            for name, n in zip(classes, counts, strict=True)
-            if n < MIN_VAL_PER_CLASS
-        ]
-        return shorten_names(few)
+        return self._describe_few(self._list_few(classes, self.count(targets, len(classes))))
+
+    def _list_few(self, classes: Sequence[str], counts: Sequence[int]) -> list[str]:
+        """Return the classes that have too few validation images, with their numbers."""
+        pairs = zip(classes, counts, strict=True)
+        return [f"{n} of {self.describe_name(name)}" for name, n in pairs if n < MIN_VAL_PER_CLASS]
+
+    @staticmethod
+    def _describe_few(few: Sequence[str]) -> str:
+        """Return the classes that `_list_few` returns for a sentence, with the number that each needs."""
+        return f"{shorten_names(few)}; {MIN_VAL_PER_CLASS} of each are needed" if few else ""
 
     def describe_name(self, name: str) -> str:
         """Return the name of a target for a sentence; the task's word is before a number: `grade 2`."""

@@ -104,7 +104,8 @@ def _check_resume_request(request: TrainRequest, run: RunFolder) -> None:
         problem = f"{run.path} was stopped before its training had begun: there is nothing to resume"
         raise RunError(problem, "Start it again, with the same --output")
     if not run.is_begun:
-        raise RunError(f"{run.path} is not a run that has begun", RUN_REMEDY)
+        reason = "is not a run that has begun" if run.path.exists() else "does not exist"
+        raise RunError(f"{run.path} {reason}", RUN_REMEDY)
     if run.is_finished:
         run.drop_temporary()
     check_unfinished(run)

@@ -74,7 +74,8 @@ def test_small_validation_split_is_explained() -> None:
     assert explain_small_validation(strong) is None
     assert explain_small_validation(make_index(30, 30, split="train")) == "there is no validation split"
     kermany = make_index(8, 8, 0, split="val")
-    assert explain_small_validation(kermany) == "the validation split has only 16 images (0 of class 02)"
+    few = "(0 of class 02; 5 of each are needed)"
+    assert explain_small_validation(kermany) == f"the validation split has only 16 images {few}"
     assert explain_small_validation(make_index(20, 20, split="val")) == "the validation split has only 40 images"
     assert explain_small_validation(make_index(25, 24, split="val")) == "the validation split has only 49 images"
     assert explain_small_validation(make_index(25, 25, split="val")) is None

@@ -283,6 +283,8 @@ def test_invalid_files_and_outputs_raise_errors(mine: RunFolder, tmp_path: Path,
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(RunError, match=r"text\.onnx cannot be read: it is damaged, or not an ONNX file"):
         predict(pictures, tmp_path / "text.onnx")
+    with pytest.raises(RunError, match=r"gone\.onnx does not exist"):
+        predict(pictures, tmp_path / "gone.onnx")
     with pytest.raises(UsageError, match="exists already"):
         export(mine, output=tmp_path / "text.onnx")
     with pytest.raises(UsageError, match="would lie in the data folder"):

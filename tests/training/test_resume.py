@@ -200,6 +200,8 @@ def test_aborted_start_has_nothing_to_resume() -> None:
     Path("empty").mkdir()
     with pytest.raises(RunError, match="is not a run"):
         resume("empty")
+    with pytest.raises(RunError, match="gone does not exist"):
+        resume("gone")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
