@@ -152,10 +152,12 @@ class Multilabel(Task):
             labels[name] = [0.0 if math.isnan(value) else value for value in labels[name]]
         unknown = sum(map(math.isnan, chain.from_iterable(labels.values())))
         uncertain = sum(column.count(-1.0) for column in labels.values())
-        if unknown or uncertain:
+        if unknown:
             reads = "as unknown (--blank negative reads"
             blank = format_count(unknown, f"blank label counts {reads} it", f"blank labels count {reads} them")
-            notes.append(f"{blank} as 0), {format_count(uncertain, 'label is', 'labels are')} -1 (--uncertain)")
+            notes.append(f"{blank} as 0)")
+        if uncertain:
+            notes.append(f"{format_count(uncertain, 'label is', 'labels are')} -1 (--uncertain)")
         return RawTargets(
             task=cls(),
             columns=tuple(names),

@@ -1020,6 +1020,14 @@ def test_a_flag_that_may_be_a_split_is_one_if_it_is_named(images: Path, column: 
     assert (" ".join(index.splits), index.classes) == (splits, ("x", "y"))
 
 
+def test_notes_count_only_labels_that_are_there(images: Path) -> None:
+    notes = scan_data(write(images / "list.csv", rows("1,-1", "0,1", "1,0", number=3, head="path,A,B"))).notes
+    assert "1 label is -1 (--uncertain)" in notes
+    notes = scan_data(write(images / "list.csv", rows("1,", "0,1", "1,0", "0,0", head="path,A,B"))).notes
+    assert "1 blank label counts as unknown (--blank negative reads it as 0)" in notes
+    assert not any(note.startswith("0 ") or "0 labels" in note for note in notes)
+
+
 def test_identifiers_are_no_numbers_to_learn(images: Path) -> None:
     text = rows("p1,50000001,validate", "p2,50000017,train", "p3,50000400,test", head="id,subject,study_id,split")
     with pytest.raises(DataError, match=r"no column for the labels \(it has study_id beside the paths\)"):
