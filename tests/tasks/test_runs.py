@@ -402,7 +402,8 @@ def test_a_rare_label_does_not_hold_up_the_others(tables: dict[str, Path], tmp_p
 
 
 @pytest.mark.parametrize(
-    ("positive", "few"), [((9, 9, 9, 2), ""), ((9, 9, 3, 2), ""), ((9, 4, 3, 20), "4 of b, 3 of c, 0 of d")]
+    ("positive", "few"),
+    [((9, 9, 9, 2), ""), ((9, 9, 3, 2), ""), ((9, 4, 3, 20), "4 of b, 3 of c, 0 of d; 5 of each are needed")],
 )
 def test_validation_is_small_if_most_labels_have_few_images(positive: tuple[int, ...], few: str) -> None:
     targets = np.array([[float(row < n) for n in positive] for row in range(20)])

@@ -246,7 +246,7 @@ def test_small_validation_split_of_chest_x_rays_gives_a_notice(shared_data: Path
     events = finetune_steps(small_request(shared_data / "cxr3", tmp_path / "run"))
     planned = next(event for event in events if not isinstance(event, Progress))
     assert isinstance(planned, Planned)
-    assert any("16 images (0 of VIRUS)" in notice.text for notice in planned.notices)
+    assert any("16 images (0 of VIRUS;" in notice.text for notice in planned.notices)
     next(event for event in events if isinstance(event, Started))  # the split is written by then
     index = RunFolder(tmp_path / "run").read_split()
     scanned = scan_folder(shared_data / "cxr3")
