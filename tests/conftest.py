@@ -185,8 +185,13 @@ def run_all(steps: Generator[object, None, object]) -> list[Any]:
 
 
 def change_json(path: Path, place: str, value: Any) -> None:
-    """Replace one value of a JSON file, such as `thresholds.0.threshold`; `...` as the value removes it."""
+    """Replace one value of a JSON file, such as `thresholds.0.threshold`; `...` as the value removes it.
+
+    The file then has no digest, as those of earlier versions.
+    """
     data = node = json.loads(path.read_text())
+    if isinstance(data, dict) and place != "digest":
+        data.pop("digest", None)
     *keys, last = place.split(".")
     for key in keys:
         node = node[int(key) if key.isdigit() else key]

@@ -32,7 +32,7 @@ from convnext_cli.inference.recalibration import (
     refit_calibration,
 )
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
-from convnext_cli.inference.run_checks import check_comparable, check_records, describe_progress
+from convnext_cli.inference.run_checks import check_comparable, check_records, check_split, describe_progress
 from convnext_cli.inference.subgroups import SubgroupEvaluation, measure_subgroups, read_subgroups
 from convnext_cli.inference.test_set import TestSet, choose_test_set
 from convnext_cli.inference.torch_classifier import TorchClassifier, open_classifier
@@ -365,6 +365,7 @@ def _choose_images(
         check_groups(request, test_set)
     _check_calibration_file(request, test_set)
     check_records(run)
+    notes += check_split(run, trained_on)
     unfinished = describe_progress(run)
     return test_set, [Notice(unfinished), *notes] if unfinished is not None else notes
 

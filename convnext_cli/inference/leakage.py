@@ -2,6 +2,9 @@
 
 from collections import Counter
 
+import numpy as np
+
+from convnext_cli.data.audit.measurements import sign_files
 from convnext_cli.data.audit.summary import audit_index
 from convnext_cli.data.groups import Grouping
 from convnext_cli.data.index import Index, select_rows
@@ -9,10 +12,10 @@ from convnext_cli.errors import RunError
 from convnext_cli.inference.overlap import Overlap, find_overlap, measure_content, read_image_hashes
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.progress import Notice, Steps
-from convnext_cli.runs.files import AUDIT
+from convnext_cli.runs.files import AUDIT, IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import AuditRecord, convert_record
-from convnext_cli.text import format_count, format_part
+from convnext_cli.text import format_count, format_part, shorten_names
 
 _SELECTION_BIAS = (
     "the best epoch and the calibration are chosen on them where there are enough; metrics may be slightly too high"
@@ -53,7 +56,8 @@ def find_leakage(
     index = test_set.index
     if test_set.is_own:
         has_own_groups = index.groups == trained_on.groups
-        return _list_split_notes(test_set) + _list_audit_notes(audit, has_own_groups=has_own_groups), None
+        notes = _list_split_notes(test_set) + _list_audit_notes(audit, has_own_groups=has_own_groups)
+        return notes + _list_changed_files(run, trained_on, test_set), None
     known = yield from read_image_hashes(run, trained_on)
     if known is None:
         text = (
@@ -75,6 +79,19 @@ def find_leakage(
         )
         notes.append(Notice(f"{number}: {_SELECTION_BIAS}", "warning"))
     return notes, overlap
+
+
+def _list_changed_files(run: RunFolder, trained_on: Index, test_set: TestSet) -> list[Notice]:
+    """Return a warning where image files of the run's own data are not those that its training began with."""
+    index, rows = test_set.index, test_set.rows
+    signatures = (run.read_arrays(IMAGE_HASHES) or {}).get("signature")  # older runs have none
+    if signatures is None or len(signatures) != len(index) or index.root != trained_on.root:
+        return []  # a copy was compared as it was read
+    former = signatures[rows]
+    changed = [index.paths[rows[i]] for i in np.flatnonzero((former != sign_files(index, rows)) & (former != 0))]
+    number = format_part(len(changed), len(rows), "image file", "was", "were")
+    text = f"{number} changed since the training, and counts as it is now: {shorten_names(changed)}"
+    return [Notice(text, "warning")] if changed else []
 
 
 def _list_split_notes(test_set: TestSet) -> list[Notice]:

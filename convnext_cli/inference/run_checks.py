@@ -1,16 +1,20 @@
 """Checks of a run before it is used: its files fit their schemas and each other, and its training has finished."""
 
+from convnext_cli.data.index import Index
+from convnext_cli.data.split import choose_fold
 from convnext_cli.encoding import find_name
 from convnext_cli.errors import DataError, RunError, UsageError
 from convnext_cli.images.preprocessing import CROP_MODES, format_size
 from convnext_cli.inference.calibration import read_calibration, read_pooling
 from convnext_cli.options import AUTO
+from convnext_cli.progress import Notice
 from convnext_cli.recipes.plan import read_plan
-from convnext_cli.runs.files import CONFIG, ENVIRONMENT, METRICS
-from convnext_cli.runs.folder import RunFolder, resume_command
+from convnext_cli.runs.files import CONFIG, ENVIRONMENT, METRICS, ORIGIN, SPLIT
+from convnext_cli.runs.folder import RunFolder, restore_remedy, resume_command
 from convnext_cli.runs.folds import FoldsFolder
 from convnext_cli.runs.records import Environment, FoldsResult
-from convnext_cli.text import format_count
+from convnext_cli.runs.split import describe_differences, digest_split, find_moved
+from convnext_cli.text import format_count, shorten_names
 
 
 def check_records(run: RunFolder) -> None:
@@ -35,6 +39,36 @@ def check_records(run: RunFolder) -> None:
     run.read_range_test()
     read_calibration(run)
     read_pooling(run)
+
+
+def check_split(run: RunFolder, index: Index) -> list[Notice]:
+    """Compare a run's split with the one that it was trained with; return a warning where labels or groups differ.
+
+    A run without `last/origin.safetensors` is not compared.
+
+    Raises:
+        RunError: images are in another split or another order, by which a run's other files know them.
+    """
+    parts = [(run, index)]
+    if isinstance(run, FoldsFolder):
+        runs = run.list_runs() if run.is_finished else []
+        parts = [(fold_run, choose_fold(index, fold)) for fold, fold_run in enumerate(runs, start=1)]
+    differences = ""
+    for part, part_index in parts:
+        former = (part.read_arrays(ORIGIN) or {}).get("rows")
+        digests = digest_split(part_index)
+        if former is None or former.tolist() == digests.tolist():
+            continue
+        if moved := find_moved(former.tolist(), part_index):
+            number = format_count(len(moved), "image was", "images were")
+            differences = f"{number} in another split: {shorten_names(moved)}"
+        else:
+            differences = describe_differences(former.tolist(), digests.tolist(), index.paths)
+        if moved or sorted(former.tolist()) == sorted(digests.tolist()):
+            problem = f"{SPLIT.path(run.path)} was changed since the training: {differences}"
+            raise RunError(problem, restore_remedy("the original file"))
+    text = f"{SPLIT.name} was changed since the training, and counts as it is now: {differences}"
+    return [Notice(text, "warning")] if differences else []
 
 
 def check_comparable(first: RunFolder, second: RunFolder) -> None:

@@ -21,7 +21,7 @@ from convnext_cli.models.forward import use_torch_defaults
 from convnext_cli.models.weights import write_tensors
 from convnext_cli.runs.files import CONFIG, MODEL
 from convnext_cli.runs.folder import MODEL_REMEDY, RunFolder
-from convnext_cli.runs.records import Config
+from convnext_cli.runs.records import Config, convert_record
 from convnext_cli.tasks.registry import read_task
 from convnext_cli.text import format_count
 
@@ -69,6 +69,7 @@ def write_model(model: nn.Module, folder: Path, weights: Mapping[str, Tensor], m
             config["task"] = task
         if known.problem_type is not None:
             config["problem_type"] = known.problem_type
+        config["digest"] = convert_record(config, Config, path, MODEL_REMEDY).compute_digest()
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tensors(weights, MODEL.path(folder), {"format": "pt"})
 

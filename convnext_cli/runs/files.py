@@ -24,6 +24,8 @@ class RunFile:
     """The command that writes it."""
     schema: str | None = None
     """Name of the class that it must fit, in `records.py` or `inference/`; None if it is not JSON."""
+    has_digest: bool = False
+    """True if it has a digest of its values, by which a change by hand is noticed."""
     remedy: str = ""
     """What the user can do if it cannot be read; `{resume}` stands for the command that resumes the run."""
 
@@ -42,12 +44,12 @@ DATA = RunFile(
     schema="Data", remedy="Give a folder that `convnext finetune` made",
 )  # fmt: skip
 AUDIT = RunFile(
-    name="audit.json", content="findings of `check`", stage="begin", schema="AuditRecord",
+    name="audit.json", content="findings of `check`", stage="begin", schema="AuditRecord", has_digest=True,
     remedy="Run `convnext check` on the data",
 )  # fmt: skip
 IMAGE_HASHES = RunFile(
     name="image_hashes.safetensors", stage="begin",
-    content="digest, perceptual hash, 12 x 12 px thumbnail and size of each image, by which `eval` recognises them",
+    content="digests, perceptual hash, 12 x 12 px thumbnail and size of each image, by which `eval` recognises them",
 )  # fmt: skip
 ENVIRONMENT = RunFile(
     name="environment.json", content="command line, versions, device, git state", stage="begin", schema="Environment",
@@ -83,7 +85,7 @@ CANDIDATE = RunFile(
 )  # fmt: skip
 CALIBRATION = RunFile(
     name="calibration.json", content="temperature, thresholds and OOD threshold, fitted on the validation split",
-    stage="finish", writer="finetune, eval --target", schema="Calibration",
+    stage="finish", writer="finetune, eval --target", schema="Calibration", has_digest=True,
     remedy="Delete it; `convnext eval` fits it again",
 )  # fmt: skip
 CALIBRATION_ARRAYS = RunFile(
@@ -97,11 +99,11 @@ ONNX = RunFile(
 )  # fmt: skip
 METRICS = RunFile(
     name="metrics.json", content="kept epoch and its validation metrics; marks the run as finished", stage="finish",
-    schema="Result", remedy="Delete it; {resume} writes it again",
+    schema="Result", has_digest=True, remedy="Delete it; {resume} writes it again",
 )  # fmt: skip
 POOLING = RunFile(
     name="pooling.json", content="rule that pools the images of a group, its calibration and thresholds",
-    stage="evaluate", writer="eval --per group", schema="Pooling",
+    stage="evaluate", writer="eval --per group", schema="Pooling", has_digest=True,
     remedy="Delete it; `convnext eval --per group` fits it again",
 )  # fmt: skip
 REPORT = RunFile(name="report.html", content="newest evaluation, for people", stage="evaluate", writer="eval")

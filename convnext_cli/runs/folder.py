@@ -199,16 +199,26 @@ class RunFolder:
         """Return the record in a JSON file; None if the file is missing.
 
         Raises:
-            RunError: it does not fit its schema.
+            RunError: it does not fit its schema, or was changed since it was written.
         """
-        from convnext_cli.runs.records import read_record  # here and below: `recommend` starts without it
+        from convnext_cli.runs.records import check_digest, convert_record, digest_values, read_json
 
-        with suppress(FileNotFoundError):
-            return read_record(file.path(self.path), schema, self.remedy(file))
-        return None
+        path, remedy = file.path(self.path), self.remedy(file)
+        try:
+            content = read_json(path, remedy)
+        except FileNotFoundError:
+            return None
+        record = convert_record(content, schema, path, remedy)
+        if file.has_digest:
+            check_digest(content.get("digest"), digest_values(content), path, remedy)
+        return record
 
     def write(self, file: RunFile, content: dict[str, Any]) -> None:
-        """Write plain values into a JSON file."""
+        """Write plain values into a JSON file, with their digest where it has one."""
+        if file.has_digest:
+            from convnext_cli.runs.records import digest_values
+
+            content = content | {"digest": digest_values(content)}
         write_text(file.path(self.path), json.dumps(content, indent=1) + "\n")
 
     def read_arrays(self, file: RunFile) -> "dict[str, NDArray[Any]] | None":
@@ -295,9 +305,10 @@ class RunFolder:
         """Return the model's configuration: architecture, classes and preprocessing.
 
         Raises:
-            RunError: it is missing, does not fit its schema, or its classes are not those of the data.
+            RunError: it is missing, does not fit its schema, was changed since it was written, or its classes are not
+                those of the data.
         """
-        from convnext_cli.runs.records import Config, read_record
+        from convnext_cli.runs.records import Config, check_digest, read_record
 
         path = CONFIG.path(self.path)
         try:
@@ -309,6 +320,7 @@ class RunFolder:
             raise RunError(f"{path} cannot be read: {problem}", MODEL_REMEDY)
         if DATA.path(self.path).exists() and self.read_data().classes != config.label_names:
             raise RunError(f"the classes in {path} differ from those in {DATA.name}", MODEL_REMEDY)
+        check_digest(config.digest, config.compute_digest(), path, "Restore the original file")
         return config
 
     def copy_audit(self, other: "RunFolder") -> None:

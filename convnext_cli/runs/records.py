@@ -4,6 +4,7 @@ A field without a default is required. Unknown fields are ignored, so that runs 
 `ModelArguments` refuses them, because they would change the model.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -96,6 +97,13 @@ class Config(Struct, frozen=True, kw_only=True):
     num_classes: Count | None = None
     task: dict[str, Any] | None = None
     """As `Task.to_dict` gives it; None for one class per image."""
+    digest: str | None = None
+    """As `compute_digest` returned it when the file was written; None in older runs."""
+
+    def compute_digest(self) -> str:
+        """Return a digest of the values that change predictions and that no tensor shows."""
+        preprocessing = to_plain(self.pretrained_cfg.preprocessing)
+        return digest_values({"classes": self.label_names, "preprocessing": preprocessing, "task": self.task})
 
     def read_task(self, source: object) -> Task:
         """Return the task of the model; `source` is the file, for errors."""
@@ -249,6 +257,22 @@ def _simplify(value: Any) -> Any:
     if hasattr(value, "item"):  # a number of NumPy's
         return value.item()
     raise NotImplementedError
+
+
+def digest_values(content: dict[str, Any]) -> str:
+    """Return a digest of plain values except for a digest among them, in hexadecimal digits."""
+    text = json.dumps({name: value for name, value in content.items() if name != "digest"}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def check_digest(digest: str | None, computed: str, path: Path, remedy: str) -> None:
+    """Compare a file's digest, if it has one, with that of its values.
+
+    Raises:
+        RunError: they differ: the file was changed by hand.
+    """
+    if digest not in (None, computed):
+        raise RunError(f"{path} was changed since it was written", f"{remedy}. To use it so, delete its `digest`")
 
 
 def read_record(path: Path, kind: type[Record], remedy: str) -> Record:

@@ -1,16 +1,23 @@
 """The content of `split.csv` and `data.json`: the split of each image, with its target, group and data folder."""
 
 import csv
+import hashlib
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convnext_cli.data.index import Index
+from convnext_cli.data.index import SPLITS, Index
+from convnext_cli.text import format_count, shorten_names
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from convnext_cli.runs.records import Data
     from convnext_cli.tasks.task import Task
 
@@ -124,3 +131,56 @@ def _find_split_problem(row: Mapping[str | None, Any], classes: Mapping[str, int
     if classes is not None and row["label"] not in classes:
         return f"label: data.json has no class {row['label']!r}"
     return None if _SPLITS.fullmatch(row["split"]) else f"split: no such split {row['split']!r}"
+
+
+def digest_split(index: Index) -> "NDArray[np.uint64]":
+    """Return a digest of each row's path, target, group and split, (N,) uint64."""
+    import numpy as np  # here and below: `recommend` answers without NumPy
+
+    groups = index.groups or ("",) * len(index)
+    targets = [str(values) for values in index.values] or [index.classes[label] for label in index.labels]
+    flags = ("\0validation" if validates else "" for validates in index.validation or (False,) * len(index))
+    splits = [f"{split}{flag}" for split, flag in zip(index.splits, flags, strict=True)]
+    rows = zip(index.paths, targets, groups, splits, strict=True)
+    texts = (f"{path}\0{target}\0{group}\0{split}" for path, target, group, split in rows)
+    digests = (hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def sum_digests(digests: "NDArray[np.uint64]") -> str:
+    """Return one digest of many, in hexadecimal digits."""
+    import numpy as np
+
+    return hashlib.blake2b(np.ascontiguousarray(digests).data, digest_size=16).hexdigest()
+
+
+def describe_differences(former: Sequence[int], digests: Sequence[int], paths: Sequence[str]) -> str:
+    """Return which rows of a split changed, in words, from the digests of the rows before and after."""
+    changed = [paths[row] for row in _list_changed(former, digests)]
+    number = format_count(len(changed), "row differs", "rows differ")
+    parts = [f"{number} ({shorten_names(changed)})"] if changed else []
+    missing = len(former) - len(digests)
+    if missing:
+        parts.append(f"{format_count(abs(missing), 'row is', 'rows are')} {'gone' if missing > 0 else 'new'}")
+    return ", ".join(parts) or "its rows are in another order"
+
+
+def find_moved(former: Sequence[int], index: Index) -> list[str]:
+    """Return the images that were in another split when the digests `former` were made, each as `PATH (SPLIT)`."""
+    changed = _list_changed(former, digest_split(index).tolist())
+    known, moved = set(former), dict[int, str]()
+    for name in SPLITS:
+        digests = digest_split(replace(index, splits=(name,) * len(index))).tolist()
+        moved |= {row: f"{index.paths[row]} ({name})" for row in changed if digests[row] in known}
+    return [moved[row] for row in sorted(moved)]
+
+
+def _list_changed(former: Sequence[int], digests: Sequence[int]) -> list[int]:
+    """Return the rows whose digest is not among the former ones, or is there less often."""
+    remaining = Counter(former)
+    changed = []
+    for row, digest in enumerate(digests):
+        remaining[digest] -= 1
+        if remaining[digest] < 0:
+            changed.append(row)
+    return changed

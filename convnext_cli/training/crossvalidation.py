@@ -16,6 +16,7 @@ from convnext_cli.runs.files import ENVIRONMENT, METRICS, SPLIT
 from convnext_cli.runs.folder import RunFolder, restore_remedy
 from convnext_cli.runs.folds import FoldsFolder
 from convnext_cli.runs.records import Environment, convert_record, to_plain
+from convnext_cli.runs.split import digest_split, sum_digests
 from convnext_cli.training.compute.environment import describe_environment
 from convnext_cli.training.events import (
     Complete,
@@ -29,7 +30,7 @@ from convnext_cli.training.events import (
     TrainSteps,
 )
 from convnext_cli.training.finetuning import finetune_steps, prepare_while_importing
-from convnext_cli.training.origin import digest_split, explain_other_images, sum_digests
+from convnext_cli.training.origin import explain_other_images
 from convnext_cli.training.planning import prepare
 from convnext_cli.training.preparation import Preparation
 from convnext_cli.training.request import TrainRequest, resume_request

@@ -32,6 +32,7 @@ from convnext_cli.recipes.speeds import remember_speed
 from convnext_cli.runs import files
 from convnext_cli.runs.folder import RunFolder, restore_remedy
 from convnext_cli.runs.folds import describe_resume
+from convnext_cli.runs.split import sum_digests
 from convnext_cli.training.build import build_context
 from convnext_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from convnext_cli.training.compute.autotune import AutotuneResult, TunedPasses, choose_compute_config
@@ -51,7 +52,6 @@ from convnext_cli.training.origin import (
     digest_contents,
     explain_other_images,
     record_origin,
-    sum_digests,
 )
 from convnext_cli.training.parts.ema import ModelEma
 from convnext_cli.training.parts.optimizer import BETAS

@@ -4,10 +4,7 @@ The values and two digests are in the training state. `last/origin.safetensors` 
 and for each image, from which an error names those that differ.
 """
 
-import hashlib
 import json
-from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +20,8 @@ from convnext_cli.progress import Notice, Progress, Steps
 from convnext_cli.recipes.settings import BEFORE_FIT
 from convnext_cli.runs.files import DATA, ORIGIN, SPLIT
 from convnext_cli.runs.folder import RunFolder, restore_remedy
-from convnext_cli.text import format_count, format_part, shorten_names
+from convnext_cli.runs.split import describe_differences, digest_split, sum_digests
+from convnext_cli.text import format_part, shorten_names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,18 +50,6 @@ class Origin:
     """The teacher that is distilled; None without one."""
     teacher_identity: str = ""
     """Fingerprint of its weights."""
-
-
-def digest_split(index: Index) -> "NDArray[np.uint64]":
-    """Return a digest of each row's path, class, group and split, (N,) uint64."""
-    groups = index.groups or ("",) * len(index)
-    targets = [str(values) for values in index.values] or [index.classes[label] for label in index.labels]
-    flags = ("\0validation" if validates else "" for validates in index.validation or (False,) * len(index))
-    splits = [f"{split}{flag}" for split, flag in zip(index.splits, flags, strict=True)]
-    rows = zip(index.paths, targets, groups, splits, strict=True)
-    texts = (f"{path}\0{target}\0{group}\0{split}" for path, target, group, split in rows)
-    digests = (hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest() for text in texts)
-    return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def digest_contents(index: Index) -> "Steps[NDArray[np.uint64]]":
@@ -178,24 +164,8 @@ def check_split(run: RunFolder, origin: Origin, index: Index, *, folder: Path) -
     former = (run.read_arrays(ORIGIN) or {}).get("rows")
     differences = f"which rows is unknown, because {ORIGIN.name} is missing or damaged"
     if former is not None and sum_digests(former) == origin.split:
-        differences = _describe_differences(former.tolist(), rows.tolist(), index.paths)
+        differences = describe_differences(former.tolist(), rows.tolist(), index.paths)
     raise RunError(f"{SPLIT.path(folder)} was changed: {differences}", restore_remedy("the original file"))
-
-
-def _describe_differences(former: list[int], digests: list[int], paths: Sequence[str]) -> str:
-    """Return which rows of a split changed, from the digests of the rows before and after."""
-    remaining = Counter(former)
-    changed = []
-    for path, digest in zip(paths, digests, strict=True):
-        remaining[digest] -= 1
-        if remaining[digest] < 0:
-            changed.append(path)
-    number = format_count(len(changed), "row differs", "rows differ")
-    parts = [f"{number} ({shorten_names(changed)})"] if changed else []
-    missing = len(former) - len(digests)
-    if missing:
-        parts.append(f"{format_count(abs(missing), 'row is', 'rows are')} {'gone' if missing > 0 else 'new'}")
-    return ", ".join(parts) or "its rows are in another order"
 
 
 def check_contents(run: RunFolder, origin: Origin, index: Index, contents: "NDArray[np.uint64]") -> None:
@@ -225,8 +195,3 @@ def explain_other_images(index: Index, run: RunFolder, names: str = "") -> DataE
 def _list_rows(index: Index) -> list[int]:
     """Return the rows whose image files are compared."""
     return [*index.rows("train"), *index.rows("val")]
-
-
-def sum_digests(digests: "NDArray[np.uint64]") -> str:
-    """Return one digest of many, in hexadecimal digits."""
-    return hashlib.blake2b(np.ascontiguousarray(digests).data, digest_size=16).hexdigest()

@@ -11,6 +11,7 @@ from msgspec import structs
 from safetensors.numpy import load_file, save_file
 
 from convnext_cli import compare, evaluate
+from convnext_cli.data.index import select_rows
 from convnext_cli.errors import DataError, ImageError, RunError, UsageError
 from convnext_cli.files import replace_file
 from convnext_cli.inference.calibration import ABSTAIN_RATE, read_calibration
@@ -18,7 +19,7 @@ from convnext_cli.inference.evaluation import evaluate_all_steps, evaluate_steps
 from convnext_cli.inference.prediction import list_run_notes, predict
 from convnext_cli.inference.request import EvalRequest, PredictRequest
 from convnext_cli.progress import Progress, finish
-from convnext_cli.runs.files import CALIBRATION, CALIBRATION_ARRAYS
+from convnext_cli.runs.files import CALIBRATION, CALIBRATION_ARRAYS, ORIGIN
 from convnext_cli.runs.folder import RunFolder
 from tests.conftest import Convnext, change_json
 from tests.inference.conftest import shrink_validation
@@ -105,6 +106,57 @@ def test_known_groups_are_resampled(run_copy: RunFolder) -> None:
     result = evaluate(run_copy.path)
     assert result.intervals.clustered
     assert result.intervals.units == len({groups[row] for row in index.rows("test")}) < 45
+
+
+@pytest.mark.parametrize(("source", "target"), [("train", "test"), ("train", "val"), ("test", "train")])
+def test_split_with_moved_images_is_refused(run_copy: RunFolder, source: str, target: str) -> None:
+    index = run_copy.read_split()
+    row = index.rows(source)[0]
+    splits = tuple(target if place == row else split for place, split in enumerate(index.splits))
+    run_copy.write_split(replace(index, splits=splits))
+    problem = (
+        rf"split\.csv was changed since the training: 1 image was in another split: {index.paths[row]} \({source}\)"
+    )
+    with pytest.raises(RunError, match=problem):
+        evaluate(run_copy.path)
+    assert not run_copy.tests.exists()
+
+
+def test_split_in_another_order_is_refused(run_copy: RunFolder) -> None:
+    table = run_copy.path / "split.csv"
+    header, *rows = table.read_text().splitlines(keepends=True)
+    table.write_text(header + "".join(reversed(rows)))
+    with pytest.raises(RunError, match=r"split\.csv was changed since the training: its rows are in another order"):
+        evaluate(run_copy.path)
+
+
+def test_corrected_label_and_removed_row_of_the_split_count_with_a_warning(run_copy: RunFolder) -> None:
+    index = run_copy.read_split()
+    first, last = index.rows("test")[0], index.rows("test")[-1]
+    labels = tuple((label + 1) % 3 if row == first else label for row, label in enumerate(index.labels))
+    corrected = replace(index, labels=labels)
+    run_copy.write_split(select_rows(corrected, [row for row in range(len(index)) if row != last]))
+    result = evaluate(run_copy.path)
+    assert result.metrics.images == 44
+    [note] = [note for note in result.notes if "split.csv" in note.text]
+    differences = f"1 row differs ({index.paths[first]}), 1 row is gone"
+    assert note.text == f"split.csv was changed since the training, and counts as it is now: {differences}"
+    assert note.severity == "warning"
+    ORIGIN.path(run_copy.path).unlink()  # as in an older run
+    assert not [note for note in evaluate(run_copy.path).notes if "split.csv" in note.text]
+
+
+def test_replaced_image_of_the_run_counts_with_a_warning(run_copy: RunFolder, tmp_path: Path) -> None:
+    index = run_copy.read_split()
+    data = shutil.copytree(index.root, tmp_path / "data")
+    run_copy.write_split(replace(index, root=data))
+    first, second = (index.paths[row] for row in index.rows("test")[:2])
+    assert not [note for note in evaluate(run_copy.path).notes if "changed" in note.text]
+    (data / second).write_bytes((data / first).read_bytes())
+    [note] = [note for note in evaluate(run_copy.path).notes if "changed" in note.text]
+    text = f"1 of 45 image files was changed since the training, and counts as it is now: {second}"
+    assert (note.text, note.severity) == (text, "warning")
+    assert not [note for note in evaluate(run_copy.path, split="val").notes if "changed" in note.text]
 
 
 def test_small_validation_split_is_not_calibrated(run_copy: RunFolder) -> None:
@@ -317,6 +369,7 @@ def test_damaged_image_is_an_error_of_its_name(run_copy: RunFolder, tmp_path: Pa
 def test_training_images_of_another_run_give_a_leakage_warning(run_copy: RunFolder, run: RunFolder) -> None:
     index = run_copy.read_split()
     other = {"train": "test", "test": "train"}
+    ORIGIN.path(run_copy.path).unlink()  # as if it was trained so
     run_copy.write_split(replace(index, splits=tuple(other.get(s, s) for s in index.splits)))
     test_set = evaluate(run.path).test_set
     result = finish(evaluate_steps(run_copy, EvalRequest(), test_set=test_set))

@@ -1,8 +1,10 @@
 """Each file of a run is refused with the file, the field and the value where it does not fit, and never followed."""
 
 import http.server
+import json
 import math
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -23,9 +25,9 @@ from convnext_cli.inference.request import PredictRequest
 from convnext_cli.inference.run_checks import check_records
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.metrics.thresholds import parse_target
-from convnext_cli.runs.files import RANGE_TEST
+from convnext_cli.runs.files import AUDIT, RANGE_TEST
 from convnext_cli.runs.folder import MODEL_REMEDY, RUN_REMEDY, RunFolder
-from convnext_cli.runs.records import MAX_BYTES
+from convnext_cli.runs.records import MAX_BYTES, AuditRecord
 from convnext_cli.tasks.registry import SINGLE
 from tests.conftest import change_json
 from tools.commands import call
@@ -98,6 +100,63 @@ def test_changed_value_is_refused_with_file_field_and_value(
     with pytest.raises(RunError, match=words) as caught:
         read_all(run_copy)
     assert str(run_copy.path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("pretrained_cfg.mean", [0.4, 0.5, 0.5]),
+        ("pretrained_cfg.std", [0.5, 0.5, 0.4]),
+        ("pretrained_cfg.interpolation", "bilinear"),
+        ("label_names", ["2", "1", "0"]),
+        ("task", {"name": "ordinal"}),
+    ],
+)
+def test_config_that_is_not_as_trained_is_refused(place: str, value: Any, run_copy: RunFolder) -> None:
+    path = run_copy.path / "config.json"
+    digest = json.loads(path.read_text())["digest"]
+    change_json(path, place, value)
+    change_json(path, "digest", digest)
+    if place == "label_names":
+        change_json(run_copy.path / "data.json", place := "classes", value)  # in both files that have them
+    with pytest.raises(RunError, match=r"config\.json was changed since it was written\. Restore the original file"):
+        run_copy.read_config()
+    change_json(path, "pretrained_cfg.license", "mit")  # as in an older run, without the digest
+    assert run_copy.read_config().pretrained_cfg.license == "mit"
+
+
+@pytest.mark.parametrize(
+    ("file", "former", "value"),
+    [
+        ("calibration.json", r'"temperature": [0-9.]+', '"temperature": 9.0'),
+        ("calibration.json", r'"novelty_rate": 0.05', '"novelty_rate": 0.5'),
+        ("metrics.json", r'"epoch": 1', '"epoch": 2'),
+        ("audit.json", r'"images": 300', '"images": 30'),
+    ],
+)
+def test_valid_value_changed_by_hand_is_refused(file: str, former: str, value: str, run_copy: RunFolder) -> None:
+    path = run_copy.path / file
+    text, number = re.subn(former, value, path.read_text(), count=1)
+    assert number == 1
+    path.write_text(text)
+
+    def read() -> None:
+        check_records(run_copy)
+        run_copy.read(AUDIT, AuditRecord)
+
+    with pytest.raises(RunError, match=rf"{re.escape(file)} was changed since it was written.*delete its `digest`"):
+        read()
+    change_json(path, "digest", "")
+    with pytest.raises(RunError, match="was changed"):
+        read()
+    path.write_text(re.sub(r'"digest": ""', '"more": 1', path.read_text()))
+    read()
+
+
+def test_file_that_only_looks_different_is_read(run_copy: RunFolder) -> None:
+    path = run_copy.path / "calibration.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=8, sort_keys=True))
+    check_records(run_copy)
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {

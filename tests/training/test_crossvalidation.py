@@ -274,6 +274,15 @@ def test_splits_are_compared_once_for_all_rows(folds_run: FoldsFolder, monkeypat
     assert len(compared) < 10 < len(rows), "each one compares all paths"
 
 
+def test_split_with_an_image_in_another_fold_is_refused(folds_run: FoldsFolder, tmp_path: Path) -> None:
+    copy = FoldsFolder(shutil.copytree(folds_run.path, tmp_path / "copy"))
+    index = copy.read_split()
+    row = index.rows("fold-1")[0]
+    copy.write_split(replace(index, splits=(*index.splits[:row], "fold-2", *index.splits[row + 1 :])))
+    with pytest.raises(RunError, match=rf"1 image was in another split: {index.paths[row]} \(val\)"):
+        evaluate(copy.path)
+
+
 def test_out_of_fold_predictions_come_from_models_not_trained_on_the_image(folds_run: FoldsFolder) -> None:
     result = finish(evaluate_steps(folds_run, EvalRequest(split="val")))
     test_set = result.test_set

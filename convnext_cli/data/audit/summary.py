@@ -58,7 +58,8 @@ class Audit:
         """Return the hashes and sizes of the images of `index`, all of which were checked, for a run to keep."""
         place = {path: row for row, path in enumerate(self.index.paths)}
         rows = [place[path] for path in index.paths]
-        return self.measurements.select(rows) | {"size": self.measurements.list_sizes(rows)}
+        signatures = self.measurements.measures["signature"][rows]
+        return self.measurements.select(rows) | {"size": self.measurements.list_sizes(rows), "signature": signatures}
 
     def to_dict(self) -> dict[str, object]:
         """Return everything but the rows, for JSON."""
