@@ -84,7 +84,10 @@ class Classifier(ABC):
         for batch, images in load_batches(cut_batches(rows, self.batch_size), try_load, threads=count_cpus()):
             outputs = self.run_batch(images, features=features, heat=heat)
             if not np.isfinite(outputs.logits).all():
-                raise RunError("the model's outputs are not finite: its weights are damaged", "Use another run")
+                raise RunError(
+                    "the model's outputs are not finite: its training diverged, or its weights are damaged",
+                    "Train again with a lower --lr or a longer --warmup-epochs, or use another run",
+                )
             if features:
                 fill = self.preprocessing.fill
                 outputs = replace(

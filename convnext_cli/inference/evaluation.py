@@ -270,8 +270,8 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
     # 2. The classifier, and its calibration.
     classifier = open_classifier(run, cache=request.cache)
     targets = classifier.read_targets(test_set.index, test_set.rows)  # first: it refuses data of another task
-    own, calibration_notes = yield from _prepare_calibration(run, classifier, operating_targets)
-    calibration, refit_notes = yield from refit_calibration(classifier, fit_set, own, run)
+    own, calibration_notes = yield from _prepare_calibration(run, classifier, operating_targets, fit_set)
+    calibration, refit_notes = yield from refit_calibration(classifier, fit_set, own, run, operating_targets)
     notes += audit_notes + leakage + calibration_notes + refit_notes
 
     # 3. Its outputs.
@@ -319,10 +319,10 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
 
 def _check_targets(run: RunFolder, request: EvalRequest) -> None:
     """Check that thresholds can be set for targets, if there are some."""
-    if request.targets and isinstance(run, FoldsFolder):
+    if request.targets and request.recalibrate is None and isinstance(run, FoldsFolder):
         raise UsageError(
             f"{run.path} is a cross-validation, which has no validation images of its own to set a threshold on",
-            f"Leave out --target, or evaluate one fold: {run.path / name_fold(1)}",
+            f"Leave out --target, add --recalibrate, or evaluate one fold: {run.path / name_fold(1)}",
         )
 
 
@@ -386,13 +386,17 @@ def _list_warnings(evaluation: Evaluation, trained_on: Index) -> list[Notice]:
 
 
 def _prepare_calibration(
-    run: RunFolder, classifier: TorchClassifier | Ensemble, targets: Sequence[Target]
+    run: RunFolder, classifier: TorchClassifier | Ensemble, targets: Sequence[Target], fit_set: TestSet | None
 ) -> Steps[tuple[Calibration | None, list[Notice]]]:
-    """Return the calibration of a run with the thresholds of all targets, and notes; None for a cross-validation."""
+    """Return the calibration of a run with the thresholds of all targets, and notes; None for a cross-validation.
+
+    Thresholds that only the images of `fit_set` allow are set by `refit_calibration`.
+    """
     if isinstance(classifier, TorchClassifier):
         calibration, notes = yield from _calibrate(classifier)
         before = calibration.thresholds if calibration else ()
-        calibration = calibration and add_targets(run, calibration, classifier, targets)
+        if calibration and (calibration.is_fitted or fit_set is None):
+            calibration = add_targets(run, calibration, classifier, targets)
         if calibration and calibration.thresholds != before and run.exported("onnx").exists():
             remedy = f"`convnext export {quote(run.path)}` writes it again"
             notes.append(Notice(f"{run.exported('onnx').name} does not have these thresholds; {remedy}"))
@@ -440,7 +444,7 @@ def _record(run: RunFolder, request: EvalRequest, evaluation: Evaluation) -> Eva
     calibration, own, groups = evaluation.calibration, evaluation.own_calibration, evaluation.per_group
     if request.save_calibration is not None and calibration is not None:
         save_calibration(request.save_calibration, calibration, overwrite=request.overwrite)
-    if request.targets and own is not None:
+    if request.targets and own is not None and own.is_fitted:
         run.write_calibration(own.to_dict(), run.read_calibration_arrays())
     if groups is not None and groups.keeps_pooling:
         run.write(POOLING, to_plain(groups.pooling))

@@ -67,6 +67,15 @@ def fit_threshold(
     return find_threshold(scores[:, k], positive, target, groups, known)
 
 
+def name_targets(targets: Sequence[Target], classes: Sequence[str]) -> list[Target]:
+    """Return targets with the names of classes as the model has them.
+
+    Raises:
+        UsageError: the model has no such class.
+    """
+    return [replace(target, name=classes[find_class(target.name, tuple(classes), "--target")]) for target in targets]
+
+
 def find_missed(
     run: RunFolder,
     thresholds: Sequence[Threshold],
@@ -98,7 +107,7 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
     if not targets:
         return calibration
     task, classes = model.task, model.classes
-    numbers = [find_class(target.name, classes, "--target") for target in targets]
+    targets = name_targets(targets, classes)
     if not calibration.is_fitted:
         raise UsageError(
             f"no threshold can be set: {calibration.unfitted_reason}",
@@ -109,19 +118,19 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
     index = run.read_split()
     groups = index.list_groups(index.rows("val"))
     thresholds = {threshold.target: threshold for threshold in calibration.thresholds}
-    for target, k in zip(targets, numbers, strict=True):
-        renamed = replace(target, name=classes[k])
+    for target in targets:
+        k = classes.index(target.name)
         positive, known = task.select_known(labels, k)
         if not known.any():
             raise UsageError(
-                f"no threshold can be set for {renamed}: no validation image is known to be {classes[k]} or not",
+                f"no threshold can be set for {target}: no validation image is known to be {classes[k]} or not",
                 "Leave out --target",
             )
         if not positive.any() or positive[known].all():
             missing = "other images" if positive.any() else f"images of {classes[k]}"
             raise UsageError(
-                f"no threshold can be set for {renamed}: the validation split has no {missing}",
+                f"no threshold can be set for {target}: the validation split has no {missing}",
                 "Leave out --target, or fine-tune with such validation images",
             )
-        thresholds[renamed] = find_threshold(probabilities[:, k], positive, renamed, groups, known)
+        thresholds[target] = find_threshold(probabilities[:, k], positive, target, groups, known)
     return replace(calibration, thresholds=tuple(thresholds.values()))

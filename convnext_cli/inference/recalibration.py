@@ -8,15 +8,16 @@ from msgspec import structs
 from convnext_cli.data.audit.measurements import measure_images
 from convnext_cli.data.index import group_by, select_rows
 from convnext_cli.data.split import split_index
-from convnext_cli.errors import DataError
+from convnext_cli.errors import DataError, UsageError
 from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.calibration_fit import measure_gain
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.evaluated_images import EvaluatedImages
-from convnext_cli.inference.operating_points import fit_threshold
+from convnext_cli.inference.operating_points import fit_threshold, name_targets
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.metrics.comparison import Comparison
 from convnext_cli.metrics.intervals import count_units
+from convnext_cli.metrics.thresholds import Target
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.task import Scaling
@@ -76,6 +77,7 @@ def refit_calibration(
     fit_set: TestSet | None,
     calibration: Calibration | None,
     run: RunFolder,
+    new_targets: Sequence[Target] = (),
 ) -> Steps[tuple[Calibration | None, list[Notice]]]:
     """Fit a calibration, and the thresholds of all targets, on labelled images.
 
@@ -83,6 +85,9 @@ def refit_calibration(
 
     Returns:
         The calibration, with a note on the images, and a warning on classes of which there are few.
+
+    Raises:
+        UsageError: the images allow no threshold for one of `new_targets`.
     """
     if fit_set is None:
         return calibration, []
@@ -96,11 +101,15 @@ def refit_calibration(
         text = f"the calibration of {shorten_names(kept)} stays: too few of these images are positive or negative"
         notes.append(Notice(text, "warning"))
     scores = task.activate(task.calibrate(outputs.logits, scaling))
-    thresholds = [
-        fit_threshold(old.target, task, classifier.classes, scores, targets, fit_set.groups) or old
-        for old in base.thresholds
-    ]
-    stays = [str(new.target) for new, old in zip(thresholds, base.thresholds, strict=True) if new is old]
+    former = {old.target: old for old in base.thresholds}
+    thresholds, stays = [], []
+    for target in dict.fromkeys([*former, *name_targets(new_targets, classifier.classes)]):
+        threshold = fit_threshold(target, task, classifier.classes, scores, targets, fit_set.groups)
+        if threshold is None and target not in former:
+            problem = f"no threshold can be set for {target}: all images of --recalibrate are of its class, or none is"
+            raise UsageError(problem, "Give a larger number to --recalibrate, or leave out --target")
+        stays += [] if threshold else [str(target)]
+        thresholds.append(threshold or former[target])
     if stays:
         text = f"the threshold of {shorten_names(stays)} stays: all of these images are of its class, or none is"
         notes.append(Notice(text, "warning"))

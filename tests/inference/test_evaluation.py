@@ -171,6 +171,17 @@ def test_small_validation_split_is_not_calibrated(run_copy: RunFolder) -> None:
         evaluate(run_copy.path, targets=["sensitivity=0.9:1"])
 
 
+def test_threshold_of_a_run_without_calibration_is_set_on_the_images_to_recalibrate_on(run_copy: RunFolder) -> None:
+    shrink_validation(run_copy, 4)
+    (run_copy.path / "calibration.json").unlink()
+    result = evaluate(run_copy.path, targets=["sensitivity=0.9:1"], recalibrate=20)
+    [point] = result.operating_points
+    assert (str(point.threshold.target), result.calibration is not None) == ("sensitivity=0.9:1", True)
+    own = read_calibration(run_copy)
+    assert own is not None
+    assert (own.is_fitted, own.thresholds) == (False, ()), "the run keeps its own"
+
+
 def test_calibration_of_other_weights_is_fitted_again(run_copy: RunFolder) -> None:
     weights = load_file(run_copy.path / "model.safetensors")
     weights["head.fc.weight"] = weights["head.fc.weight"] * 3
