@@ -49,6 +49,7 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch, digits: Path) -> None:
     monkeypatch.setitem(SETTINGS, "epochs", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_demo")
 def test_a_demo_can_be_repeated_and_keeps_runs_that_it_did_not_train(convnext: Convnext, digits: Path) -> None:
     for _ in range(2):

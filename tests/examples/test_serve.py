@@ -55,6 +55,7 @@ def post(address: str, content: bytes, filename: str, host: str = "localhost") -
         return error.code, error.read().decode()
 
 
+@pytest.mark.slow
 def test_interrupted_server_ends_without_a_traceback(run: RunFolder) -> None:
     command = [sys.executable, str(SCRIPT), str(run.path), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -105,6 +105,7 @@ def test_onnx_file_alone_gives_the_same_probabilities(mine: RunFolder, pictures:
         assert own == pytest.approx(dict(zip(expected.classes, expected.probabilities, strict=True)), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_onnx_files_of_a_run_are_the_same_bytes_without_paths_of_this_machine(mine: RunFolder, tmp_path: Path) -> None:
     files = [tmp_path / f"{number}.onnx" for number in range(2)]
     for file in files:
@@ -115,6 +116,7 @@ def test_onnx_files_of_a_run_are_the_same_bytes_without_paths_of_this_machine(mi
     assert str(Path(torch.__file__).parent).encode() not in one
 
 
+@pytest.mark.slow
 def test_pt2_file_has_no_paths_of_this_machine(mine: RunFolder, tmp_path: Path) -> None:
     finish(export_steps(mine, ExportRequest(output=tmp_path / "model.pt2", format="pt2")))
     with zipfile.ZipFile(tmp_path / "model.pt2") as archive:

@@ -9,6 +9,6 @@ def shrink_validation(run: RunFolder, images: int) -> Index:
     """Let all but some validation images of a run's split be training images; return the split before."""
     index = run.read_split()
     more = set(index.rows("val")[images:])
-    ORIGIN.path(run.path).unlink()  # as if it was trained so
+    ORIGIN.path(run.path).unlink(missing_ok=True)  # as if it was trained so
     run.write_split(replace(index, splits=tuple("train" if r in more else s for r, s in enumerate(index.splits))))
     return index

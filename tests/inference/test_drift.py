@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from convnext_cli import cross_validate, evaluate, export, finetune, predict
+from convnext_cli import cross_validate, evaluate, export, predict
 from convnext_cli.data.digits import write_digits
 from convnext_cli.data.split import name_fold
 from convnext_cli.errors import DataError, RunError, UsageError
@@ -200,7 +200,7 @@ def test_recalibration_is_fitted_and_evaluated_on_different_images(
     assert "the other ones are evaluated. The run keeps its own calibration" in outcome.err
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnx"])
+@pytest.mark.parametrize("engine", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_predict_uses_a_saved_calibration(
     run: RunFolder, others: Path, tmp_path: Path, convnext: Convnext, engine: str
 ) -> None:
@@ -273,25 +273,26 @@ def test_recalibration_without_images_of_a_class_warns_and_keeps_its_threshold(
     (old_1, old_2), (new_1, new_2) = ([point.threshold for point in one.operating_points] for one in (plain, result))
     assert old_2 == new_2
     assert old_1 != new_1
-    text = "recalibrated on few images of a class: 0 of class 2; the calibration is uncertain"
+    text = "recalibrated on few images of a class: 0 of class 2; 5 of each are needed; the calibration is uncertain"
     assert [note.text for note in result.notes if note.severity == "warning" and "of a class" in note.text] == [text]
     text = "the threshold of sensitivity=0.9:2 stays: all of these images are of its class, or none is"
     assert text in [note.text for note in result.notes]
     assert [curve.name for curve in result.decision_curves] == ["1"], "a class without images has no curve"
 
 
-def test_120_training_images_given_as_a_folder_are_reported(digits: Path, tmp_path: Path, convnext: Convnext) -> None:
+def test_120_training_images_given_as_a_folder_are_reported(
+    run_copy: RunFolder, tmp_path: Path, convnext: Convnext
+) -> None:
     """In the console, as JSON and in the report, whatever their names."""
-    finetune(digits, output=tmp_path / "run", **SMALL)  # type: ignore[arg-type]
-    index = RunFolder(tmp_path / "run").read_split()
+    index = run_copy.read_split()
     for number, row in enumerate(index.rows("train")[:120]):
         target = tmp_path / f"site/{index.name_class(row)}/{number}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(index.root / index.paths[row], target)
     text = "leakage: 120 of 120 images were trained on; the scores are too high"
-    outcome = convnext("eval", tmp_path / "run", tmp_path / "site")
+    outcome = convnext("eval", run_copy.path, tmp_path / "site")
     assert f"warning: {text}" in outcome.err
-    assert text in (tmp_path / "run/report.html").read_text()
-    record = json.loads(convnext("eval", tmp_path / "run", tmp_path / "site", "--json").out)
+    assert text in (run_copy.path / "report.html").read_text()
+    record = json.loads(convnext("eval", run_copy.path, tmp_path / "site", "--json").out)
     assert record["overlap"] == {"trained": 120, "trained_near": 0, "validated": 0}
     assert any(text in note for note in record["notes"])

@@ -18,8 +18,9 @@ from convnext_cli import cross_validate, evaluate, export, finetune
 from convnext_cli.cache_folder import find_cache_folder, list_cache
 from convnext_cli.errors import RunError, UsageError, WeightsError
 from convnext_cli.exports.model_card import find_license
-from convnext_cli.inference.metadata import read_metadata
+from convnext_cli.exports.wrapper import make_metadata
 from convnext_cli.inference.teacher import Teacher, open_teacher
+from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.models.licenses import is_non_commercial, join_licenses
 from convnext_cli.progress import Progress
 from convnext_cli.recipes.plan import read_plan
@@ -175,11 +176,7 @@ def test_student_inherits_the_licences(few_digits: Path, teacher: RunFolder) -> 
     assert read_license(Path("run")) == expected
     license = find_license(RunFolder(Path("run")))
     assert str(license) == f"{expected} (that of the teacher and the images)"
-    exported = export("run")
-    import onnx
-
-    properties = {entry.key: entry.value for entry in onnx.load(exported.path).metadata_props}
-    assert read_metadata(properties, exported.path).license == expected
+    assert make_metadata(TorchClassifier(Path("run"))).license == expected, "and so that of an exported file"
     export("run", format="hub", output="hub")
     card = Path("hub/README.md").read_text()
     assert f"license: other\nlicense_name: {json.dumps(expected)}" in card
@@ -260,15 +257,14 @@ def test_images_without_labels(few_digits: Path, teacher: RunFolder) -> None:
     flat.mkdir()
     for number, path in enumerate(sorted(few_digits.rglob("*.png"))):
         shutil.copy(path, flat / f"{number}.png")
-    events = train(
-        tiny_request(flat, "run", teacher=str(teacher.path), unlabelled=True, lr=5e-3, epochs=4)
-    )  # fmt: skip
+    options = {"teacher": str(teacher.path), "unlabelled": True, "epochs": 1}
+    events = train(tiny_request(flat, "run", **options))
     assert any("the images have no labels" in notice.text for notice in events[0].notices)
     index = RunFolder(Path("run")).read_split()
     assert index.classes == ("0", "1", "2")
     truth = [int(path.partition(".")[0]) // 20 for path in index.paths]
     assert np.mean(np.array(truth) == index.labels) > 0.9  # of the teacher's labels
-    train(tiny_request(flat, "again", teacher=str(teacher.path), unlabelled=True, lr=5e-3, epochs=4))
+    train(tiny_request(flat, "again", **options))
     assert Path("run/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
 
 

@@ -105,7 +105,7 @@ def test_a_rectangle_is_described_in_each_file_of_the_run(wide_run: RunFolder) -
     assert len(paths) == 4
 
 
-@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("fit", ["pad", *(pytest.param(fit, marks=pytest.mark.slow) for fit in ("crop", "squash"))])
 def test_a_rectangle_resumes_to_the_same_bytes(fit: str, strips: Path, tmp_path: Path) -> None:
     changes = {"fit": fit, "image_size": "64x32", "epochs": 2, "save_every": 3}
     train(tiny_request(strips, tmp_path / "whole", **changes))
@@ -115,6 +115,7 @@ def test_a_rectangle_resumes_to_the_same_bytes(fit: str, strips: Path, tmp_path:
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_a_rectangle_exports_with_parity(wide_run: RunFolder, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     shutil.copytree(wide_run.path, tmp_path / "run")

@@ -112,6 +112,7 @@ def test_eval_of_all_folds_is_external_and_compares_the_sites(
         evaluate(folder.path, split="val")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [2, 7])  # in the first fold, in the second
 def test_killed_training_resumes_to_the_same_bytes(
     table: Path, trained: tuple[FoldsFolder, CrossValidationResult], steps: int
@@ -206,6 +207,11 @@ def test_command_shows_internal_and_external(convnext: Convnext, digits: Path, t
     assert "fold 2 of 3 (left out: site Oslo)" in outcome.err
     assert "Internal and external" in outcome.out
     assert "none of which the model has seen" in outcome.out
+
+
+@pytest.mark.slow
+def test_command_lists_what_was_left_out_as_json(convnext: Convnext, table: Path) -> None:
+    small = ("--model", "test_convnext", "--weights", "none", "--epochs", 1, "--image-size", 32, "--group-from", "none")
     result = json.loads(convnext("finetune", table, "--leave-out", "site", "-o", "again", *small, "--json").out)
     assert [entry["name"] for entry in result["left_out"]] == list(SITES)
 

@@ -82,7 +82,7 @@ def test_removed_run_folder_gives_an_error(few_digits: Path) -> None:
 
 def test_patience_ends_a_run_and_its_resumption(digits: Path) -> None:
     # 60 validation images are enough to choose the epoch; at this rate no epoch is better than the one before
-    changes = {"epochs": 9, "patience": 2, "lr": 1e-12, "min_lr": 0.0}
+    changes = {"epochs": 9, "patience": 2, "lr": 1e-12, "min_lr": 0.0, "batch_size": 64}
     events = train(small_request(digits, Path("run"), **changes))
     log = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     best = max(line["epoch"] for line in log if line["best"])
@@ -218,7 +218,7 @@ def test_a_new_run_of_the_same_name_is_another_one_in_wandb(few_digits: Path, mo
     monkeypatch.setattr("accelerate.Accelerator.init_trackers", record)
     stop_after(tiny_request(few_digits, "run", track=("wandb",)), 5)
     resume("run", track=("wandb",))
-    train(tiny_request(few_digits, "run", track=("wandb",), epochs=1, overwrite=True))
+    stop_after(tiny_request(few_digits, "run", track=("wandb",), overwrite=True), 1)
     assert len(ids) == 3
     assert ids[0] == ids[1] != ids[2]
     monkeypatch.chdir(few_digits)

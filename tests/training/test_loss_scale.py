@@ -40,9 +40,9 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_scaled_losses_change_no_weight(few_digits: Path, scaled: Any) -> None:
-    train(tiny_request(few_digits, "plain", clip_grad=0.5))
+    train(tiny_request(few_digits, "plain", clip_grad=0.5, epochs=1))
     scaled(2.0**10)
-    train(tiny_request(few_digits, "scaled", clip_grad=0.5))
+    train(tiny_request(few_digits, "scaled", clip_grad=0.5, epochs=1))
     one, two = (load_file(f"{name}/model.safetensors") for name in ("plain", "scaled"))
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
@@ -72,10 +72,10 @@ def overflow_in_third_step() -> Iterator[None]:
 def test_gradient_that_overflows_leaves_its_step_out_and_resumes_the_same(few_digits: Path, scaled: Any) -> None:
     scaled(2.0**10)
     with overflow_in_third_step():
-        epochs = [event for event in train(tiny_request(few_digits, "whole")) if isinstance(event, EpochDone)]
+        epochs = [event for event in train(tiny_request(few_digits, "whole", epochs=1)) if isinstance(event, EpochDone)]
     assert all(math.isfinite(epoch.train_loss) for epoch in epochs), "no step diverged"
     with overflow_in_third_step():
-        stop_after(tiny_request(few_digits, "run"), 5)  # the checkpoint is of step 4
+        stop_after(tiny_request(few_digits, "run", epochs=1), 5)  # the checkpoint is of step 4
     run = RunFolder(Path("run"))
     state = json.loads(read_checkpoint(run.list_checkpoints()[0])[1])
     assert state["loss_scale"]["scale"] == 2.0**9

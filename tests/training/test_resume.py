@@ -321,7 +321,7 @@ def out_of_memory_above(monkeypatch: pytest.MonkeyPatch, images: int, calls: int
 
 
 def test_out_of_memory_halves_the_micro_batch_only(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = {"drop_path": 0.0, "micro_batch_size": 8, "save_every": 0}
+    plain = {"drop_path": 0.0, "micro_batch_size": 8, "save_every": 0, "epochs": 2}
     expected = [
         event for event in finetune_steps(tiny_request(few_digits, "whole", **plain)) if isinstance(event, EpochDone)
     ]
@@ -334,7 +334,7 @@ def test_out_of_memory_halves_the_micro_batch_only(few_digits: Path, monkeypatch
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
         assert one.lr == other.lr
     _, log = read_final_files(RunFolder(Path("run")))
-    assert [line["micro_batch_size"] for line in log] == [2, 2, 2]
+    assert [line["micro_batch_size"] for line in log] == [2, 2]
 
 
 @pytest.mark.parametrize(("fails", "has_graphs"), [(True, True), (False, True), (False, False)])
@@ -348,7 +348,7 @@ def test_compiled_model_is_forgotten_when_a_step_fails_and_at_the_end(
     monkeypatch.setattr(compute_config, "can_record", lambda *_: has_graphs)
     if fails:
         out_of_memory_above(monkeypatch, 3, calls=5)
-    request = replace(tiny_request(few_digits, "run", drop_path=0.0, micro_batch_size=8), compile=True)
+    request = replace(tiny_request(few_digits, "run", drop_path=0.0, micro_batch_size=8, epochs=1), compile=True)
     freed = {type(event).__name__: len(resets) for event in finetune_steps(request)}
     assert (freed["Started"], freed["EpochDone"], freed["Trained"]) == (0, int(fails), 1)
 
@@ -375,9 +375,9 @@ def test_checkpoint_says_that_memory_was_too_small_to_go_on_compiled(
 
 def test_smaller_micro_batch_is_kept_after_resume(few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out_of_memory_above(monkeypatch, 2)
-    [text] = list_texts(train(tiny_request(few_digits, "whole", head_dropout=0.1)))
+    [text] = list_texts(train(tiny_request(few_digits, "whole", head_dropout=0.1, epochs=2)))
     assert text.endswith("except for the random numbers of drop path and dropout")
-    stop_after(tiny_request(few_digits, "run", head_dropout=0.1), 9)
+    stop_after(tiny_request(few_digits, "run", head_dropout=0.1, epochs=2), 9)
     assert not list_texts(resume("run")), "the notice is given once"
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(RunFolder(Path("whole")))
 

@@ -245,19 +245,18 @@ def test_ema_averages_the_steps(digits: Path) -> None:
     assert torch.allclose(last[f"average.{name}"], expected, atol=1e-7)
 
 
+EMA = {"ema_decay": 0.9, "freeze_epochs": 2, "sampler": "balanced", "mixup_off_epoch": 1}
+SOUP = {"average_best": 2}
+
+
 @pytest.mark.parametrize(
     ("settings", "steps"),
-    [
-        ({"ema_decay": 0.9, "freeze_epochs": 2, "sampler": "balanced", "mixup_off_epoch": 1}, 3),
-        ({"ema_decay": 0.9, "freeze_epochs": 2, "sampler": "balanced", "mixup_off_epoch": 1}, 8),
-        ({"average_best": 2}, 5),
-        ({"average_best": 2}, 8),
-    ],
+    [(EMA, 3), (SOUP, 5), *(pytest.param(settings, 8, marks=pytest.mark.slow) for settings in (EMA, SOUP))],
 )
 def test_ema_head_phase_sampler_and_soup_resume_to_the_same_bytes(
     digits: Path, train_once: Callable[..., RunFolder], settings: dict[str, Any], steps: int
 ) -> None:
-    settings = {**settings, "epochs": 2, "batch_size": 64}
+    settings = {**settings, "epochs": 2, "batch_size": 64, "micro_batch_size": 32}
     stop_after(tiny_request(digits, "run", **settings), steps)
     resume("run")
     assert read_final_files(RunFolder(Path("run"))) == read_final_files(train_once(digits, **settings))
@@ -325,9 +324,9 @@ def test_balanced_sampler_shows_classes_equally_often(digits: Path, monkeypatch:
     assert counts.sum() == sum(row.endswith(",train") for row in (Path("run") / "split.csv").read_text().split())
 
 
-def test_head_init_scale_scales_the_initial_weights(digits: Path) -> None:
+def test_head_init_scale_scales_the_initial_weights(few_digits: Path) -> None:
     for name, scale in (("one", 1.0), ("small", 0.001)):
-        train(small_request(digits, Path(name), head_init_scale=scale, lr=1e-9, epochs=1))
+        train(small_request(few_digits, Path(name), head_init_scale=scale, lr=1e-9))
     ratio = load_weights("small")["head.fc.weight"].std() / load_weights("one")["head.fc.weight"].std()
     assert ratio == pytest.approx(0.001, rel=0.01)
 
@@ -360,7 +359,7 @@ def test_soup_without_validation_images_is_kept(few_digits: Path) -> None:
 
 def test_worse_soup_is_not_kept(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soup, "average_tensors", lambda result: {n: torch.zeros_like(v) for n, v in result[0].items()})
-    events = train(small_request(digits, Path("run"), average_best=2, epochs=3))
+    events = train(small_request(digits, Path("run"), average_best=2, epochs=2, batch_size=64))
     assert any(isinstance(event, Notice) and "is kept" in event.text for event in events)
     assert load_weights("run")["head.fc.weight"].abs().sum() > 0
 

@@ -133,7 +133,7 @@ def test_a_model_is_the_same_with_any_number_of_workers(tmp_path: Path) -> None:
         run = tmp_path / f"run{workers}"
         finetune(
             data,
-            model="convnext_zepto_rms",
+            model="test_convnext",
             weights="none",
             output=run,
             workers=workers,

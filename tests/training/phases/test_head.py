@@ -180,7 +180,7 @@ def test_fused_blocks_give_the_same_logits(head_run: RunFolder) -> None:
 
 def test_resumed_run_draws_the_same_dropout(digits: Path, tmp_path: Path) -> None:
     data = copy_images(digits, tmp_path / "few", 20)
-    settings = {"head": "mlp", "head_hidden_size": 32, "head_dropout": 0.5}
+    settings = {"head": "mlp", "head_hidden_size": 32, "head_dropout": 0.5, "epochs": 2}
     train(tiny_request(data, "whole", **settings))
     stop_after(tiny_request(data, "run", **settings), STEPS + 5)
     resume("run")
