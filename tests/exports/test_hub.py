@@ -206,10 +206,10 @@ def test_refused_upload_evaluates_nothing(
     assert "cannot upload to not/mine (it answered with HTTP status 403" in outcome.err
     assert not (tmp_path / "one").exists()
 
-    hub["status"] = 500
+    hub["status"] = 409  # a status at which huggingface_hub does not try again for 23 s
     outcome = convnext("export", mine.path, "--format", "hub", "-o", tmp_path / "two", "--push", "me/xrays")
     assert outcome.code == 1
-    assert "(it answered with HTTP status 500)" in outcome.err
+    assert "(it answered with HTTP status 409)" in outcome.err
     assert f"is complete: `hf upload me/xrays {tmp_path / 'two'}` tries again" in outcome.err
     assert (tmp_path / "two/README.md").exists()
 
