@@ -52,4 +52,5 @@ def are_numbered(paths: Iterable[str]) -> bool:
     """Return True if the names of images are a few words with numbers, as `cat.0.jpg` and `dog.7.jpg` are."""
     matches = [re.search(NUMBERED, path) for path in paths]
     counts = Counter(match[1] if match else "" for match in matches)
-    return len(counts) > 1 and "" not in counts and min(counts.values()) > 1 and 5 * len(counts) <= len(matches)
+    are_words = all(any(map(str.isalpha, name)) for name in counts)
+    return len(counts) > 1 and are_words and min(counts.values()) > 1 and 5 * len(counts) <= len(matches)

@@ -161,7 +161,8 @@ def read_plan(path: Path) -> PlanFile:
         raise UsageError(error.problem, remedy) from error
     except (OSError, tomllib.TOMLDecodeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"cannot read the plan {path}: {reason}", remedy) from error
+        inside = next(path.glob("*.toml"), None) if path.is_dir() else None  # a run's plan
+        raise UsageError(f"cannot read the plan {path}: {reason}", f"Give {inside}" if inside else remedy) from error
     kinds = {"model": str, "weights": str, "teacher": str, "settings": dict, "reasons": dict}
     unknown = [f"{key!r} is not a key of a plan. {suggest(key, kinds)}".rstrip() for key in raw if key not in kinds]
     if unknown:

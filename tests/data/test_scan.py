@@ -172,12 +172,14 @@ def test_numbered_words_as_file_names_have_a_ready_remedy(tmp_path: Path) -> Non
         for name in ("cat", "big dog"):
             save_image(tmp_path / f"data/{name}_{number}.jpg")
             save_image(tmp_path / f"photos/IMG_{number}.jpg")
+            save_image(tmp_path / f"numbers/{len(name)}0{number}.jpg")
     with pytest.raises(DataError) as caught:
         scan_data(tmp_path / "data")
     assert f"--label-from '{NUMBERED}' if the file names have the class" in str(caught.value)
-    with pytest.raises(DataError) as caught:
-        scan_data(tmp_path / "photos")
-    assert "--label-from" not in str(caught.value)
+    for name in ("photos", "numbers"):
+        with pytest.raises(DataError) as caught:
+            scan_data(tmp_path / name)
+        assert "--label-from" not in str(caught.value)
 
 
 def test_untrainable_index_is_refused(tmp_path: Path) -> None:

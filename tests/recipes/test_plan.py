@@ -255,6 +255,8 @@ def test_all_problems_of_a_plan_file_are_named_at_once(tmp_path: Path) -> None:
     path.write_text("= nothing")
     with pytest.raises(UsageError, match="cannot read the plan"):
         read_plan(path)
+    with pytest.raises(UsageError, match=f"cannot read the plan .*Give {path}"):
+        read_plan(path.parent)  # a run's folder
 
 
 def test_every_numeric_setting_has_bounds() -> None:
