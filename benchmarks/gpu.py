@@ -1,7 +1,7 @@
 """Check that `convnext` works on a GPU, and measure how near it is to the GPU's limit. One JSON line per check.
 
     python -m benchmarks.gpu [--data FOLDER] [--work FOLDER] [--only a,c] [--limit-s 560] [--jobs 5] [--timm-train FILE]
-    python -m benchmarks.gpu --cpu-smoke          # the script's own logic, on a CPU, in about five minutes
+    python -m benchmarks.gpu --cpu-smoke          # the script's own logic, on a CPU, in about four minutes
 
 It needs the installed package (`python -m convnext_cli` must work) and of this repository only this file. Without
 --data it makes 3,000 JPEGs of 500 x 400 px in 4 classes. Each part is a process of its own with a time limit of its
