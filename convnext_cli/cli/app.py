@@ -63,7 +63,7 @@ def make_app(words: Sequence[str] = ()) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    for name in [_find_command(words)] if _find_command(words) else COMMANDS:
+    for name in [called] if (called := _find_command(words)) else COMMANDS:
         function = getattr(import_module(f"convnext_cli.cli.{name}"), COMMANDS[name])
         app.command(name, cls=Command)(function)
     return app

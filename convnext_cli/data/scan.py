@@ -93,9 +93,9 @@ def _list_paths(root: Path, tree: Folder) -> list[str]:
 
 
 def _walk(root: Path, exclude: str) -> tuple[Folder, list[Path], set[str], Counter[str]]:
-    """Return the tree of a folder without the images to leave out, its lists of splits, and what is left out.
+    """Return a folder's tree without the images to leave out, its split lists, these images' paths, and skipped files.
 
-    That are the paths of the images to leave out, and counts of skipped files.
+    Skipped files are counted by reason.
 
     Raises:
         DataError: the folder is not readable, or no image is left.

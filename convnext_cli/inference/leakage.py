@@ -90,7 +90,8 @@ def _list_changed_files(run: RunFolder, trained_on: Index, test_set: TestSet) ->
     former = signatures[rows]
     changed = [index.paths[rows[i]] for i in np.flatnonzero((former != sign_files(index, rows)) & (former != 0))]
     number = format_part(len(changed), len(rows), "image file", "was", "were")
-    text = f"{number} changed since the training, and counts as it is now: {shorten_names(changed)}"
+    now = "counts as it is" if len(changed) == 1 else "count as they are"
+    text = f"{number} changed since the training, and {now} now: {shorten_names(changed)}"
     return [Notice(text, "warning")] if changed else []
 
 

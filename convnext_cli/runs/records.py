@@ -272,7 +272,7 @@ def check_digest(digest: str | None, computed: str, path: Path, remedy: str) -> 
         RunError: they differ: the file was changed by hand.
     """
     if digest not in (None, computed):
-        raise RunError(f"{path} was changed since it was written", f"{remedy}. To use it so, delete its `digest`")
+        raise RunError(f"{path} was changed since it was written", f"{remedy}. To use it as it is, delete its `digest`")
 
 
 def read_record(path: Path, kind: type[Record], remedy: str) -> Record:

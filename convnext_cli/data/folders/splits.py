@@ -55,7 +55,7 @@ _PLACES: tuple[Callable[[Path], tuple[object, str]], ...] = (
     lambda path: ((path.parent.parent, path.stem), path.parent.name),
     lambda path: ((path.parent.parent, path.name), path.parent.name),
 )
-"""What the tables of one set of splits have in common, and where the split's name stands; the first that fits."""
+"""What all tables of one set of splits share, and the text with the split's name; the first that fits is used."""
 
 SplitFolders = dict[str, list[Folder]]
 """The folders of one set of splits, by split."""

@@ -171,8 +171,7 @@ def _find_path_column(table: Table, chosen: Collection[str], finder: FileFinder)
         names = ", ".join(list_columns(table.columns)[:10]) or "none"
         raise DataError(
             f"{table.path} has no column for the images' paths (it has {names})",
-            next((remedy for cells in table.columns.values() if (remedy := suggest_root(finder, cells))), "")
-            or "Name it with --path-column",
+            suggest_root(finder, table.columns.values()) or "Name it with --path-column",
         )
     return path
 
@@ -280,7 +279,7 @@ def _numbers_objects(table: Table, name: str) -> bool:
 
 
 def holds_identifiers(table: Table, name: str) -> bool:
-    """Return True if a column is called a number or an identifier, and has one for a few rows each."""
+    """Return True if a column has identifiers, by its name and its values."""
     cells = table.columns[name]
     is_called_so = bool(_ID_WORDS & set(list_words(name)))
     return is_called_so and len(set(cells)) >= MIN_OBJECTS and _may_name(cells) and _most(cells, _has_digit)

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -258,7 +258,7 @@ def find_files(table: Table, finder: FileFinder, column: str) -> Images:
         f"a {'folder' if images.are_in_folders else 'file'} that does not exist",
         missing,
         [names[row] for row in missing[:EXAMPLES]],
-        suggest_root(finder, [names[row] for row in missing])
+        suggest_root(finder, [[names[row] for row in missing]])
         or "Correct these rows, or name the folder of the paths with --image-root DIR",
     )
     return images
@@ -269,9 +269,10 @@ def _names_masks(folder: str) -> bool:
     return bool(CERTAIN_MASK.fullmatch(" ".join(list_words(folder.rpartition("/")[2]))))
 
 
-def suggest_root(finder: FileFinder, missing: Sequence[str]) -> str:
-    """Return the remedy for files that do not exist: the folder beside the table's that has them; empty without one."""
-    if not missing or not finder.search:
+def suggest_root(finder: FileFinder, columns: Iterable[Sequence[str]]) -> str:
+    """Return the remedy for files that do not exist: the folder beside the table that has those of a column."""
+    filled = [cells for cells in columns if cells]
+    if not filled or not finder.search:
         return ""
     around = Path(os.path.abspath(finder.root)).parent  # noqa: PTH100
     listing = Listing(around)
@@ -279,8 +280,8 @@ def suggest_root(finder: FileFinder, missing: Sequence[str]) -> str:
     names += [f"{name}/{inner}" for name in names for inner in sorted(listing.read(name)[1])][:MAX_BESIDE]
     for folder in (around, *(around / name for name in names if not _names_masks(name))):
         beside = FileFinder(Listing(folder), finder.table, search=False, encoding=finder.encoding)
-        if all(map(beside.find, missing[:SAMPLE])):
-            return f"Give --image-root {quote(folder)}, which has {'them' if len(missing) > 1 else 'it'}"
+        if cells := next((cells for cells in filled if all(map(beside.find, cells[:SAMPLE]))), None):
+            return f"Give --image-root {quote(folder)}, which has {'them' if len(cells) > 1 else 'it'}"
     return ""
 
 

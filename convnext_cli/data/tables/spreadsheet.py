@@ -23,7 +23,7 @@ from convnext_cli.text import shorten_names
 INSTALL = "needs: pip install 'convnext-cli[excel]'"
 MAX_MEMORY, MAX_UNPACKED = 4 * GIB, GIB
 _SPANS = re.compile(rb'table:number-rows-spanned="(?!1")')
-"""Merged rows of ODS, which the reader does not tell."""
+"""Merged rows of ODS, which the reader does not report."""
 
 
 def is_spreadsheet(path: Path) -> bool:

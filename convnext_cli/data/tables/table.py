@@ -89,7 +89,7 @@ def _read_words(text: str) -> tuple[list[list[str]], list[int]]:
     """Return the words of each line and its number; the first word and the rest if the lines differ in their number.
 
     So a class may have a name of several words. Lines that begin with # are comments, and a number alone in the first
-    line is that of the images. The header may lack the name of the first column.
+    line is the number of images. The header may lack the name of the first column.
     """
     filled = [(line, number) for number, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]
     filled = filled[1:] if filled and filled[0][0].strip().isdecimal() else filled

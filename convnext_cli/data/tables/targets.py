@@ -78,7 +78,7 @@ def _find_targets(table: Table, columns: dict[str, str], options: TableOptions) 
 
 
 def _is_identifier(table: Table, name: str) -> bool:
-    """Return True if a column has the numbers of studies, by its name, or those of the rows."""
+    """Return True if a column has identifiers, by its name (`study_id`), or row numbers."""
     cells = sorted(map(int, table.columns[name])) if all(map(str.isdecimal, table.columns[name])) else []
     counts_rows = bool(cells) and cells == list(range(cells[0], cells[0] + len(cells)))
     return counts_rows or list_words(name)[-1:] in (["id"], ["uid"])
