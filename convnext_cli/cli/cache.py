@@ -67,18 +67,18 @@ def _show_sets(sets: "list[CachedSet]") -> None:
         now = time.time()
         console.show("")
         console.show_table(
-            ["data", "prepared for", "images", "GiB", "days unused"],
+            ["data", "prepared for", "images", "MiB", "days unused"],
             (
                 (
                     entry.root,
                     entry.purpose.partition(";")[0],
                     f"{entry.images:,}",
-                    f"{entry.size / GIB:.2f}",
+                    f"{entry.size / 2**20:,.1f}",
                     f"{(now - entry.used) / 86400:.0f}",
                 )
                 for entry in sets
             ),
-            numbers=["images", "GiB", "days unused"],
+            numbers=["images", "MiB", "days unused"],
         )
     console.show(
         f"Cached images take at most {DEFAULT_LIMIT:g} GiB; ${LIMIT} sets another limit. The least recently used are "

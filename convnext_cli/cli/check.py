@@ -111,7 +111,9 @@ def _show_facts(audit: "Audit") -> None:
     index, grouping = audit.index, audit.grouping
     sizes = ", ".join(f"{name} {width} x {height}" for name, (width, height) in audit.sizes.items())
     console.show(f"sizes     {sizes} px")
-    parts = [f"{unseen} at --crop-pct {crop_pct:g}" for crop_pct, unseen in audit.unseen.items()]
+    parts = [
+        f"{unseen} at --crop-pct {crop_pct:g}" for crop_pct, unseen in audit.unseen.items() if unseen.area >= 0.005
+    ]
     if parts:
         console.show(f"unseen    by a square centre crop: {'; '.join(parts)}")
     console.show(f"formats   {', '.join(f'{count:,} {name}' for name, count in audit.formats.items())}")

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from convnext_cli.cli.tables import lay_out
+from convnext_cli.cli.tables import fold_line, lay_out
 from convnext_cli.machine import is_launched
 from convnext_cli.progress import Notice, Result, Yielded, finish
 from convnext_cli.progress import Progress as StepProgress
@@ -27,8 +27,11 @@ MAX_ROWS = 100  # of a table with a row for each part of the data
 PLAIN_EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 
 
-def _print(stream: TextIO, text: str, style: Style = "") -> None:
-    stream.write(_paint(stream, make_visible(text), style) + "\n")
+def _print(stream: TextIO, text: str, style: Style = "", label: str = "", label_style: Style = "") -> None:
+    """Write a line, on a terminal folded between words; the label in front of it has a style of its own."""
+    first, *others = fold_line(label + make_visible(text), _find_width(stream) if _is_terminal(stream) else None)
+    stream.write(_paint(stream, label, label_style) + _paint(stream, first.removeprefix(label), style) + "\n")
+    stream.writelines(_paint(stream, line, style) + "\n" for line in others)
     stream.flush()  # in order, where both streams go to the same file
 
 
@@ -47,7 +50,10 @@ def _find_width(stream: TextIO) -> int | None:
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):  # 0 where a program does not know the terminal
         return int(columns)
-    return os.get_terminal_size(stream.fileno()).columns or 80 if stream.isatty() else None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80 if stream.isatty() else None
+    except OSError:  # the terminal was closed
+        return None
 
 
 def say(text: str, style: Style = "") -> None:
@@ -73,15 +79,13 @@ def notify(notice: Notice) -> None:
 
 def _write_labelled(label: str, text: str) -> None:
     if not _SILENT:
-        sys.stderr.write(_paint(sys.stderr, label, "yellow" if label == "warning: " else "bold"))
-        _print(sys.stderr, text)
+        _print(sys.stderr, text, "", label, "yellow" if label == "warning: " else "bold")
 
 
 def fail(text: str) -> None:
     """Write an error as one line; from every process, since it may be the only one that has it."""
     start = f"error (process {_RANK}): " if _SILENT else "error: "
-    sys.stderr.write(_paint(sys.stderr, start, "bold red"))
-    _print(sys.stderr, text)
+    _print(sys.stderr, text, "", start, "bold red")
 
 
 def show(text: str, style: Style = "") -> None:

@@ -61,14 +61,14 @@ def list_main_settings(plan: "Plan") -> list[tuple[str, str]]:
         ("batch size", describe("batch_size")),
         ("learning rate", describe("lr")),
         ("image size", f"{choices['image_size'].value} {unit} ({choices['image_size'].source})"),
-        ("frame", _describe_frame(plan)),
+        ("fit", _describe_fit(plan)),
         ("augmentation", _describe_augmentation(plan)),
         ("imbalance", ", ".join(f"{name} {getattr(settings, name)}" for name in on) or "no correction"),
         *([("teacher", f"{plan.teacher}, {views} of each image")] if plan.teacher else []),
     ]
 
 
-def _describe_frame(plan: "Plan") -> str:
+def _describe_fit(plan: "Plan") -> str:
     """Return the fit of images to the input, its source, and what evaluation sees."""
     fit, crop_pct = plan.choices["fit"], plan.choices["crop_pct"]
     part = f" at {crop_pct.value:g}" if crop_pct.value not in (1, AUTO) else ""

@@ -175,10 +175,13 @@ def _show_best(recommendation: "Recommendation", data: str) -> None:
     if recommendation.unseen is not None:
         assert fingerprint is not None
         crops = measure_centre_crops(fingerprint.shapes)
-        others = ", ".join(
-            f"{format_percent(unseen.area)}% with a centre crop of {pct:g}" for pct, unseen in crops.items()
-        )
-        console.show(f"never seen by evaluation: {recommendation.unseen} with this plan ({others})")
+        others = [
+            f"{format_percent(unseen.area)}% with a centre crop of {pct:g}"
+            for pct, unseen in crops.items()
+            if unseen.area >= 0.005
+        ]
+        more = f" ({', '.join(others)})" if others else ""
+        console.show(f"never seen by evaluation: {recommendation.unseen} with this plan{more}")
 
 
 def _show_offline(request: RecommendRequest) -> None:

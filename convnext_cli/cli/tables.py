@@ -11,6 +11,10 @@ from convnext_cli.text import make_visible
 _GAP = "  "  # between two columns
 # A space that a line may be broken at: not between a number and its unit, and not within an interval.
 _BREAK = re.compile(r" (?!(?<=\d )(?:s|min|h|days?|px|degrees|GiB|MiB|MB)(?!\w)|(?<=\d, )[-+\d.]+\])")
+# A word of prose, with what must not be broken: a command in backticks, the blanks of a layout, a number with its unit.
+_WORD = re.compile(r"(?:`[^`]*`| {2,}|(?<=\d) (?=(?:s|min|h|px|GiB|MB)\b)|\S)+")
+_HYPHENATED = re.compile(r"[a-z]+(-[a-z]+){2,},?")  # such as a licence, which may be broken at its hyphens
+MIN_PROSE = 8  # words; shorter lines hold paths
 
 
 def lay_out(
@@ -57,6 +61,26 @@ def lay_out(
             yield line, False
 
 
+def fold_line(text: str, width: int | None) -> list[str]:
+    """Return a line of prose as lines of at most `width` columns, broken between words; None folds nothing.
+
+    The next command, and lines with a path or command that does not fit, stay whole: a terminal folds these, and they
+    can be copied.
+    """
+    words = _WORD.findall(text)
+    if width is None or count_cells(text) <= width or len(words) < MIN_PROSE or text.startswith("Next: "):
+        return [text]
+    start = text[: len(text) - len(text.lstrip(" "))]
+    indent = f"{start}    "
+    lines = [start + words[0].lstrip(" ")]
+    for word in words[1:]:
+        if count_cells(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(indent + word)
+    return lines if max(map(count_cells, lines)) <= width else [text]
+
+
 def _choose_columns(
     grid: Sequence[Sequence[str]], width: int | None, spare: Sequence[int]
 ) -> tuple[list[int], Sequence[int]]:
@@ -70,28 +94,35 @@ def _choose_columns(
 
 
 def _stack(grid: Sequence[Sequence[str]], width: int) -> Iterator[tuple[str, bool]]:
-    """Yield each row as a block: its first cell, and below it the others with their titles."""
+    """Yield each row as a block: its first cell, and below it the others with their titles, as one text."""
     titles, *rows = grid
     for row in rows:
         for line in _fold(row[0], width):
             yield line, False
-        for title, cell in zip(titles[1:], row[1:], strict=True):
-            if cell:
-                for line in _fold(f"{title} {cell.strip()}".strip(), max(1, width - len(_GAP))):
-                    yield _GAP + line, False
+        facts = (f"{title} {cell.strip()}".strip() for title, cell in zip(titles[1:], row[1:], strict=True) if cell)
+        for line in _fold("; ".join(facts), max(1, width - len(_GAP))):
+            yield _GAP + line, False
 
 
 def _find_least(grid: Sequence[Sequence[str]], kept: Sequence[int]) -> int:
     """Return the width of a table of these columns folded between all words."""
-    longest = (max(count_cells(word) for row in grid for word in _BREAK.split(row[at])) for at in kept)
+    longest = (max(_find_longest(row[at]) for row in grid) for at in kept)
     return sum(longest) + len(_GAP) * (len(kept) - 1)
+
+
+def _find_longest(cell: str) -> int:
+    """Return the width of the longest part of a text that is not broken."""
+    return max(count_cells(part) for word in _BREAK.split(cell) for part in _split_word(word))
+
+
+def _split_word(word: str) -> list[str]:
+    """Return the parts between which a long word may be broken."""
+    return re.split(r"(?<=-)", word) if _HYPHENATED.fullmatch(word) else [word]
 
 
 def _narrow(widths: list[int], grid: Sequence[Sequence[str]], width: int) -> None:
     """Take from the widest columns until they fit; no column gets narrower than its longest word."""
-    words = [
-        max(count_cells(word) for cell in column for word in _BREAK.split(cell)) for column in zip(*grid, strict=True)
-    ]
+    words = [max(map(_find_longest, column)) for column in zip(*grid, strict=True)]
     while sum(widths) > width:
         spare = [cells if cells > word else 0 for cells, word in zip(widths, words, strict=True)]
         widths[spare.index(max(spare))] -= 1
@@ -116,10 +147,11 @@ def _fold(text: str, cells: int) -> list[str]:
             continue
         if lines[-1]:
             lines.append("")
-        for sign in word:
-            if lines[-1] and count_cells(lines[-1] + sign) > cells:
+        parts = _split_word(word)
+        for part in word if max(map(count_cells, parts)) > cells else parts:
+            if lines[-1] and count_cells(lines[-1] + part) > cells:
                 lines.append("")
-            lines[-1] += sign
+            lines[-1] += part
     return lines
 
 

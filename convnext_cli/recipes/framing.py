@@ -111,7 +111,7 @@ def _choose_fit(size: ImageSize, shapes: Sequence[Shape]) -> Choice:
     text = f"within 3:2 of the proportions of {height} x {width} px"
     images = f"{format_percent(within)}% of the images are"
     if within >= MIN_WITHIN:
-        return Choice(value="squash", source="rule", reason=f"{SEES_ALL}; {images} {text}")
+        return Choice(value="squash", source="rule", reason=f"{SEES_ALL}; {images} stretched by at most 3:2")
     few = f"only {images}" if within else "no image is"
     return Choice(value="pad", source="rule", reason=f"{SEES_ALL}, at its own proportions: {few} {text}")
 

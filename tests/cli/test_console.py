@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from convnext_cli.cli import console, predict
-from convnext_cli.cli.tables import lay_out
+from convnext_cli.cli.tables import fold_line, lay_out
 from convnext_cli.inference.prediction import Prediction
 from convnext_cli.tasks.registry import SINGLE
 from convnext_cli.text import MAX_NAME
@@ -34,6 +34,23 @@ def test_long_texts_are_folded_between_words() -> None:
     assert [line for line, _ in folded] == ["class  why", "cat    a", "       word", "       or", "       two"]
 
 
+def test_a_licence_is_broken_at_its_hyphens() -> None:
+    table = list(lay_out(["model", "licence"], [["tiny", "fair-noncommercial-research-license"]], [], 26))
+    assert [line for line, _ in table][1:] == ["tiny   fair-noncommercial-", "       research-license"]
+
+
+def test_prose_is_folded_between_words_and_commands_stay_whole() -> None:
+    text = "  effect    one two three four five six seven `convnext export runs/a` writes it"
+    assert fold_line(text, None) == fold_line(text, 90) == [text]
+    assert fold_line(text, 44) == [
+        "  effect    one two three four five six",
+        "      seven `convnext export runs/a` writes",
+        "      it",
+    ]
+    for whole in (f"Next: {text}", text, "Report: a folder/of a/long path/report.html"):
+        assert fold_line(whole, 26) == [whole]
+
+
 def test_a_number_is_not_separated_from_its_unit() -> None:
     table = list(lay_out(["model", "time"], [["convnext_base", "1980 days on 2 cores"]], [], 25))
     assert [line for line, _ in table] == [
@@ -44,7 +61,7 @@ def test_a_number_is_not_separated_from_its_unit() -> None:
 
 
 def test_rows_become_blocks_if_words_do_not_fit() -> None:
-    assert lines_of(26)[:3] == ["cat", "  share 0.5", "  why a word or two"]
+    assert lines_of(26)[:3] == ["cat", "  share 0.5; why a word or", "  two"]
     assert max(map(len, lines_of(12))) <= 12
 
 
