@@ -1,6 +1,7 @@
 """The index of a data set: its images with their targets, splits and groups."""
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from convnext_cli.data.patterns import NUMBERED, are_numbered
 from convnext_cli.encoding import compose_name, fold_name
 from convnext_cli.errors import DataError
-from convnext_cli.tasks.reading import RawTargets
+from convnext_cli.tasks.reading import RawTargets, parse_flag
 from convnext_cli.text import format_count, format_part
 
 if TYPE_CHECKING:  # NumPy: `recommend` starts without it
@@ -26,6 +27,10 @@ GIVEN_SUFFIXES = (*TABLE_SUFFIXES, ".txt")
 """Of tables that are given themselves; in a folder, text files may be notes and annotations."""
 MAX_RARE_CLASSES = 20
 """Classes of which there may be more than one for every two images."""
+_COPY = re.compile(
+    r"(?<=\S)(?:\s*\(\d{1,2}\)|[\s_-]+(?:copy|kopie|copie|copia|cópia)(?:\s*\(?\d+\)?)?)$", re.IGNORECASE
+)
+"""The mark by which systems tell a copy apart: `cat (1)`, `cat - Copy`."""
 NONE = "none"
 COLUMNS = ("paths", "labels", "splits", "groups", "folds", "row_folders", "validation", "values")
 """The fields of an `Index` that have a value for each row, or none."""
@@ -214,7 +219,7 @@ def check_trainable(index: Index) -> None:
         )
         number, examples = format_part(len(missing), len(index.classes), "class", "has", "have"), ", ".join(missing[:5])
         alike = [names for names in find_alike(index.classes) if set(names) & set(missing)]
-        hint = f"; {' and '.join(alike[0])} differ only in case, hyphens, zeros or alphabet" if alike else ""
+        hint = f"; {' and '.join(alike[0])} may mean the same" if alike else ""
         pairs = [
             (name, other)
             for name in missing
@@ -261,8 +266,18 @@ def _check_class_number(index: Index) -> None:
 
 
 def find_alike(classes: Iterable[str]) -> list[list[str]]:
-    """Return the sets of classes whose names differ only in case, hyphens, width, zeros or alphabet."""
-    return [names for names in group_by(classes, fold_name).values() if len(names) > 1]
+    """Return the sets of classes whose names may mean the same.
+
+    They differ only in case, hyphens, width, zeros or alphabet, or in the mark of a copy, as `cat (1)`, or all say yes
+    or all no.
+    """
+    return [names for names in group_by(classes, _fold_meaning).values() if len(names) > 1]
+
+
+def _fold_meaning(name: str) -> str:
+    flag = parse_flag(name)
+    folded = fold_name(_COPY.sub("", name))
+    return folded if flag is None or math.isnan(flag) else str(flag)
 
 
 def digest_images(index: Index) -> str:

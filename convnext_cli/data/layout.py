@@ -16,10 +16,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 
-from convnext_cli.data.folders.checks import check_inner_splits, check_patients, check_top_folders
+from convnext_cli.data.folders.checks import check_inner_splits, check_top_folders, check_units
 from convnext_cli.data.folders.masks import drop_masks
 from convnext_cli.data.folders.remedies import describe_others, suggest_table
 from convnext_cli.data.folders.splits import (
@@ -34,8 +35,10 @@ from convnext_cli.data.folders.splits import (
 )
 from convnext_cli.data.folders.words import (
     GENERIC_WORDS,
+    PATIENT_FOLDER,
     UNKNOWN_WORDS,
     describe_joined,
+    describe_units,
     is_table,
     list_names,
     list_words,
@@ -44,6 +47,7 @@ from convnext_cli.data.folders.words import (
     relative_name,
 )
 from convnext_cli.data.index import are_too_many
+from convnext_cli.data.tables.table import SAMPLE
 from convnext_cli.data.tree import Folder, is_hidden
 from convnext_cli.encoding import decode_name, normalise_name
 from convnext_cli.errors import DataError
@@ -51,9 +55,6 @@ from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.text import shorten_names
 
 _OUTSIDE = "image outside any class folder"
-_PATIENT_FOLDER = re.compile(
-    r"(?:p|pat|pt|sub|subj|subject|case|id|study|series|exam|scan|mrn|acc|participant)[ _.-]*\d{2,}", re.IGNORECASE
-)
 _NUMBERED_FOLDER = re.compile(
     r"(?!(?:class|cls|cat|category|type|grade|stage|level|label|kl)\d)([a-z]{2,})\d{2,}", re.IGNORECASE
 )
@@ -129,9 +130,10 @@ def recognise_layout(tree: Folder, name: str, known_classes: Iterable[str]) -> L
         if not classes & {normalise_name(top.name) for top in tree.filled}:
             layout.start = _enter_wrappers(tree, name, layout)
         placements = _place(layout, classes)
-        check_inner_splits(((placement.folder, placement.name) for placement in placements), layout.start)
+        named = [(placement.folder, placement.name) for placement in placements]
+        check_inner_splits(named, layout.start)
         if not classes:
-            check_patients((placement.name for placement in placements), tree)
+            check_units(named, tree)
             _check_number(placements, tree)
     except AmbiguousLayoutError as error:
         layout.error = DataError(error.problem, error.remedy)
@@ -280,6 +282,8 @@ def _enter_wrappers(tree: Folder, name: str, layout: Layout) -> Folder:
         shapes = {re.sub(r"\d+", "#", text) for text in inner}
         is_numbered = len(inner) > 1 and len(shapes) == 1 and "#" in min(shapes)
         if is_numbered and not has_name_of_set and not words & GENERIC_WORDS:
+            if all(map(PATIENT_FOLDER.fullmatch, inner)):  # as in MIMIC-CXR's files/p10/p10000032
+                break
             raise AmbiguousLayoutError(
                 f"{folder.path} has one class only ({quote_name(only)}), or the folders in it are the classes "
                 f"({shorten_names(inner)})",
@@ -345,13 +349,27 @@ def _note_other_classes(layout: Layout) -> None:
         )
     numbered = [match for top in tops if (match := _NUMBERED_FOLDER.fullmatch(top.name))]
     are_objects = len({match[1] for match in numbered}) == 1 and len(numbered) == len(tops) >= _MANY_OBJECTS
-    if are_objects or all(_PATIENT_FOLDER.fullmatch(top.name) for top in tops):
+    if are_objects or all(PATIENT_FOLDER.fullmatch(top.name) for top in tops):
         layout.notes.append(
             f"the classes ({list_names(tops)}) are numbered as patients are: if they are patients, parts or "
             "examinations, give a CSV file with path, label and patient"
         )
+    elif units := describe_units((top.name for top in tops), certain=False):
+        layout.notes.append(
+            f"the classes ({list_names(tops)}) are {units}: if the model is not to learn these, give a CSV file with "
+            "path and label"
+        )
+    if name_findings(top.name for top in tops):
+        return
+    files = [name_findings(map(os.path.basename, islice(top.list_images(), SAMPLE))) for top in tops]
+    if len(common := set.intersection(*files)) > 1:
+        pattern = "|".join(sorted(common, key=len, reverse=True))  # `abnormal` before `normal`
+        layout.notes.append(
+            f"files of every class are named by findings ({', '.join(sorted(common))}): if those are the classes, "
+            f"--label-from '(?i){pattern}' reads them"
+        )
     deep = [name_findings(folder.name for inner in top.folders for folder in inner.walk()) for top in tops]
-    if len(set.intersection(*deep)) > 1 and not name_findings(top.name for top in tops):
+    if len(set.intersection(*deep)) > 1:
         layout.notes.append(
             f"folders inside the classes name findings ({', '.join(sorted(set.union(*deep)))}): if those are the "
             "classes, give a CSV file with path and label"

@@ -5,6 +5,7 @@ No NumPy, so that a small table is read at once.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -289,6 +290,23 @@ def join_decimals(cells: Sequence[str]) -> list[str]:
     """Return cells with `12.0` as `12` if the column has both: some programs make decimals of whole numbers."""
     different = set(cells)
     return [cell[:-2] if cell.endswith(".0") and cell[:-2] in different else cell for cell in cells]
+
+
+def unite_flags(cells: Sequence[str], known: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return cells that all say yes or no with one word for each, and notes on those that had several.
+
+    It is the most frequent word, or the one of `known`, the classes of a run.
+    """
+    counts = Counter(cells)
+    words = [*counts, *known]
+    flags = {word: parse_flag(word) for word in words}
+    if len(set(words)) < 3 or not set(flags.values()) <= {0.0, 1.0}:
+        return list(cells), []
+    order = sorted(flags, key=lambda word: (word in known, counts[word], word))
+    chosen = {flags[word]: word for word in order}  # the last one stays
+    united = {word: sorted(cell for cell in counts if chosen[flags[cell]] == word) for word in chosen.values()}
+    notes = [f"{', '.join(cells)} are read as {word!r}" for word, cells in united.items() if {*cells} - {word}]
+    return [chosen[flags[cell]] for cell in cells], notes
 
 
 def is_measure(table: Table, name: str) -> bool:

@@ -29,6 +29,7 @@ from convnext_cli.tasks.reading import (
     list_values,
     parse_flag,
     refuse_blank,
+    unite_flags,
 )
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
 from convnext_cli.text import format_count, format_percent, quote, shorten_names
@@ -85,6 +86,9 @@ class Single(Task):
         notes = []
         if joined := sorted(set(table.columns[name]) - set(cells)):
             notes.append(f"column {name!r}: {joined[0]} is read as {joined[0][:-2]}")
+        if options.task == AUTO or options.known_labels:
+            cells, united = unite_flags(cells, options.known_labels)
+            notes += [f"column {name!r}: {note}; --task single reads each as a class" for note in united]
         if options.task == AUTO:
             odd = list_odd_numbers(table, name)
             table.refuse(

@@ -371,8 +371,16 @@ AMBIGUOUS = {
     "a single split without classes": ("train/ train.jsonl:{}", "train is a folder of a split without"),
     "parts of one set": ("HAM_images_part_1/ HAM_images_part_2/", "look like parts of one set"),
     "folds": ("fold1/a/ fold1/b/ fold2/a/ fold2/b/", "look like folds"),
-    "patients as folders": ("patient0001/study1/ patient0002/study1/", "look like patients"),
-    "patients in a split": ("train/patient0001/s1/ train/patient0002/s1/", "look like patients"),
+    "patients as folders": ("patient0001/study1/ patient0002/study1/", "look like patient numbers"),
+    "patients in a split": ("train/patient0001/s1/ train/patient0002/s1/", "look like patient numbers"),
+    "dates": (
+        "2023-05-01/ 2023-05-08/",
+        r"look like dates, .* --label-from '\^\(\[\^/\]\+\)/' reads them as the classes",
+    ),
+    "dates of another form, in a split": ("train/1.5.2023/ train/8.5.2023/", "look like dates"),
+    "patients of BIDS": ("sub-01/ sub-02/ sub-03/", "look like patients or studies"),
+    "clips": ("clip_01/ clip_02/ clip_03/", "look like clip numbers"),
+    "batches with classes in the names": ("batch1/ok_1.png batch2/nok_1.png", "look like batch numbers"),
     "classes inside numbered patients": ("10253/0/ 10253/1/ 10254/0/ 10254/1/", "the same folders \\(0, 1\\)"),
     "classes under their letters": ("a/abbey/ a/airport/ b/beach/", "begin with the same letter"),
     "classes inside sites": (
@@ -627,8 +635,8 @@ def test_tables_and_findings_in_the_classes_are_noted(tmp_path: Path, image: Pat
     )
     [note] = scan_folder(make(tmp_path / "mura", deep, image)).notes
     assert note.startswith("folders inside the classes name findings (negative, positive)")
-    [note] = scan_folder(make(tmp_path / "bids", "sub-01/ sub-02/ sub-03/", image)).notes
-    assert note.startswith("the classes (sub-01, sub-02, sub-03) are numbered as patients are")
+    [note] = scan_folder(make(tmp_path / "bids", "sub-01/ sub-02/", image)).notes
+    assert note.startswith("the classes (sub-01, sub-02) are numbered as patients are")
     [note] = scan_folder(make(tmp_path / "bach", "Photos/Benign/ Photos/Normal/ WSI/", image)).notes
     assert note == "folders inside the classes are parts of them, not classes: Benign, Normal"
 
@@ -698,6 +706,50 @@ def test_folders_of_numbered_objects_are_noted(tmp_path: Path, image: Path) -> N
     ).notes[0]  # fmt: skip
     for names in (objects.replace("kos", "class"), "kos01/ kos02/ kos03/", objects + " x01/", "n0101/ n0102/ n0103/"):
         assert scan_folder(make(tmp_path / names.replace("/", ""), names, image)).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("day3/ day5/", r"\(day3, day5\) are day numbers: if the model is not to learn these"),
+        ("Woche~1/ Woche~2/", "are woche numbers"),
+        ("A01/ A02/ A03/ B01/ B02/ B03/", "are named as wells of a plate are"),
+        ("left/ right/", "are named as views of one subject are"),
+        (
+            "Bonn/ok_1.png Bonn/nok_2.png Ulm/ok_1.png Ulm/nok_3.png",
+            r"named by findings \(nok, ok\): .*'\(\?i\)nok\|ok' reads",
+        ),
+        (
+            " ".join(f"Class{c}/{n}.png Class{c}/Label/{k}_label.png" for c in "12" for n in range(9) for k in (2, 5)),
+            "4 of 18 images had a mask, and some in each folder had none",
+        ),
+    ],
+)
+def test_folders_that_may_not_be_the_classes_are_noted(words: str, part: str, tmp_path: Path, image: Path) -> None:
+    [note] = scan_folder(make(tmp_path, words, image)).notes
+    assert re.search(part, note), note
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["A1/ A2/ B1/", "type1/ type2/", "2019/ 2020/", "day/ night/", "1/ 2/", "left/ right/ none/", "20230101/ x/"],
+)
+def test_folders_with_such_names_among_others_are_classes(words: str, tmp_path: Path, image: Path) -> None:
+    assert scan_folder(make(tmp_path, words, image)).notes == ()
+
+
+def test_remedies_of_folders_that_are_no_classes_read_them(tmp_path: Path, image: Path) -> None:
+    for number, (words, classes) in enumerate(
+        (
+            ("train/2023-05-01/x/ train/2023-05-08/y/ test/2023-05-01/x/", ("2023-05-01", "2023-05-08")),
+            ("data/L1/OK/ data/L1/NOK/ data/L2/OK/ data/L2/NOK/", ("NOK", "OK")),
+        )
+    ):
+        data = make(tmp_path / str(number), words, image)
+        with pytest.raises(DataError) as caught:
+            scan_data(data)
+        [pattern] = re.findall("--label-from '([^']+)'", caught.value.remedy)
+        assert scan_data(data, table_options=TableOptions(label_from=pattern)).classes == classes
 
 
 def test_addresses_in_a_table_are_no_classes(tmp_path: Path, image: Path) -> None:

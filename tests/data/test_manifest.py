@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
 from convnext_cli.data.attributes import read_attributes
 from convnext_cli.data.groups import group_index
+from convnext_cli.data.index import find_alike
 from convnext_cli.data.manifest import read_split_manifests
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import Folds, choose_fold, split_index
@@ -331,6 +332,32 @@ def test_rows_of_several_readers_name_images_under_any_heading(images: Path) -> 
     index = scan_data(write(images / "export.csv", "\n".join(["SOPInstanceUID;Befunder;label", *rows])))
     assert len(index) == 4
     assert index.skipped == {"row that repeats a file": 8}
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "labels"),
+    [
+        ("True 0 1 False", {}, "True False True False"),
+        ("1 0 1.0 nein", {}, "1 nein 1 nein"),
+        ("Yes yes yes No", {}, "yes yes yes No"),
+        ("pos neg positive Negative", {}, "positive neg positive neg"),
+        ("ja no yes 0", {"known_labels": ("0", "1")}, "1 0 1 0"),
+        ("True 0 1 False", {"task": "single"}, "True 0 1 False"),
+        ("True 0 2 False", {}, "True 0 2 False"),
+        ("True True False False", {}, "True True False False"),
+        ("yes no unknown Yes", {}, "yes no unknown Yes"),
+    ],
+)
+def test_words_for_yes_and_no_are_united(cells: str, options: dict[str, Any], labels: str, images: Path) -> None:
+    rows = [f"images/{name},{cell}" for name, cell in zip("abcd", cells.split(), strict=True)]
+    index = scan_data(write(images / "t.csv", "\n".join(["path,label", *rows])), table_options=TableOptions(**options))
+    assert [index.classes[label] for label in index.labels] == labels.split()
+    assert any("are read as" in note for note in index.notes) == (labels != cells)
+
+
+def test_class_names_that_may_mean_the_same_are_found() -> None:
+    names = ["cat", "Cat (1)", "dog", "dog - Kopie", "1", "True", "no", "0.0", "f(x)", "copy", "a (2019)"]
+    assert find_alike(names) == [["cat", "Cat (1)"], ["dog", "dog - Kopie"], ["1", "True"], ["no", "0.0"]]
 
 
 @pytest.mark.parametrize("case", READ)

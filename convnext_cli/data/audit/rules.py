@@ -178,10 +178,11 @@ def _find_alike_names(classes: Sequence[str]) -> Iterator[Finding]:
     if alike := find_alike(classes):
         yield Finding(
             kind=Kind.ALIKE_CLASS_NAMES,
-            title="class names that differ only in case, hyphens, zeros or alphabet",
+            title="class names that may mean the same",
             count=len(alike),
             examples=tuple(" and ".join(names) for names in alike[:EXAMPLES]),
-            effect="if they mean one class, the model learns a difference that does not exist",
+            effect="they differ only in case, hyphens, zeros, alphabet or the mark of a copy, or are words for yes or "
+            "no; if they mean one class, the model learns a difference that does not exist",
             action="kept as separate classes; rename them if they are one class",
         )
 

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import PurePath
 
 from convnext_cli.data.folders.masks import MASK_WORDS, MIN_PAIRED, NEGATIONS, has_mask_words, list_stems
-from convnext_cli.data.folders.remedies import describe_others, suggest_table
+from convnext_cli.data.folders.remedies import describe_others, suggest_level, suggest_table
 from convnext_cli.data.folders.splits import (
     ENGLISH_NAMES,
     AmbiguousLayoutError,
@@ -20,6 +20,7 @@ from convnext_cli.data.folders.words import (
     IMAGE_WORDS,
     PLAIN_IMAGE_WORDS,
     VARIANT_WORDS,
+    describe_units,
     list_names,
     list_words,
     name_findings,
@@ -31,7 +32,6 @@ from convnext_cli.encoding import decode_name, normalise_name
 from convnext_cli.text import shorten_names
 
 _FOLD = re.compile(r"(?:cv|k?folds?|split)[ _\-]*\d+|\d+[ _\-]*(?:folds?|split)", re.IGNORECASE)
-_PATIENT = re.compile(r"patient[ _\-]*(?:id)?[ _\-]*\d+", re.IGNORECASE)
 _NAME_SPLITS = "Name them train, val and test, or give a CSV file with path, label and split"
 _NO_CLASSES = GENERIC_WORDS - (IMAGE_WORDS - PLAIN_IMAGE_WORDS)  # `scans` and `photos` may be classes
 MAX_VIEWS = 4
@@ -76,7 +76,7 @@ def check_top_folders(tree: Folder, start: Folder) -> None:
         )
     is_numbered = len(shapes) == 1 and all(re.search(r"\d{3}", name) for name in names)
     _check_letters(tops)
-    _check_inner_folders(tops, words, is_numbered=is_numbered)
+    _check_inner_folders(tree, tops, words, is_numbered=is_numbered)
     generic = [top for top, top_words in zip(tops, words, strict=True) if _is_subset(top_words, _NO_CLASSES)]
     unlike = sorted({top.name for top in generic} | {top.name for top in tops if find_simple_split(top.name)})
     if generic and len(unlike) > 1:
@@ -146,7 +146,7 @@ def _check_letters(tops: Sequence[Folder]) -> None:
         )
 
 
-def _check_inner_folders(tops: Sequence[Folder], words: Sequence[set[str]], *, is_numbered: bool) -> None:
+def _check_inner_folders(tree: Folder, tops: Sequence[Folder], words: Sequence[set[str]], *, is_numbered: bool) -> None:
     """Check that the folders inside `tops` are not rather the classes."""
     names = [normalise_name(top.name) for top in tops]
     inside = [{normalise_name(folder.name) for folder in _enter_wrappers(top).filled} for top in tops]
@@ -156,10 +156,11 @@ def _check_inner_folders(tops: Sequence[Folder], words: Sequence[set[str]], *, i
     are_findings = name_findings(common) and not name_findings(names)
     are_many = len(common) > max(MAX_VIEWS, len(tops)) and not all(re.search(r"\d", name) for name in common)
     if are_same and len(common) > 1 and (is_numbered or are_variants or are_findings or are_many):
+        level = "" if are_variants else f"{suggest_level(tree, _enter_wrappers(tops[0]).filled[0])} for those of all, "
         raise AmbiguousLayoutError(
             f"{list_names(tops)} each have the same folders ({shorten_names(sorted(common))}), so those seem to be the "
             "classes",
-            f"Give one of them, such as {tops[0].path}, or a CSV file with path and label (and patient, site)",
+            f"Give one of them, such as {tops[0].path}, {level}or a CSV file with path and label (and patient, site)",
         )
     misspelled = any(get_close_matches(name.casefold(), ENGLISH_NAMES, cutoff=0.75) for name in names)
     if misspelled and len(common) > 1:
@@ -170,17 +171,17 @@ def _check_inner_folders(tops: Sequence[Folder], words: Sequence[set[str]], *, i
         )
 
 
-def check_patients(class_names: Iterable[str], tree: Folder) -> None:
-    """Check that the classes are not patients.
+def check_units(classes: Sequence[tuple[Folder, str]], tree: Folder) -> None:
+    """Check that the classes are not patients, batches, dates or other units of a collection.
 
     Raises:
-        AmbiguousLayoutError: all of them look like patients.
+        AmbiguousLayoutError: all of them look like these.
     """
-    names = sorted({normalise_name(name) for name in class_names})
-    if len(names) > 1 and all(map(_PATIENT.fullmatch, names)):
+    names = sorted({normalise_name(name) for _, name in classes})
+    if units := describe_units(names, certain=True):
         raise AmbiguousLayoutError(
-            f"the folders ({shorten_names(names)}) look like patients, not like classes{describe_others(tree)}",
-            suggest_table(tree),
+            f"the folders ({shorten_names(names)}) look like {units}, not like classes{describe_others(tree)}",
+            f"{suggest_table(tree)}; {suggest_level(tree, classes[0][0])} reads them as the classes",
         )
 
 

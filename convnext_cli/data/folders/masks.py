@@ -45,8 +45,8 @@ def drop_masks(tree: Folder) -> tuple[Counter[str], list[str]]:
     """
     skipped: Counter[str] = Counter()
     notes: list[str] = []
-    by_folder = sum(_drop_mask_folders(folder) for folder in list(tree.walk()))
-    if by_folder:
+    of_folder = [(folder, _drop_mask_folders(folder)) for folder in list(tree.walk())]
+    if by_folder := sum(masks for _, masks in of_folder):
         skipped["mask of an image, by its folder"] = by_folder
     by_name = undecided = 0
     twins: list[tuple[str, str]] = []
@@ -59,6 +59,7 @@ def drop_masks(tree: Folder) -> tuple[Counter[str], list[str]]:
         example = example or min(masks)
         if len(masks) >= MIN_MASKS and len(masks) >= MASK_FRACTION * len(folder.images):
             folder.images = [name for name in folder.images if name not in masks]
+            of_folder.append((folder, len(masks)))
             by_name += len(masks)
         else:
             undecided += len(masks)
@@ -72,6 +73,14 @@ def drop_masks(tree: Folder) -> tuple[Counter[str], list[str]]:
             f"images are named like masks of others {named} are",
         )
         notes.append(f"{number} kept; --exclude '*_mask.*' leaves such files out")
+    parts = [(masked, len(folder.images)) for folder, masked in of_folder if masked]
+    if len(parts) > 1 and all(masked < images for masked, images in parts):
+        masked, images = map(sum, zip(*parts, strict=True))
+        notes.append(
+            f"{masked:,} of {format_count(images, 'image')} had a mask, and some in each folder had none: if masks "
+            "mark what is to be recognised, such as defects, the folders are not the classes: give a CSV file with "
+            "path and label"
+        )
     if len(twins) >= max(MIN_MASKS, MASK_FRACTION * tree.count):
         one, other = map(decode_name, min(twins))
         notes.append(

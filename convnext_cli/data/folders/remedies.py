@@ -55,6 +55,12 @@ def suggest_pattern(tree: Folder) -> str:
     )
 
 
+def suggest_level(tree: Folder, folder: Folder) -> str:
+    """Return the option that reads the names of a folder and those beside it as the classes."""
+    depth = os.path.relpath(folder.path, tree.path).count("/")
+    return f"--label-from '^{'[^/]+/' * depth}([^/]+)/'"
+
+
 def suggest_beside(tree: Folder) -> str:
     """Return the remedy of a table beside a folder, if their names have a word in common or the folder's is `images`.
 

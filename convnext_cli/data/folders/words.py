@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from convnext_cli.data.index import TABLE_SUFFIXES
+from convnext_cli.data.names import VIEWS
 from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import decode_name, normalise_name
 from convnext_cli.text import shorten_names
@@ -42,6 +43,59 @@ FINDING_WORDS = frozenset(
     )
 )  # fmt: skip
 """Words for what is found in an image, not for where it comes from or how it was taken."""
+
+_DATE = re.compile(
+    r"(?:(?:19|20)\d\d(?:[-_. ](?:0[1-9]|1[0-2])|([-_. ]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01]))"
+    r"|[0-3]?\d([-_. ])[01]?\d\2(?:19|20)\d\d)(?:[T _-][\d:._-]+)?"
+)
+PATIENT_FOLDER = re.compile(
+    r"(?:p|pat|pt|sub|subj|subject|case|id|study|series|exam|scan|mrn|acc|participant)[ _.-]*\d{2,}", re.IGNORECASE
+)
+_MIN_PATIENTS = 3
+_WELL = re.compile(r"([A-P])(?:0?[1-9]|1\d|2[0-4])")
+_MIN_WELLS = 6
+_UNITS = frozenset(
+    (
+        "patient", "patients", "patientid", "subject", "participant", "proband", "paciente", "paziente", "study",
+        "exam", "session", "mrn", "batch", "charge", "plate", "platte", "slide", "clip", "video", "sequence",
+    )
+)  # fmt: skip
+"""Words for what several images are of or from; with a number they name no class."""
+_OCCASIONS = frozenset(
+    (
+        "day", "tag", "jour", "día", "dia", "week", "woche", "semaine", "semana", "month", "monat", "mois", "mes",
+        "year", "jahr", "visit", "run", "camera", "cam", "kamera", "caméra", "cámara", "sensor", "scanner", "site",
+        "station", "location", "standort", "line", "linie", "machine", "lot", "los", "lote", "well", "plot", "field",
+        "pot", "topf", "tray", "frame", "scene", "series", "serie", "série", "movie", "animal", "mouse", "plant",
+        "sample", "probe", "specimen", "donor", "person", "group", "gruppe", "part", "folder", "ordner",
+    )
+)  # fmt: skip
+"""Words for occasions, places and objects, which may be classes: an embryo's day 3 and day 5."""
+
+
+def describe_units(names: Iterable[str], *, certain: bool) -> str:
+    """Return what folders are whose names are all dates (`2023-05-01`), or one word and numbers (`batch1`); else "".
+
+    Args:
+        names: of the folders.
+        certain: True for names that no class has, False for those that one may have, also of wells and views.
+    """
+    names = set(map(normalise_name, names))
+    shapes = {tuple("#" if word.isdigit() else word for word in list_words(name) if word != "id") for name in names}
+    if len(names) < 2:
+        return ""
+    if certain and all(map(_DATE.fullmatch, names)):
+        return "dates"
+    if certain and len(names) >= _MIN_PATIENTS and all(map(PATIENT_FOLDER.fullmatch, names)):
+        return "patients or studies"
+    wells = [match[1] for name in names if (match := _WELL.fullmatch(name))]
+    if not certain and len(wells) == len(names) >= _MIN_WELLS and len(set(wells)) > 1:
+        return "named as wells of a plate are"
+    if not certain and {name.casefold() for name in names} <= VIEWS:
+        return "named as views of one subject are"
+    words = _UNITS if certain else _OCCASIONS
+    is_numbered = len(shapes) == 1 and len(shape := min(shapes)) == 2 and shape[0] in words and shape[1] == "#"
+    return f"{shape[0]} numbers" if is_numbered else ""
 
 
 def list_words(name: str) -> list[str]:
