@@ -40,29 +40,40 @@ def replace_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full, read-only or gone; `path` is unchanged.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_name_temporary(path), suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)  # for `list_leftovers`
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_UMASK)  # mkstemp's 0600 would hide a shared run from colleagues
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno in DISK_FULL_ERRORS and error.strerror != DISK_FULL:  # name the file, not the temporary one
-            raise OSError(error.errno, DISK_FULL, str(path)) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-        os.close(handle)
+    with _name_file_in_errors(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_name_temporary(path), suffix=".tmp")
+        temporary = Path(name)
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)  # for `list_leftovers`
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o666 & ~_UMASK)  # mkstemp's 0600 would hide a shared run from colleagues
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+            os.close(handle)
     with suppress(PermissionError):  # a folder that may be written, not listed
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the rename itself must survive a power cut
         finally:
             os.close(folder)
+
+
+@contextmanager
+def _name_file_in_errors(path: Path) -> Iterator[None]:
+    """Let the errors of writing a file name it instead of its temporary file, which is gone; on a full disk too."""
+    try:
+        yield
+    except OSError as error:
+        is_temporary = Path(str(error.filename)).name.startswith(_name_temporary(path))
+        if error.errno in DISK_FULL_ERRORS and (is_temporary or error.strerror != DISK_FULL):
+            raise OSError(error.errno, DISK_FULL, str(path)) from error
+        if is_temporary:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def _name_temporary(path: Path) -> str:

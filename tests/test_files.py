@@ -139,6 +139,32 @@ def test_full_disk_leaves_the_old_file_and_no_partial_file(tmp_path: Path) -> No
     assert (tmp_path / "old").read_text() == "old"
 
 
+def test_errors_name_the_file_instead_of_its_temporary_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+from convnext_cli.files import replace_file, write_text, Path
+with replace_file(Path("outer")) as temporary:
+    write_text(temporary, "x" * 5000)
+"""
+    assert f"{DISK_FULL}: 'outer'" in run_with_small_files(code, 1000, tmp_path).stderr.splitlines()[-1]
+    for number, method in ((errno.EIO, "replace"), (errno.EACCES, "chmod")):
+
+        def fail(path: Path, *_: object, number: int = number) -> None:
+            raise OSError(number, os.strerror(number), str(path))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, method, fail)
+            with pytest.raises(OSError, match=os.strerror(number)) as caught:
+                write_text(tmp_path / "file", "text")
+        assert caught.value.filename == str(tmp_path / "file")
+    with pytest.raises(FileNotFoundError) as gone:
+        write_text(tmp_path / "gone/file", "text")
+    assert gone.value.filename == str(tmp_path / "gone/file")
+    with pytest.raises(FileNotFoundError) as other, replace_file(tmp_path / "file"):
+        (tmp_path / "another").read_text()
+    assert other.value.filename == str(tmp_path / "another")
+    assert not list(tmp_path.iterdir())
+
+
 def test_full_disk_leaves_no_partial_line(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     append_json_line(path, {"number": 1})

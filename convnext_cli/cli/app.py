@@ -5,6 +5,7 @@ import gc
 import io
 import os
 import re
+import resource
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -19,13 +20,19 @@ from convnext_cli.cli import console
 from convnext_cli.cli.help import Command
 from convnext_cli.cli.hints import explain_usage
 from convnext_cli.cli.signals import get_stopping_signal, stop_by_signals
-from convnext_cli.cli.streams import discard, discard_unwritten, keep_streams
+from convnext_cli.cli.streams import discard, discard_unwritten, keep_streams, name_stdout
 from convnext_cli.errors import ConvnextError, OutOfMemoryError, StoppedError, UsageError, shorten_error
 from convnext_cli.machine import get_rank
 
 EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memory, 130 interrupted, 143 terminated."
 DEBUG = "CONVNEXT_DEBUG"
 INTERRUPTED = 130
+
+MIN_ADDRESS_SPACE = 2**29
+"""Bytes that `check` needs, on one thread. With less, OpenBLAS waits forever for memory while SciPy is imported."""
+
+BLAS_THREAD = 2**27
+"""Bytes of address space for each thread of the two OpenBLAS libraries of NumPy and SciPy, at most."""
 
 NO_PROCESS = (
     "this user or container has too many processes and threads to start another one. "
@@ -96,6 +103,7 @@ def _options(
 ) -> None:
     del version  # done by its callback
     _check_current_folder()
+    _check_memory_limit()
     get_rank()  # for its errors: without a valid rank no process knows whether to print
     if debug:
         os.environ[DEBUG] = "1"
@@ -119,6 +127,18 @@ def _check_current_folder() -> None:
         raise UsageError("the current folder no longer exists", "Change to another one, such as `cd ~`") from error
 
 
+def _check_memory_limit() -> None:
+    """Check that a limit of the address space leaves room for libraries; if it leaves little, use one BLAS thread."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return
+    if limit < MIN_ADDRESS_SPACE:
+        problem = f"this process may have {limit / 2**20:,.0f} MiB of memory (`ulimit -v`), which is too little"
+        raise OutOfMemoryError(problem, "Raise the limit to 1 GiB, and for PyTorch to 8 GiB or more")
+    if limit < 2**31 + (os.cpu_count() or 1) * BLAS_THREAD:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit.
 
@@ -140,7 +160,8 @@ def _run(args: list[str] | None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         code = make_app(words)(args, standalone_mode=False, prog_name="convnext")
-        sys.stdout.flush()  # here, so that a failure is reported like any other
+        with name_stdout():
+            sys.stdout.flush()  # here, so that a failure is reported like any other
     except (Exception, KeyboardInterrupt) as error:
         return _report(error, words)
     if code == INTERRUPTED:  # Typer's answer to Ctrl-C
@@ -159,7 +180,7 @@ def _report(error: BaseException, words: Sequence[str]) -> int:
     if isinstance(error, BrokenPipeError):  # the reader is gone; Python would complain again when it closes stdout
         discard(sys.stdout)
         return 1
-    if isinstance(error, OSError) and error.filename is None:  # a stream's: the same
+    if isinstance(error, OSError):  # perhaps stdout's: the same
         discard_unwritten(sys.stdout)
     if os.environ.get(DEBUG):
         raise error

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from convnext_cli.cli.streams import name_stdout
 from convnext_cli.cli.tables import fold_line, lay_out
 from convnext_cli.machine import is_launched
 from convnext_cli.progress import Notice, Result, Yielded, finish
@@ -30,9 +31,10 @@ PLAIN_EVERY = 30.0  # seconds between two lines of progress where there is no te
 def _print(stream: TextIO, text: str, style: Style = "", label: str = "", label_style: Style = "") -> None:
     """Write a line, on a terminal folded between words; the label in front of it has a style of its own."""
     first, *others = fold_line(label + make_visible(text), _find_width(stream) if _is_terminal(stream) else None)
-    stream.write(_paint(stream, label, label_style) + _paint(stream, first.removeprefix(label), style) + "\n")
-    stream.writelines(_paint(stream, line, style) + "\n" for line in others)
-    stream.flush()  # in order, where both streams go to the same file
+    with name_stdout():
+        stream.write(_paint(stream, label, label_style) + _paint(stream, first.removeprefix(label), style) + "\n")
+        stream.writelines(_paint(stream, line, style) + "\n" for line in others)
+        stream.flush()  # in order, where both streams go to the same file
 
 
 def _paint(stream: TextIO, text: str, style: Style) -> str:
@@ -103,7 +105,8 @@ def show_lines(text: str) -> None:
 def show_raw(text: str) -> None:
     """Write a part of the result exactly as it is, for programs."""
     if not _SILENT:
-        sys.stdout.write(text)
+        with name_stdout():
+            sys.stdout.write(text)
 
 
 def show_csv_row(cells: Iterable[Any], *, exact: bool = False) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any, TextIO, cast
 
+from convnext_cli.files import DISK_FULL_ERRORS
+
 _GONE = (errno.EIO, errno.EPIPE, errno.EBADF, errno.ENXIO, errno.ECONNRESET)
 
 
@@ -75,6 +77,17 @@ def keep_streams() -> Iterator[None]:
             yield
         finally:
             discard_unwritten(stderr)  # a full disk: Python would try again and exit with 120
+
+
+@contextmanager
+def name_stdout() -> Iterator[None]:
+    """Name standard output in the error of a full disk, for the length of a block that writes to it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL_ERRORS:
+            error.filename = "standard output"
+        raise
 
 
 @contextmanager

@@ -60,6 +60,27 @@ def test_a_limit_of_processes_is_named(convnext: Convnext, monkeypatch: pytest.M
     assert "too many processes and threads to start another one. Raise the limit" in outcome.err
 
 
+def test_a_limit_of_memory_is_an_error_before_a_library_hangs(
+    convnext: Convnext, monkeypatch: pytest.MonkeyPatch, digits: Path
+) -> None:
+    command = ["bash", "-c", 'ulimit -v 270000; exec "$0" -m convnext_cli check "$1"', sys.executable, str(digits)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 4
+    assert done.stderr == (
+        "error: this process may have 264 MiB of memory (`ulimit -v`), which is too little. "
+        "Raise the limit to 1 GiB, and for PyTorch to 8 GiB or more.\n"
+    )
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setattr("resource.getrlimit", Mock(return_value=(2**40, -1)))
+    assert convnext("list").code == 0
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "")  # so that it is unset again
+    del os.environ["OPENBLAS_NUM_THREADS"]
+    monkeypatch.setattr("resource.getrlimit", Mock(return_value=(2**30, -1)))
+    assert convnext("list").code == 0
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
+
+
 def test_plots_need_no_backend(convnext: Convnext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "junk")
     assert convnext("list").code == 0

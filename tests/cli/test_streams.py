@@ -101,6 +101,16 @@ def test_a_lost_reader_is_ignored_and_a_full_disk_is_an_error(monkeypatch: pytes
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+@pytest.mark.parametrize("words", [["list", "--json"], ["list"], ["cache"]])
+def test_a_full_disk_below_stdout_is_called_so(words: list[str]) -> None:
+    with os.fdopen(open_lost("full disk"), "w") as stream:
+        command = [sys.executable, "-m", "convnext_cli", *words]
+        done = subprocess.run(command, check=False, stdout=stream, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: No space left on device: standard output. Check ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_missing_standard_streams_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
