@@ -10,13 +10,14 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
+
+from convnext_cli.cli.tables import fold_line
 
 BLOCK = re.compile(
     r"^```sh\n(?P<commands>.*?)^```\n(?P<output>\n(?:<!-- lines (?P<lines>.*?) -->\n)?```text\n.*?^```\n)?", re.M | re.S
 )
-WIDTH = 128
+WIDTH = 110  # what a code block of the site shows
 
 
 def choose_lines(output: list[str], wanted: str | None) -> list[str]:
@@ -35,12 +36,6 @@ def choose_lines(output: list[str], wanted: str | None) -> list[str]:
         lines += ["…"] if number > before + 1 else []
         lines.append(output[number - 1])
     return lines + (["…"] if chosen and chosen[-1] < len(output) else [])
-
-
-def wrap_line(line: str) -> str:
-    """Return a line as a terminal of `WIDTH` columns shows it, broken between words."""
-    indent = " " * (len(line) - len(line.lstrip()) + 4)
-    return textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def record(page: Path, folder: Path) -> None:
@@ -64,7 +59,7 @@ def record(page: Path, folder: Path) -> None:
             return block[0]
         lines = [line.rstrip() for line in done.stdout.splitlines() if not re.match(r"\S.* \d+/\d+\b.*$", line)]
         comment = f"<!-- lines {block['lines']} -->\n" if block["lines"] else ""
-        text = "\n".join(map(wrap_line, choose_lines(lines, block["lines"])))
+        text = "\n".join(part for line in choose_lines(lines, block["lines"]) for part in fold_line(line, WIDTH))
         return f"```sh\n{block['commands']}```\n\n{comment}```text\n{text}\n```\n"
 
     page.write_text(BLOCK.sub(run, page.read_text()), encoding="utf-8")

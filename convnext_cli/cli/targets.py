@@ -37,7 +37,7 @@ def show_points(points: "Sequence[OperatingPoint]") -> None:
     values = [METRICS[key].short_heading for key in VALUES]
     console.show("")
     console.show_table(
-        ["target", *columns, *values], map(_list_cells, points), numbers=[*columns, *values], spare=[*values]
+        ["target", *columns, *values], map(_list_cells, points), numbers=[*columns, *values], spare=values[::-1]
     )
 
 
