@@ -117,7 +117,8 @@ def _make_folder(folder: Path, run: Path, sources: Sequence[Source], *, overwrit
     parents = sorted(
         {resolve_links(path).parent for path in (source.path for source in sources) if path and os.path.lexists(path)}
     )
-    for data in (*parents, *_find_data_folder(parents)):
+    named = {source.folder for source in sources if source.folder is not None}
+    for data in (*sorted(named), *parents, *_find_data_folder(parents)):
         check_outside(folder, data, option="--explain")
     with suppress(RunError):  # an exported file, or a run whose data are not known
         check_outside_data(folder, RunFolder(run).read_split(), option="--explain")

@@ -43,7 +43,7 @@ class Prediction(Outcome):
     index: int = 0
     """Position of the input, from 0."""
     item: int | None = None
-    """Position in an (N, H, W, 3) array, from 0; None for other inputs."""
+    """Position in an (N, H, W, 3) array, or among the images of a folder, from 0; None for other inputs."""
     task: Task | None = None
     """The task of the run; None if the image cannot be read."""
     decisions: dict[str, bool] = field(default_factory=dict)
@@ -96,9 +96,9 @@ def predict(
     """Classify one image or several with a run: classes, probabilities and decisions for each.
 
     Args:
-        images: one or several paths of image files, PIL images and NumPy arrays, in any mixture. Arrays are uint8, 0
-            to 255: (H, W) grey, (H, W, 3) RGB, or (N, H, W, 3) for N images. A PIL image is read like its file: turned
-            upright by its EXIF orientation, transparent pixels composited on white.
+        images: one or several paths of image files or folders, PIL images and NumPy arrays, in any mixture. Arrays are
+            uint8, 0 to 255: (H, W) grey, (H, W, 3) RGB, or (N, H, W, 3) for N images. A PIL image is read like its
+            file: turned upright by its EXIF orientation, transparent pixels composited on white.
         run: the run folder, or an exported ONNX file; None takes the newest run under `runs/`. For a cross-validation,
             probabilities are the mean over its models.
         on_event: called with each `Progress`.
@@ -113,8 +113,8 @@ def predict(
 
     Returns:
         A `Prediction` for each image, in their order. `index` is the position of its input in `images`, and `item` the
-        position of its image in an (N, H, W, 3) array. With `per="group"` one for each group, in the order of their
-        first images.
+        position of its image in an (N, H, W, 3) array or among the sorted images below a folder. With `per="group"`
+        one for each group, in the order of their first images.
 
     Raises:
         RunError: the run cannot be read. An image that cannot be read is no error: its prediction has `error` set.

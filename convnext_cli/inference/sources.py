@@ -1,5 +1,6 @@
 """Images to classify: paths, PIL images and arrays, in any mixture."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
@@ -10,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_cli.errors import UsageError
+from convnext_cli.data.inputs import find_images
+from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.images.decode import convert_image, decode_image
 from convnext_cli.images.raster import Pixels
 
 ImageInput: TypeAlias = str | PathLike[str] | Image.Image | NDArray[np.uint8]
-"""A path; a PIL image; or uint8 values, (H, W) grey, (H, W, 3) RGB or (N, H, W, 3) for N images."""
+"""A path of an image or of a folder with images; a PIL image; or uint8 values: (H, W) grey, (H, W, 3) RGB, or
+(N, H, W, 3) for N images."""
 
 ARRAY_REMEDY = "Give uint8 values, 0 to 255, of shape (H, W), (H, W, 3) or (N, H, W, 3)"
 
@@ -27,8 +30,12 @@ class Source:
     index: int
     """Position of the input that it is, or is part of."""
     item: int | None
-    """Position in an (N, H, W, 3) array; None for other inputs."""
+    """Position in an (N, H, W, 3) array or among the images of a folder; None for other inputs."""
     content: Path | Image.Image | Pixels
+    folder: Path | None = None
+    """The folder that was given, of which this is an image; None for other inputs."""
+    error: ImageError | None = None
+    """The reason why a folder cannot be read or has no images."""
 
     @property
     def path(self) -> Path | None:
@@ -46,6 +53,8 @@ class Source:
         Raises:
             ImageError: it cannot be read.
         """
+        if self.error is not None:
+            raise self.error
         if isinstance(self.content, Path):
             return decode_image(self.content)
         if isinstance(self.content, Image.Image):
@@ -55,7 +64,7 @@ class Source:
 
 
 def list_sources(images: Iterable[ImageInput] | ImageInput) -> list[Source]:
-    """Return the images of one input or several; an (N, H, W, 3) array gives N.
+    """Return the images of one input or several: an (N, H, W, 3) array gives N, a folder all below it, sorted.
 
     Raises:
         UsageError: an input is of another type, or an array has another dtype or shape.
@@ -70,7 +79,14 @@ def list_sources(images: Iterable[ImageInput] | ImageInput) -> list[Source]:
 
 def _split(index: int, image: Any) -> list[Source]:
     if isinstance(image, str | PathLike):
-        return [Source(index=index, item=None, content=Path(image))]
+        path = Path(image)
+        if not path.is_dir():
+            return [Source(index=index, item=None, content=path)]
+        images, problems = find_images(path, Counter())
+        return [
+            Source(index=index, item=item, content=content, folder=path, error=error)
+            for item, (content, error) in enumerate([*((each, None) for each in images), *problems])
+        ]
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise UsageError(f"{_name(index)} is an image of {image.width} x {image.height} pixels", "Leave it out")

@@ -163,6 +163,7 @@ def test_heat_map_folder_must_lie_outside_the_data(run: RunFolder, tmp_path: Pat
         (copies[:1], data / "heat"),
         (copies, copied / "deep/heat"),  # other data in class folders
         (copies, copied / "deep/0/heat"),
+        (copied, copied / "heat"),
     ):
         with pytest.raises(UsageError, match=r"would lie in the data .* Give a place outside of it with --explain"):
             predict(chosen, run.path, explain=folder)

@@ -158,3 +158,20 @@ def test_invalid_input_type_raises_an_error(value: Any, name: str, run: RunFolde
         predict(value, run.path)
     with pytest.raises(UsageError, match=r"images\[0\] is an image of 0 x 5 pixels"):
         predict(Image.new("RGB", (0, 5)), run.path)
+
+
+def test_folder_gives_each_image_below_it(run: RunFolder, tmp_path: Path) -> None:
+    for seed, name in enumerate(("b/2.png", "b/1.png", "a.png")):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        draw_picture(seed).save(tmp_path / "images" / name)
+    (tmp_path / "images/notes.txt").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    predictions = predict([tmp_path / "empty", str(tmp_path / "images")], run.path)
+    assert [(p.index, p.item, p.path and p.path.name) for p in predictions] == [
+        (0, 0, "empty"), (1, 0, "a.png"), (1, 1, "1.png"), (1, 2, "2.png"),
+    ]  # fmt: skip
+    assert str(predictions[0].error).startswith(f"no images in {tmp_path / 'empty'}")
+    assert [p.probabilities for p in predictions[1:]] == [
+        p.probabilities for p in predict([p.path for p in predictions[1:] if p.path], run.path)
+    ]
+    assert len(predict(tmp_path / "images", run.path)) == 3
