@@ -7,6 +7,7 @@ A document calls the functions below between `[[[cog` and `[[[end]]]`; each prin
 """
 
 import ast
+import html
 import inspect
 import re
 import tomllib
@@ -28,7 +29,16 @@ def show_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     print("|", " | ".join(head), "|")
     print("|" + "---|" * len(head))
     for row in rows:
-        print("|", " | ".join(str(cell).replace("|", "\\|") for cell in row), "|")
+        print("|", " | ".join(_escape_bars(str(cell)) for cell in row), "|")
+
+
+def _escape_bars(cell: str) -> str:
+    """Return a table's cell with its bars escaped; in code, the site would show the backslash."""
+
+    def escape(code: re.Match[str]) -> str:
+        return f"<code>{html.escape(code[1]).replace('|', '&#124;')}</code>"
+
+    return re.sub(r"`([^`]*\|[^`]*)`", escape, cell).replace("|", "\\|")
 
 
 def show_layers() -> None:
@@ -84,7 +94,7 @@ def _describe_option(declared: Any) -> tuple[str, str, str]:
 
 def _escape(text: str) -> str:
     """Return text with what Markdown would take for an HTML tag or emphasis as code."""
-    return re.sub(r"(<[^>`]*>|'\*[^']*'|\*\.\w+)", r"`\1`", text)
+    return re.sub(r"((?:[\w{},/-]*<[^>`]*>)+/?|'\*[^']*'|\*\.\w+)", r"`\1`", text)
 
 
 def show_settings() -> None:

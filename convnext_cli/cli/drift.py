@@ -17,7 +17,13 @@ def show_drift(drift: "Drift") -> None:
 
     console.show("")
     console.show("Drift from the run's validation images", style="bold")
-    console.show_table(COLUMNS, (measure.list_cells() for measure in drift.measures), numbers=COLUMNS[1:-1])
+    changed = [measure for measure in drift.measures if measure.is_drift]
+    if changed or not drift.is_tested:
+        shown = changed or drift.measures
+        console.show_table(COLUMNS, (measure.list_cells() for measure in shown), numbers=COLUMNS[1:-1])
+    if drift.is_tested and (others := len(drift.measures) - len(changed)):
+        kind = "other measure" if changed else "measure"
+        console.show(f"No drift in {format_count(others, kind)} (--json has them)")
     if drift.flagged is not None:
         console.show(
             f"{format_percent(drift.flagged)}% of the images are above the OOD threshold; of validation images "

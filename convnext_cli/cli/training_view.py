@@ -153,8 +153,8 @@ def _show_folds(result: "CrossValidationResult") -> None:
     console.show(f"Folds: {result.run}")
     if not result.left_out:
         console.show(
-            f"eval averages the {len(result.folds)} models on a test split; without a test split, the model that was "
-            "not trained on an image predicts it"
+            f"eval averages the {len(result.folds)} models on the test split. Without one, each image is predicted by "
+            "the model that was not trained on it"
         )
     console.show(f"Next: convnext eval {quote(result.run)}")
 
