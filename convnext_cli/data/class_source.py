@@ -24,7 +24,7 @@ from convnext_cli.encoding import fold_name
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import OtherTaskError, TableOptions, fold_column
-from convnext_cli.text import format_part, shorten_names
+from convnext_cli.text import format_count, format_part, shorten_names
 
 Files = tuple[Path, ...]
 """A table, or the tables of the splits."""
@@ -70,6 +70,8 @@ def choose_class_source(
     names_column = options.label_column != AUTO or options.label_columns != AUTO
     if _names_classes(folders, [*paths, *tables], options) and not (tables and names_column):
         index, files = _find_extension(tables, folders, source, options.known_labels) or (folders, ())
+        if not files:
+            index = replace(index, notes=(*index.notes, *_note_further_images(tables, folders)))
     elif len(tables) == 1:
         [(files, table)] = tables.items()
         index = _describe_only_table(files, table, layout, forms)
@@ -225,12 +227,24 @@ def _find_extension(
             continue
         if not _is_one_to_one(pairs):
             raise _describe_contradiction(names, table, folders, pairs, source)
-        has_more = any(table.groups) or any(table.folds) or (any(table.splits) and not any(folders.splits))
+        own, other = ({*index.splits} - {""} for index in (folders, table))
+        has_more = any(table.groups) or any(table.folds) or own < other
         if has_more and label_of.keys() <= set(files):
             note = f"the classes of {_name_files(names)} are those of the folders; other columns are used"
             named = table if set(table.classes) & set(known_labels) else _rename_numbers(table, folders, pairs)
             extensions.append((replace(named, notes=(note, *table.notes)), names))
     return extensions[0] if extensions else None
+
+
+def _note_further_images(tables: dict[Files, Index], folders: Index) -> list[str]:
+    """Return notes on tables that give other images the classes of the folders, as GTSRB's `Test.csv` does."""
+    known = set(_list_files(folders))
+    return [
+        f"{_name_files(files)} gives {format_count(len(table), 'image')} outside the class folders their classes: to "
+        "use them, write all images into one CSV file with path, label and split"
+        for files, table in tables.items()
+        if set(table.classes) <= set(folders.classes) and known.isdisjoint(_list_files(table))
+    ]
 
 
 def _rename_numbers(table: Index, folders: Index, pairs: Iterable[Pair]) -> Index:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from convnext_cli.data.folders.checks import MAX_VIEWS
 from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.headers import list_dicom_rows, read_dicom_attribute
 from convnext_cli.data.index import NONE, Index
@@ -84,7 +85,7 @@ def group_steps(index: Index, group_from: str) -> Steps[tuple[Index, Grouping]]:
             index, _group_by_row(index), "manifest", "the folder in the table's row, or the patient in its path"
         )
     for guess in _group_by_folder(index):
-        if groups := _keep_plausible(index, guess)[0]:
+        if groups := _keep_plausible(index, guess, are_folders=True)[0]:
             place = "that holds the image" if are_single_folders(index, guess) else "inside the class folder"
             return _apply(index, groups, "folders", f"the folder {place}")
     groups, note = _keep_plausible(index, group_by_name(index))
@@ -172,12 +173,13 @@ def _list_inside(path: str, name: str, split: str) -> list[str]:
     return inside
 
 
-def _keep_plausible(index: Index, guess: Mapping[int, str]) -> tuple[dict[int, str], str]:
+def _keep_plausible(index: Index, guess: Mapping[int, str], *, are_folders: bool = False) -> tuple[dict[int, str], str]:
     """Return the part of a guess that can be groups, and a note: what is left out, or why nothing is kept.
 
     If most repeated identifiers occur once in each of several classes (`1_cat`, `1_dog`, `2_cat` ...), their numbers
     restart in each class, and an identifier then means something else in each. Only images of one class are kept
-    together. Nothing is kept if there are too few identifiers.
+    together. Nothing is kept if there are too few identifiers. Of numbered folders, such as clips, those of each class
+    count, if there are more than views of one subject.
     """
     counts = Counter(guess.values())
     numbers = index.class_numbers
@@ -185,7 +187,9 @@ def _keep_plausible(index: Index, guess: Mapping[int, str]) -> tuple[dict[int, s
     repeated = [group for group, count in counts.items() if count > 1]
     if not repeated:
         return {}, "no identifier repeats in the file names" + ("" if index.values else " of one class")
-    if len(counts) + len(index) - len(guess) < min(MIN_PER_CLASS * len(index.classes), MIN_GROUPS):
+    are_numbered = len(counts) > MAX_VIEWS and all(re.search(r"\d", group) for group in counts)
+    identifiers = classes.total() if are_folders and are_numbered else len(counts)
+    if identifiers + len(index) - len(guess) < min(MIN_PER_CLASS * len(index.classes), MIN_GROUPS):
         return {}, f"the file names have {len(counts):,} identifiers only, such as {repeated[0]}: too few to be groups"
     restarted = [group for group in repeated if counts[group] == classes[group]]
     if len(restarted) <= len(repeated) / 2 or are_single_folders(index, guess):

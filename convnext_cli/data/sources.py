@@ -11,7 +11,7 @@ from convnext_cli.data.folders.splits import find_split_tables, is_split_list
 from convnext_cli.data.index import EXCLUDED, GIVEN_SUFFIXES, NONE, Index, number_targets, select_rows
 from convnext_cli.data.outside import check_cache_outside, list_data_folders
 from convnext_cli.data.scan import check_left, scan_folder
-from convnext_cli.data.split_lists import apply_split_lists
+from convnext_cli.data.split_lists import apply_split_lists, is_partition
 from convnext_cli.data.tables.table import list_tables
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
@@ -40,6 +40,9 @@ def scan_data(
     if suffix in GIVEN_SUFFIXES:
         from convnext_cli.data.manifest import read_manifest
 
+        if is_partition(data):
+            problem = f"{data} has the splits of images, not their classes"
+            raise DataError(problem, "Give the table of the classes, or its folder; the splits beside it are used")
         index = replace(read_manifest(data, table_options), source=data)
         others = [path for path in list_tables(data.parent) if path != data]
         index, _ = add_groups(index, others, table_options)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from convnext_cli.data.folders.splits import find_split_lists, is_split_list
+from convnext_cli.data.folders.words import list_words
 from convnext_cli.data.index import Index, group_by
 from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import compose_name, read_text
@@ -16,6 +17,8 @@ from convnext_cli.text import format_count, format_part, shorten_names
 
 _FLAGS, _NUMBERS = "train_test_split.txt", "images.txt"
 """The files of CUB-200 and of sets in its form: number and flag, number and name."""
+_PARTITION = {"0": "train", "1": "val", "2": "test"}
+"""The numbers of splits in a file such as CelebA's `list_eval_partition.txt`."""
 _AFTER_NAME = r"[\s,;]+"
 """Separator of the name of an image and its class in a line."""
 
@@ -67,7 +70,7 @@ def _read_lists(
     number, named, repeated = 0, 0, 0
     for split, path in files.items():
         try:
-            lines = _read_flags(path, split) if path.name == _FLAGS else _read_lines(path)
+            lines = _read_split(path, split)
         except DataError as error:
             return splits, [], error.problem
         rows = [row for line in lines if (row := _find_row(line, paths, rows_of)) is not None]
@@ -92,9 +95,34 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _list_flag_files(paths: Sequence[Path]) -> list[dict[str, Path]]:
-    """Return the files of CUB-200's form, each as a set of splits: lines of a number and 1 for a training image."""
+    """Return the files of CUB-200's and CelebA's forms, each as a set of splits: lines of an image and its split."""
     flags = [path for path in paths if path.name == _FLAGS and (path.parent / _NUMBERS).is_file()]
-    return [{"train": path, "test": path} for path in flags]
+    partitions = [path for path in paths if is_partition(path)]
+    return [
+        *({"train": path, "test": path} for path in flags),
+        *(dict.fromkeys(_PARTITION.values(), path) for path in partitions),
+    ]
+
+
+def is_partition(path: Path) -> bool:
+    """Return True if a text file has an image and the number of its split in each line, by its name and its lines."""
+    if path.suffix.lower() != ".txt" or "partition" not in list_words(path.stem):
+        return False
+    try:
+        words = [line.rsplit(maxsplit=1) for line in _read_lines(path)]
+    except DataError:
+        return False
+    return {len(line) for line in words} == {2} and {number for _, number in words} == _PARTITION.keys()
+
+
+def _read_split(path: Path, split: str) -> list[str]:
+    """Return the names of the images of a split, from a list of it or of all splits."""
+    if path.name == _FLAGS:
+        return _read_flags(path, split)
+    lines = _read_lines(path)
+    if not is_partition(path):
+        return lines
+    return [name for name, number in (line.rsplit(maxsplit=1) for line in lines) if _PARTITION[number] == split]
 
 
 def _read_flags(path: Path, split: str) -> list[str]:

@@ -39,6 +39,13 @@ def test_names_without_identifier_give_no_groups(name: str) -> None:
     assert index.groups == ()
 
 
+def test_numbered_folders_in_each_class_are_groups() -> None:
+    index = make_index(*(f"{c}/clip_{v}/{k}.png" for c in ("run", "walk") for v in range(5) for k in range(6)))
+    assert group_index(index, "auto")[1].source == "folders"
+    views = make_index(*(f"{c}/T{v}/{k}.png" for c in ("ill", "well") for v in range(4) for k in range(6)))
+    assert group_index(views, "auto")[1].source == "none"
+
+
 def test_images_of_one_subject_share_a_group() -> None:
     for name in ("hexadecimal", "UUID", "copies", "eyes first", "crop first", "date, then patient"):
         index, _ = group_index(make_index(*WITH_GROUPS[name]), "auto")

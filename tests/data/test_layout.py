@@ -6,6 +6,7 @@ import shlex
 import shutil
 import unicodedata
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -750,6 +751,27 @@ def test_remedies_of_folders_that_are_no_classes_read_them(tmp_path: Path, image
             scan_data(data)
         [pattern] = re.findall("--label-from '([^']+)'", caught.value.remedy)
         assert scan_data(data, table_options=TableOptions(label_from=pattern)).classes == classes
+
+
+def test_tables_of_images_outside_the_class_folders_are_used_or_noted(tmp_path: Path, image: Path) -> None:
+    """As in GTSRB."""
+    tables = {
+        "Test": "Test.csv:Path,ClassId|" + "|".join(f"Test/{k}.png,{k}" for k in range(2)),
+        "Train": "Train.csv:Path,ClassId|" + "|".join(f"Train/{c}/{k}.png,{c}" for c in "01" for k in range(3)),
+    }
+    files = "Train/0/ Train/1/ Test/0.png Test/1.png"
+    index = scan_folder(make(tmp_path / "one", f"{files} {tables['Test']}", image))
+    assert Counter(index.splits) == {"train": 6}
+    assert any("Test.csv gives 2 images outside the class folders their classes" in note for note in index.notes)
+    index = scan_folder(make(tmp_path / "both", " ".join([files, *tables.values()]), image))
+    assert Counter(index.splits) == {"train": 6, "test": 2}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.mat", "a.NPZ"])
+def test_files_of_annotations_have_a_remedy(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(DataError, match=r"is not a table that can be read\. Write what it says into a CSV file"):
+        scan_data(tmp_path / name)
 
 
 def test_addresses_in_a_table_are_no_classes(tmp_path: Path, image: Path) -> None:

@@ -355,6 +355,50 @@ def test_words_for_yes_and_no_are_united(cells: str, options: dict[str, Any], la
     assert any("are read as" in note for note in index.notes) == (labels != cells)
 
 
+@pytest.mark.parametrize("name", ["Confidence", "present", "is_present"])
+def test_labels_that_are_absent_are_refused(name: str, images: Path) -> None:
+    """As in Open Images, whose Confidence is 0 where a label was verified to be absent."""
+    head, options = f"path,label,{name}\n", TableOptions(task="multilabel")
+    text = "images/a,cat,1\nimages/a,dog,{}\nimages/b,cat,1\nimages/c,dog,1"
+    with pytest.raises(
+        DataError, match=rf"has 0 in column '{name}' in 1 row: .* 'label' of the row is absent"
+    ) as caught:
+        scan_data(write(images / "t.csv", head + text.format(0)), table_options=options)
+    assert "Remove these rows" in caught.value.remedy
+    assert scan_data(write(images / "t.csv", head + text.format(1)), table_options=options).values
+    other = f"path,label,contrast {name}\nimages/a,cat,1\nimages/b,dog,0"
+    assert scan_data(write(images / "t.csv", other)).classes == ("cat", "dog")
+
+
+def test_columns_that_choose_rows_are_noted(images: Path) -> None:
+    text = "path,label,exclude\nimages/a,x,1\nimages/b,y,0\nimages/c,y,0\n"
+    note = (
+        "column 'exclude' has 1 in 1 and 0 in 2 of 3 rows, and all rows are used: remove those that are to be left out"
+    )
+    assert note in scan_data(write(images / "t.csv", text)).notes
+    assert note not in scan_data(write(images / "t.csv", text.replace("exclude", "old"))).notes
+
+
+def test_files_that_cannot_be_found_have_a_true_reason(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_image(images / "images/007.png")
+    with pytest.raises(
+        DataError, match=r"file that does not exist in 1 row: 7\. Write .* zeros .*: 007, as of images/007"
+    ):
+        scan_data(write(images / "t.csv", "path,label\n7,x\n"))
+    with pytest.raises(DataError, match="has addresses in column 'image_url', which are not downloaded"):
+        scan_data(write(images / "t.csv", "image_url,label\nhttps://a.org/a.png?x=1,x\nhttps://a.org/b.png?x=1,y\n"))
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:  # root may read everything
+        if Path(path).name == "images":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"not exist, or lies in a folder that cannot be read \(images\), in 2 rows"):
+        scan_data(write(images / "t.csv", "path,label\na.png,x\nb.png,y\n"))
+
+
 def test_class_names_that_may_mean_the_same_are_found() -> None:
     names = ["cat", "Cat (1)", "dog", "dog - Kopie", "1", "True", "no", "0.0", "f(x)", "copy", "a (2019)"]
     assert find_alike(names) == [["cat", "Cat (1)"], ["dog", "dog - Kopie"], ["1", "True"], ["no", "0.0"]]

@@ -8,6 +8,7 @@ import pytest
 from convnext_cli.data.folders.splits import find_split_lists, is_split_list
 from convnext_cli.data.index import Index
 from convnext_cli.data.sources import scan_data
+from convnext_cli.errors import DataError
 from tests.conftest import save_image
 
 IMAGES = [f"images/{name}/{name}_{k}.png" for name in "ab" for k in range(4)]
@@ -160,3 +161,15 @@ def test_flags_of_numbered_images_are_splits(root: Path) -> None:
     assert note == (
         "lists that are not used: train_test_split.txt; train_test_split.txt do not name the images of these splits"
     )
+
+
+def test_numbers_of_splits_are_no_classes(root: Path) -> None:
+    """As in CelebA."""
+    path = write(
+        root / "list_eval_partition.txt", *(f"{name.rpartition('/')[2]} {k % 3}" for k, name in enumerate(IMAGES))
+    )
+    assert read_splits(root) == ["tr", "va", "te"] * 2 + ["tr", "va"]
+    with pytest.raises(DataError, match="has the splits of images, not their classes"):
+        scan_data(path)
+    write(path, "a_0.png cat", "a_1.png dog")
+    assert scan_data(path).classes == ("cat", "dog")

@@ -115,6 +115,6 @@ def describe_others(tree: Folder) -> str:
     if not kinds or any(is_table(name) and not is_form(name) for name in names):
         return ""
     return (
-        f". Its {' and '.join(kinds)} files are not read: if they name classes, write these into a CSV file "
-        "(this program does not train detection or segmentation)"
+        f". Its {' and '.join(kinds)} files are not read: if they name classes, write these into a CSV file, as "
+        "docs/how-to/data.md shows for public sets (this program does not train detection or segmentation)"
     )

@@ -64,6 +64,13 @@ _OBJECT_WORDS = (
 leaves are counted anew on each plant."""
 _VECTOR = re.compile(r"\[[\d.,\s]+\]")
 """A list of numbers, such as a one-hot vector beside its columns."""
+_CHOICE_WORDS = frozenset(
+    (
+        "exclude", "excluded", "exclusion", "ignore", "ignored", "discard", "discarded", "drop", "dropped", "invalid",
+        "reject", "rejected", "skip", "use", "used", "usable", "unusable", "include", "included", "inclusion", "keep",
+        "gradable", "ungradable", "gradeable", "ungradeable", "adequate", "ausschluss", "ausschließen", "verwenden",
+    )
+)  # fmt: skip
 MIN_OBJECTS = 10  # values of a column that may be groups
 MAX_ARMS = 3  # values of a column `group` that are the arms of a study, such as control and treated
 MAX_FOLDS = 50
@@ -167,11 +174,19 @@ def _find_path_column(table: Table, chosen: Collection[str], finder: FileFinder)
             f"{table.path} has one column only ({shorten(min(table.columns))})",
             "Separate path and label with a comma, a semicolon, a tab or |",
         )
+    if path is None and (
+        address := next((name for name in table.columns if _most(table.columns[name], _is_address)), "")
+    ):
+        raise DataError(
+            f"{table.path} has addresses in column {address!r}, which are not downloaded, and no column of files",
+            "Download the images, and add a column path with their files",
+        )
     if path is None:
         names = ", ".join(list_columns(table.columns)[:10]) or "none"
         raise DataError(
             f"{table.path} has no column for the images' paths (it has {names})",
-            suggest_root(finder, table.columns.values()) or "Name it with --path-column",
+            suggest_root(finder, table.columns.values())
+            or "Name it with --path-column, or add a column path with the file of each row",
         )
     return path
 
@@ -285,8 +300,17 @@ def holds_identifiers(table: Table, name: str) -> bool:
     return is_called_so and len(set(cells)) >= MIN_OBJECTS and _may_name(cells) and _most(cells, _has_digit)
 
 
+def is_choice(name: str) -> bool:
+    """Return True if the name of a column says that it tells which rows to use."""
+    return not _CHOICE_WORDS.isdisjoint(list_words(name))
+
+
 def _is_one_to_one(cells: Sequence[str], others: Sequence[str]) -> bool:
     return len(set(cells)) == len(set(others)) == len(set(zip(cells, others, strict=True)))
+
+
+def _is_address(cell: str) -> bool:
+    return "://" in cell
 
 
 def _has_digit(cell: str) -> bool:

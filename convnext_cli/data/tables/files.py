@@ -4,7 +4,6 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from convnext_cli.tasks.reading import EXAMPLES, Table
 from convnext_cli.text import find_address, format_count, quote, shorten_names
 
 MAX_BESIDE = 50  # folders beside the table's own in which a missing image is searched
+MAX_DIGITS = 16  # of a number that is a file's name
 MAX_DEPTH = 5  # levels of folders below the table's own in which images are searched
 
 
@@ -41,17 +41,21 @@ class Listing:
     def __init__(self, root: Path) -> None:
         self.root = str(root)
         self._names: dict[str, tuple[list[str], list[str]]] = {}
+        self.closed: list[str] = []
+        """The folders that cannot be read."""
 
     def read(self, folder: str) -> tuple[list[str], list[str]]:
         """Return the names of the files and of the folders in a folder; none if it cannot be read."""
         if folder not in self._names:
             files, folders = self._names[folder] = [], []
-            with suppress(OSError), os.scandir(os.path.join(self.root, folder)) as entries:  # noqa: PTH118
-                for entry in entries:
-                    if is_file(entry):
-                        files.append(entry.name)
-                    elif is_folder(entry):
-                        folders.append(entry.name)
+            try:
+                entries = list(os.scandir(os.path.join(self.root, folder)))  # noqa: PTH118
+            except OSError as error:
+                entries = []
+                if isinstance(error, PermissionError):
+                    self.closed.append(folder)
+            files += [entry.name for entry in entries if is_file(entry)]
+            folders += [entry.name for entry in entries if not is_file(entry) and is_folder(entry)]
         return self._names[folder]
 
 
@@ -254,11 +258,14 @@ def find_files(table: Table, finder: FileFinder, column: str) -> Images:
         [names[row] for row in addresses[:EXAMPLES]],
         "Download the images, and name their folder with --image-root DIR",
     )
+    closed = [decode_name(folder) for folder in finder.listing.closed]
     table.refuse(
-        f"a {'folder' if images.are_in_folders else 'file'} that does not exist",
+        f"a {'folder' if images.are_in_folders else 'file'} that does not exist"
+        + (f", or lies in a folder that cannot be read ({shorten_names(closed)})," if closed else ""),
         missing,
         [names[row] for row in missing[:EXAMPLES]],
         suggest_root(finder, [[names[row] for row in missing]])
+        or _suggest_zeros(finder, [names[row] for row in missing])
         or "Correct these rows, or name the folder of the paths with --image-root DIR",
     )
     return images
@@ -282,6 +289,16 @@ def suggest_root(finder: FileFinder, columns: Iterable[Sequence[str]]) -> str:
         beside = FileFinder(Listing(folder), finder.table, search=False, encoding=finder.encoding)
         if cells := next((cells for cells in filled if all(map(beside.find, cells[:SAMPLE]))), None):
             return f"Give --image-root {quote(folder)}, which has {'them' if len(cells) > 1 else 'it'}"
+    return ""
+
+
+def _suggest_zeros(finder: FileFinder, names: Sequence[str]) -> str:
+    """Return the remedy for numbers whose leading zeros a spreadsheet program has cut; empty if no file has them."""
+    name = names[0] if names else ""
+    for width in range(len(name) + 1, MAX_DIGITS) if name.isdecimal() else ():
+        filled = name.zfill(width)
+        if found := finder.find_images([filled]).paths[0]:
+            return f"Write the column with the zeros that a spreadsheet program has cut: {filled}, as of {found}"
     return ""
 
 

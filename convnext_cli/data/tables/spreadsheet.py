@@ -22,6 +22,7 @@ from convnext_cli.text import shorten_names
 
 INSTALL = "needs: pip install 'convnext-cli[excel]'"
 MAX_MEMORY, MAX_UNPACKED = 4 * GIB, GIB
+_MERGED = "it is an ODS file with cells that are merged over rows"
 _SPANS = re.compile(rb'table:number-rows-spanned="(?!1")')
 """Merged rows of ODS, which the reader does not report."""
 
@@ -58,6 +59,8 @@ def read_spreadsheet(path: Path) -> tuple[list[list[str]], list[int]]:
     result = ended if done.returncode else json.loads(done.stdout)
     if isinstance(result, str):
         remedy = "Open it in a spreadsheet program, and save the table as a CSV file"
+        if result == _MERGED:  # a CSV file of it has blank cells
+            remedy = "Open it in a spreadsheet program, and save it as XLSX, of which merged cells are read"
         raise DataError(f"{path} cannot be read as a spreadsheet: {result}", remedy)
     filled = [sheet for sheet in result if sheet["rows"]]
     tables = [sheet for sheet in filled if len(sheet["rows"]) > 1 and len(sheet["rows"][0][1]) > 1] or filled
@@ -65,7 +68,8 @@ def read_spreadsheet(path: Path) -> tuple[list[list[str]], list[int]]:
         names = shorten_names([sheet["name"] for sheet in tables])
         raise DataError(
             f"{path} has several sheets with a table: {names}",
-            "Hide all but one in the spreadsheet program, or save the one to read as a CSV file",
+            "Hide all but one in the spreadsheet program, or save the one to read as a CSV file; if they are splits, "
+            "save each as a CSV file of its split's name, such as train.csv, and give their folder",
         )
     rows = tables[0]["rows"] if tables else []
     return [cells for _, cells in rows], [line for line, _ in rows]
@@ -81,7 +85,7 @@ def _read_sheets(path: str) -> list[dict[str, Any]]:
             if unpacked > MAX_UNPACKED:
                 raise ValueError(f"it would unpack to {unpacked / GIB:,.1f} GiB, above {MAX_UNPACKED // GIB} GiB")
             if "content.xml" in packed.namelist() and _SPANS.search(packed.read("content.xml")):
-                raise ValueError("it is an ODS file with cells that are merged over rows; XLSX files may have them")
+                raise ValueError(_MERGED)
     with Path(path).open("rb") as file:
         try:
             workbook = CalamineWorkbook.from_filelike(file)

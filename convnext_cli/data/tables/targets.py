@@ -16,9 +16,13 @@ from convnext_cli.tasks.reading import (
     fold_column,
     is_flag,
     is_measure,
+    parse_flag,
 )
 from convnext_cli.tasks.registry import TASKS, choose_kind, read_cells, read_columns
+from convnext_cli.text import format_count
 
+_PRESENCE_WORDS = frozenset(("confidence", "present", "presence", "exists", "vorhanden", "presente", "présent"))
+"""Names of a column whose 0 says that a row's label is absent."""
 _LABEL_WORDS = frozenset(("label", "labels", "class", "category", "diagnosis", "grade"))
 
 
@@ -32,6 +36,8 @@ def read_targets(table: Table, columns: dict[str, str], options: TableOptions) -
         DataError: there is no column for the targets, a cell is empty, or most rows have a class of their own.
     """
     targets = _find_targets(table, columns, options)
+    if len(targets.columns) == 1 and not targets.task.is_continuous:
+        _check_presence(table, targets.columns[0])
     number = len(set(targets.labels))
     if options.task == AUTO and not options.known_labels and are_too_many(number, len(table)):
         raise DataError(
@@ -40,6 +46,24 @@ def read_targets(table: Table, columns: dict[str, str], options: TableOptions) -
             "Name the column of classes with --label-column; or --task single reads each value as a class",
         )
     return targets
+
+
+def _check_presence(table: Table, label: str) -> None:
+    """Check that no other column says that labels are absent, as the `Confidence` of Open Images does.
+
+    Raises:
+        DataError: one does.
+    """
+    for name, cells in table.columns.items():
+        words = set(list_words(name)) - {"is", "label"}
+        flags = list(map(parse_flag, cells)) if words and words <= _PRESENCE_WORDS and name != label else []
+        if set(flags) == {0.0, 1.0}:
+            raise DataError(
+                f"{table.path} has 0 in column {name!r} in {format_count(flags.count(0.0), 'row')}: these seem to say "
+                f"that the {label!r} of the row is absent, and would count as present",
+                "Remove these rows; or write a column of 1 and 0 per label, as docs/how-to/data.md shows for Open "
+                "Images; or rename the column if it means something else",
+            )
 
 
 def _find_targets(table: Table, columns: dict[str, str], options: TableOptions) -> RawTargets:
