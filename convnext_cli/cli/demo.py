@@ -92,6 +92,7 @@ def _check_folder(folder: Path) -> None:
     from convnext_cli.data.layout import looks_like_data
     from convnext_cli.data.tree import is_hidden
     from convnext_cli.locks import check_unlocked
+    from convnext_cli.runs.files import CONFIG, FOLDS_PLAN, SPLIT
     from convnext_cli.runs.folder import RunFolder
 
     remedy, digits = "Choose another --output", folder / "digits"
@@ -103,7 +104,8 @@ def _check_folder(folder: Path) -> None:
         if folder.is_dir() and not all(is_hidden(path.name) for path in folder.iterdir()):
             raise UsageError(f"{folder} exists already, and was not written by a demo", remedy)
         parent = next(path for path in folder.absolute().parents if path.is_dir())
-        for kind, is_kind in (("run", RunFolder(parent).is_run), ("data", looks_like_data(parent))):
+        is_run = any(file.path(parent).exists() for file in (SPLIT, CONFIG, FOLDS_PLAN))  # `recommend -o` writes a plan
+        for kind, is_kind in (("run", is_run), ("data", looks_like_data(parent))):
             if is_kind:
                 raise UsageError(f"{folder} would lie in the {kind} folder {parent}", f"{remedy}, or start elsewhere")
     for run in (RunFolder(folder / name) for name in RUNS):

@@ -63,7 +63,8 @@ def explain_usage(error: TyperException, words: Sequence[str], list_commands: Ca
         words: the words after `convnext`.
         list_commands: returns all commands by name.
     """
-    text = error.format_message().rstrip(".")
+    text = re.sub(r"a valid int(?:eger)?\b", "a whole number", error.format_message().rstrip("."))
+    text = text.replace("a valid float", "a number")
     # of Typer's NoSuchOption and BadOptionUsage, which it does not export
     option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
     if option is not None and context is not None and text.startswith("No such option"):

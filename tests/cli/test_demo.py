@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext_cli.cli.demo import SETTINGS
+from convnext_cli.cli.demo import SETTINGS, _check_folder
 from convnext_cli.data.digits import MARK
 from convnext_cli.data.layout import looks_like_data
 from convnext_cli.runs.folder import RunFolder
@@ -87,13 +87,19 @@ def test_a_demo_writes_into_no_data_set_and_no_run(convnext: Convnext, output: s
         for number in range(2):
             save_image(Path(part, f"{number}.png"))
     Path("trained").mkdir()
-    Path("trained/plan.toml").touch()
+    for name in ("plan.toml", "split.csv"):
+        Path("trained", name).touch()
     Path("file.txt").touch()
     before = list_tree(Path())
     outcome = convnext("demo", "-o", output)
     assert (outcome.code, outcome.out) == (2, "")
     assert words in outcome.err
     assert list_tree(Path()) == before
+
+
+def test_a_demo_may_lie_beside_the_plan_of_recommend() -> None:
+    Path("plan.toml").touch()
+    _check_folder(Path("demo"))
 
 
 def test_a_folder_beside_data_and_runs_is_no_data_set() -> None:

@@ -11,6 +11,7 @@ from tests.conftest import Convnext
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
+        ("--epochs x", "'x' is not a whole number"),
         ("--learning-rate 1", "No such option: --learning-rate. Did you mean --lr?"),
         ("--learning_rate=1", "Did you mean --lr?"),
         ("-lr 0.1", "No such option: -lr. Did you mean --lr?"),
