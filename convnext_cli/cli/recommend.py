@@ -144,7 +144,8 @@ def _show(recommendation: "Recommendation", request: RecommendRequest, top: int)
         numbers=columns[1:7],
         spare=("tier", "GMACs", "params (M)", "memory (GiB)", "accuracy (%)"),
     )
-    console.say("tier and order: the specification author's ranking, not a benchmark", style="dim")
+    ranking = "the specification author's ranking, not a benchmark (docs/explanation/specification.md)"
+    console.say(f"tier and order: {ranking}", style="dim")
     console.say("accuracy: the best published on ImageNet-1k", style="dim")
     console.show("")
     console.show_table(["setting", "value", "from", "reason"], list_decided(recommendation.plan, recommendation.task))
