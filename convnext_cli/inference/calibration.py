@@ -21,7 +21,7 @@ from convnext_cli.metrics.thresholds import Threshold
 from convnext_cli.options import AUTO
 from convnext_cli.runs.files import CALIBRATION, CALIBRATION_ARRAYS, POOLING, RunFile
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.records import convert_record, read_json, to_plain
+from convnext_cli.runs.records import check_digest, convert_record, digest_values, read_json, to_plain
 from convnext_cli.tasks.registry import TASKS
 from convnext_cli.tasks.task import Scaling, Targets
 from convnext_cli.text import format_count, format_percent, quote
@@ -169,7 +169,8 @@ def _read_current(run: RunFolder, file: RunFile, schema: type[_Either]) -> _Eith
 
 def save_calibration(path: Path, calibration: Calibration, *, overwrite: bool) -> None:
     """Write a calibration into a file that the user named. Raises the errors of `replace_output`."""
-    text = json.dumps(calibration.to_dict(), indent=1) + "\n"
+    content = calibration.to_dict()
+    text = json.dumps(content | {"digest": digest_values(content)}, indent=1) + "\n"
     write_output(path, text, "--save-calibration", overwrite=overwrite)
 
 
@@ -177,15 +178,18 @@ def load_calibration(path: Path, weights: str, classes: Sequence[str]) -> Calibr
     """Return the calibration in a file of `save_calibration`.
 
     Raises:
-        RunError: the file cannot be read, does not fit its schema, or was written for another model.
+        RunError: the file cannot be read, does not fit its schema, was changed since it was written, or was written for
+            another model.
     """
     remedy = "Give a file that `convnext eval RUN DATA --recalibrate N --save-calibration FILE` wrote for this run"
     try:
-        calibration = convert_record(read_json(path, remedy), Calibration, path, remedy)
+        content = read_json(path, remedy)
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}", remedy) from error
+    calibration = convert_record(content, Calibration, path, remedy)
     if calibration.weights != weights:
         raise RunError(f"{path} is the calibration of another model", remedy)
+    check_digest(content.get("digest"), digest_values(content), path, remedy)
     check_classes(calibration, classes, path, remedy)
     return calibration
 

@@ -427,8 +427,10 @@ class RunFolder:
         Raises:
             RunError: it cannot be written. An evaluation without a record would make the test look unused.
         """
+        from convnext_cli.runs.records import digest_values
+
         try:
-            append_json_line(self.tests, entry)
+            append_json_line(self.tests, entry | {"digest": digest_values(entry)})
         except OSError as error:
             remedy = "Make the run folder writable: each evaluation on the test split is recorded there"
             raise RunError(f"cannot write {self.tests}: {error.strerror}", remedy) from error
@@ -439,13 +441,15 @@ class RunFolder:
         """Return the evaluations of `record_test`, oldest first. A partial line, from a full disk, is skipped.
 
         Raises:
-            RunError: a line does not fit its schema.
+            RunError: a line does not fit its schema, or was changed since it was written.
         """
-        from convnext_cli.runs.records import Test, convert_record
+        from convnext_cli.runs.records import Test, check_digest, convert_record, digest_values
 
         tests = read_json_lines(self.tests)
         for number, entry in enumerate(tests, start=1):
-            convert_record(entry, Test, f"{self.tests}, evaluation {number},", TESTS.remedy)
+            source = f"{self.tests}, evaluation {number},"
+            convert_record(entry, Test, source, TESTS.remedy)
+            check_digest(entry.get("digest"), digest_values(entry), source, TESTS.remedy)
         return tests
 
     def _removable(self) -> list[Path]:

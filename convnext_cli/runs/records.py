@@ -265,14 +265,16 @@ def digest_values(content: dict[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def check_digest(digest: str | None, computed: str, path: Path, remedy: str) -> None:
+def check_digest(digest: str | None, computed: str, source: object, remedy: str) -> None:
     """Compare a file's digest, if it has one, with that of its values.
 
     Raises:
         RunError: they differ: the file was changed by hand.
     """
     if digest not in (None, computed):
-        raise RunError(f"{path} was changed since it was written", f"{remedy}. To use it as it is, delete its `digest`")
+        raise RunError(
+            f"{source} was changed since it was written", f"{remedy}. To use it as it is, delete its `digest`"
+        )
 
 
 def read_record(path: Path, kind: type[Record], remedy: str) -> Record:

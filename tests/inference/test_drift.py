@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -222,6 +223,12 @@ def test_predict_uses_a_saved_calibration(
         assert one.probabilities != other.probabilities
     shown = convnext("predict", images[0], "--run", model, "--calibration", kept, "--json").out
     assert json.loads(shown)[0]["probability"] == pytest.approx(new[0].probabilities[0], abs=1e-6)
+    text = re.sub(r'"temperature": [0-9.]+', '"temperature": 9.0', kept.read_text())
+    kept.write_text(text)
+    with pytest.raises(RunError, match=r"site\.json was changed since it was written.*delete its `digest`"):
+        predict(images, model, calibration=kept)
+    change_json(kept, "images", json.loads(text)["images"])  # without its digest
+    assert predict(images, model, calibration=kept)[0].probabilities != new[0].probabilities
 
 
 def test_calibration_of_another_model_or_no_calibration_is_refused(

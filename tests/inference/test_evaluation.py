@@ -427,6 +427,10 @@ def test_recalibrated_evaluation_of_the_test_split_is_counted_but_does_not_reach
     assert record["recalibrated_on"] == recalibrated.recalibration.images
     missed = {**record, "targets": {"sensitivity=0.9:1": 0.0}}
     run_copy.tests.write_text(json.dumps(missed) + "\n")
+    with pytest.raises(RunError, match=r"tests\.jsonl, evaluation 1, was changed since it was written"):
+        run_copy.read_tests()
+    del missed["digest"]
+    run_copy.tests.write_text(json.dumps(missed) + "\n")
     image = run_copy.read_split().root / run_copy.read_split().paths[0]
     assert predict(image, run_copy.path)[0].missed_targets == {}
     assert list_run_notes(run_copy.path, PredictRequest()) == []
