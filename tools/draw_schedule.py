@@ -11,12 +11,12 @@ from pathlib import Path
 import timm
 
 from convnext_cli.recipes.settings import Settings
-from convnext_cli.training.loop import plan_steps
+from convnext_cli.training.loop import make_schedule
 from convnext_cli.training.parts.optimizer import make_optimizer, set_lr
 
 DOCS = Path(__file__).parents[1] / "docs"
 MODEL = "convnext_tiny"
-IMAGES = 6_400
+STEPS = 50  # of an epoch: 6,400 images
 SETTINGS = Settings(
     epochs=30, freeze_epochs=0, batch_size=128, micro_batch_size=32, lr=2e-4, warmup_epochs=3.0, weight_decay=0.05,
     layer_decay=0.8, drop_path=0.1, label_smoothing=0.1, mixup=0.0, cutmix=0.0, image_size=224, fit="crop",
@@ -60,7 +60,6 @@ def read_groups() -> Iterator[tuple[str, float, float, float, int]]:
 
 def write_page() -> str:
     """Return the page as Markdown."""
-    steps, _ = plan_steps(SETTINGS, IMAGES)
     rows = [
         f"| {number} | `{name}` | {scale:.4g} | {lr:.4g} | {decay:g} | {size:,} |"
         for number, (name, scale, lr, decay, size) in enumerate(read_groups())
@@ -68,7 +67,7 @@ def write_page() -> str:
     return PAGE.format(
         model=MODEL, lr=SETTINGS.lr, decay=SETTINGS.layer_decay, weight_decay=SETTINGS.weight_decay,
         rows="\n".join(rows),
-        warmup=SETTINGS.warmup_epochs, epochs=SETTINGS.epochs, steps=steps,
+        warmup=SETTINGS.warmup_epochs, epochs=SETTINGS.epochs, steps=STEPS,
     )  # fmt: skip
 
 
@@ -82,7 +81,7 @@ def draw(path: Path) -> None:
     from matplotlib.ticker import MaxNLocator
 
     groups = list(read_groups())
-    _, schedule = plan_steps(SETTINGS, IMAGES)
+    schedule = make_schedule(SETTINGS, STEPS)
     figure, (over_steps, by_depth) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     rates = [schedule.lr_at(step) for step in range(schedule.total_steps)]
     scales = sorted({scale for _, scale, *_ in groups})

@@ -82,6 +82,16 @@ class TrainingContext:
         return images, settings.in_chans, *settings.input_size
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch, of which the last may be smaller."""
+        return -(-len(self.index.rows("train")) // self.settings.batch_size)
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes of a rank in the whole run."""
+        return self.settings.epochs * self.steps_per_epoch * self.passes_per_step
+
+    @property
     def passes_per_step(self) -> int:
         """Forward and backward passes of a rank in an optimizer step."""
         return -(-self.rank_batch_size // self.settings.micro_batch_size)

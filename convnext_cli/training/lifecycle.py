@@ -43,7 +43,6 @@ from convnext_cli.training.compute.ranks import do_on_first_rank
 from convnext_cli.training.compute.signals import watch_signals
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import Complete, EpochDone, FinetuneResult, Planned, Started, Trained, TrainSteps
-from convnext_cli.training.loop import count_passes, plan_steps
 from convnext_cli.training.origin import (
     NO_CONTENTS,
     Origin,
@@ -220,7 +219,7 @@ def _autotune(context: TrainingContext, request: TrainRequest) -> AutotuneResult
         TunedPasses(
             model=context.plan.model,
             shape=context.input_shape,
-            passes=count_passes(context),
+            passes=context.passes,
             passes_per_step=context.passes_per_step,
         ),
         accelerator=context.accelerator,
@@ -232,7 +231,7 @@ def _autotune(context: TrainingContext, request: TrainRequest) -> AutotuneResult
 
 def _configure(context: TrainingContext, compute: AutotuneResult) -> AutotuneResult:
     """Apply a compute configuration to the model; return the one that it has then, with further notices."""
-    context.searches_algorithms = count_passes(context) >= AUTOTUNED_PASSES and not context.settings.deterministic
+    context.searches_algorithms = context.passes >= AUTOTUNED_PASSES and not context.settings.deterministic
     moments = 0 if context.optimizer.state else len(BETAS)
     average = int(bool(context.settings.ema_decay) and context.ema is None)
     with search_algorithms(context.searches_algorithms):
@@ -270,8 +269,7 @@ def _measure_settings(
         result = yield from find_lr_steps(context, state)
         if context.accelerator.is_main_process:
             run.write(files.RANGE_TEST, result)
-        steps, _ = plan_steps(context.settings, len(context.index.rows("train")))
-        context.use_plan(apply_range_test(context.plan, result, steps * context.settings.epochs))
+        context.use_plan(apply_range_test(context.plan, result, context.steps_per_epoch * context.settings.epochs))
     if context.plan is not plan:
         state, _ = load_checkpoint(run, context)
         state.origin = asdict(replace(origin, settings=context.plan.values))

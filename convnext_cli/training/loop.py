@@ -28,22 +28,14 @@ from convnext_cli.training.views import ViewLoader
 LOSS_EVERY = 10  # steps between two readings of the loss; each one waits for the GPU
 
 
-def plan_steps(settings: Settings, images: int) -> tuple[int, Schedule]:
-    """Return the optimizer steps of an epoch, of which the last may be smaller, and the learning-rate schedule."""
-    steps = -(-images // settings.batch_size)
-    schedule = Schedule(
+def make_schedule(settings: Settings, steps: int) -> Schedule:
+    """Return the learning-rate schedule of a training whose epochs have `steps` optimizer steps."""
+    return Schedule(
         peak=settings.lr,
         floor=settings.min_lr,
         warmup_steps=round(settings.warmup_epochs * steps),
         total_steps=settings.epochs * steps,
     )
-    return steps, schedule
-
-
-def count_passes(context: TrainingContext) -> int:
-    """Return the forward and backward passes of a rank in the whole run."""
-    steps, _ = plan_steps(context.settings, len(context.index.rows("train")))
-    return steps * context.settings.epochs * context.passes_per_step
 
 
 def train(context: TrainingContext, state: TrainingState) -> Generator[StepDone | EpochDone | Notice, None, None]:
@@ -64,8 +56,8 @@ def train(context: TrainingContext, state: TrainingState) -> Generator[StepDone 
 def _train(
     context: TrainingContext, state: TrainingState, loader: ViewLoader
 ) -> Generator[StepDone | EpochDone | Notice, None, None]:
-    settings, rows = context.settings, context.index.rows("train")
-    steps, schedule = plan_steps(settings, len(rows))
+    settings, rows, steps = context.settings, context.index.rows("train"), context.steps_per_epoch
+    schedule = make_schedule(settings, steps)
     reported_failure = False
 
     for epoch in range(state.epochs, settings.epochs):

@@ -137,13 +137,12 @@ def test_time_of_an_epoch_is_that_of_the_gpu_without_its_first_steps(
             yield StepDone(epoch=1, step=step, steps=steps, images=8, loss=1.0, lr=1.0, is_due=False, signal=0)
 
     monkeypatch.setattr(time_budget, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(time_budget, "plan_steps", lambda *_: (steps, None))
     monkeypatch.setattr(time_budget, "train", train)
     monkeypatch.setattr(time_budget, "wait_for_gpu", wait)
     plan = SimpleNamespace(settings=SimpleNamespace(epochs=100), with_epochs=epochs.append)
     index = SimpleNamespace(rows=lambda split: [0] * 8 if split == "train" else [])
     accelerator = SimpleNamespace(num_processes=1, device=None)
-    context: Any = SimpleNamespace(plan=plan, settings=plan.settings, index=index, accelerator=accelerator)
+    context: Any = SimpleNamespace(plan=plan, steps_per_epoch=steps, index=index, accelerator=accelerator)
     time_budget.fit_epochs(context, cast("Any", None), 11.0 * steps)
     assert [choice.value for choice in epochs] == [10], "5% are a reserve"
 

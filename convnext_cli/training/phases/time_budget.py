@@ -12,7 +12,7 @@ from convnext_cli.training.compute.devices import wait_for_gpu
 from convnext_cli.training.compute.ranks import agree
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import StepDone
-from convnext_cli.training.loop import plan_steps, train
+from convnext_cli.training.loop import train
 from convnext_cli.training.state import TrainingState
 
 MEASURED = 10.0  # seconds of measured training, at most
@@ -27,8 +27,7 @@ def fit_epochs(context: TrainingContext, state: TrainingState, seconds: float) -
     The steps change the model: the caller loads the checkpoint again. The number of epochs depends on the machine and
     its load; it is written into the plan, which repeats the run.
     """
-    plan, images = context.plan, len(context.index.rows("train"))
-    steps, _ = plan_steps(context.settings, images)
+    plan, images, steps = context.plan, len(context.index.rows("train")), context.steps_per_epoch
     for _ in range(1 if steps > 1 else 2):  # of one step, a first pass is the warm-up
         done, started, skipped = 0, time.perf_counter(), 0
         # If it diverges, the run halves its rate.
