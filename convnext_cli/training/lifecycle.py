@@ -45,7 +45,6 @@ from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import Complete, EpochDone, FinetuneResult, Planned, Started, Trained, TrainSteps
 from convnext_cli.training.origin import (
     NO_CONTENTS,
-    Origin,
     check_contents,
     check_teacher_identity,
     digest_contents,
@@ -75,7 +74,8 @@ class Training(NamedTuple):
     """Notices since the plan was made."""
     head_epoch: EpochDone | None = None
     """The frozen phase of a new run, as epoch 0."""
-    is_resumed: bool = False
+    resumed_at: int | None = None
+    """Optimizer steps that a resumed run has done; None for a new run."""
 
 
 def start_training(preparation: Preparation, run: RunFolder, accelerator: Accelerator) -> TrainSteps[Training]:
@@ -84,7 +84,7 @@ def start_training(preparation: Preparation, run: RunFolder, accelerator: Accele
     Raises:
         DataError: the images differ from those that the run began with.
     """
-    index, origin, is_resumed = preparation.index, preparation.origin, preparation.request.resume is not None
+    index, origin = preparation.index, preparation.origin
     yield Planned(run=run.path, plan=preparation.plan, index=index, notices=preparation.notices)
     contents = NO_CONTENTS
     if accelerator.is_main_process:
@@ -95,15 +95,14 @@ def start_training(preparation: Preparation, run: RunFolder, accelerator: Accele
         yield Progress(done=0, total=1, activity="opening the teacher")
     teacher = _open_teacher(preparation)
     context = build_context(preparation, run, accelerator, teacher)
-    identity, licenses = (teacher.identity, teacher.licenses) if teacher else ("", ())
     if teacher is not None:
         image_digest = do_on_first_rank(accelerator, partial(sum_digests, contents))
         yield from compute_outputs(context, teacher, image_digest)
     del teacher  # and its memory on the device, before the training's is measured
     try:
-        if is_resumed:
+        if preparation.request.resume is not None:
             return _resume(context, preparation)
-        return (yield from _begin(context, preparation, contents, identity, licenses))
+        return (yield from _begin(context, preparation, contents))
     except BaseException:
         context.drop_compiled()
         raise
@@ -126,7 +125,7 @@ def run_training(
             compute_config=str(training.compute),
             params=context.params,
             new_params=context.new_params,
-            resumed_at=state.step if training.is_resumed else None,
+            resumed_at=training.resumed_at,
             license=state.license,
             notices=(*training.notices, *notices),
         )
@@ -162,14 +161,8 @@ def _open_teacher(preparation: Preparation) -> Teacher | None:
     return teacher
 
 
-def _begin(
-    context: TrainingContext,
-    preparation: Preparation,
-    contents: NDArray[np.uint64],
-    teacher: str,
-    licenses: Sequence[str | None],
-) -> TrainSteps[Training]:
-    """Begin a new run: all that comes before its first step; `teacher` is its identity. All ranks call it."""
+def _begin(context: TrainingContext, preparation: Preparation, contents: NDArray[np.uint64]) -> TrainSteps[Training]:
+    """Begin a new run, up to its first step. All ranks call it; `contents` are digests of the images."""
     run, settings, index, accelerator = context.run, context.settings, context.index, context.accelerator
     request = preparation.request
 
@@ -178,8 +171,8 @@ def _begin(
         run.create(overwrite=request.overwrite)
         preparation.write_data(run)
         run.write(files.ENVIRONMENT, describe_environment(describe_device(accelerator.device)))
-    record = partial(record_origin, run, context.plan, index, contents, teacher)
-    origin = do_on_first_rank(accelerator, record)
+    teacher = context.distillation.teacher if context.distillation else ""
+    origin = do_on_first_rank(accelerator, partial(record_origin, run, context.plan, index, contents, teacher))
 
     # 2. The compute configuration, which decides the rounding of all that follows.
     yield Progress(done=0, total=1, activity="autotuning")
@@ -187,7 +180,7 @@ def _begin(
     state = TrainingState(
         images=preparation.image_digest,
         origin=asdict(origin),
-        license=_find_license(preparation, licenses),
+        license=_find_license(context, preparation),
         micro_batch_size=settings.micro_batch_size,
         **asdict(compute.compute_config),
     )
@@ -202,7 +195,7 @@ def _begin(
 
     # 4. The first checkpoint; then the settings that are measured, after which it is loaded again.
     save_checkpoint(context, state)
-    yield from _measure_settings(context, request, state, origin)
+    yield from _measure_settings(context, request, state)
 
     # 5. The plan, with which the run can be resumed; then the checkpoint, so that all ranks have the same weights.
     if accelerator.is_main_process:
@@ -253,9 +246,7 @@ def _note_compiled(context: TrainingContext, compute: AutotuneResult) -> Autotun
     return replace(compute, compute_config=config, gain=gain)
 
 
-def _measure_settings(
-    context: TrainingContext, request: TrainRequest, state: TrainingState, origin: Origin
-) -> TrainSteps[None]:
+def _measure_settings(context: TrainingContext, request: TrainRequest, state: TrainingState) -> TrainSteps[None]:
     """Measure the number of epochs for `--max-time` and the learning rate for `--lr auto`, where they are needed.
 
     A changed plan goes into the context and, with the checkpoint's weights and state, into a new checkpoint.
@@ -272,7 +263,8 @@ def _measure_settings(
         context.use_plan(apply_range_test(context.plan, result, context.steps_per_epoch * context.settings.epochs))
     if context.plan is not plan:
         state, _ = load_checkpoint(run, context)
-        state.origin = asdict(replace(origin, settings=context.plan.values))
+        assert state.origin is not None
+        state.origin["settings"] = context.plan.values
         save_checkpoint(context, state)
 
 
@@ -311,7 +303,7 @@ def _resume(context: TrainingContext, preparation: Preparation) -> Training:
     # 5. The micro-batch size, the one changeable setting that the state has too.
     if settings.micro_batch_size != origin.settings["micro_batch_size"]:
         state.micro_batch_size = settings.micro_batch_size
-    return Training(context, state, compute, (*notices, *compute.notices), is_resumed=True)
+    return Training(context, state, compute, (*notices, *compute.notices), resumed_at=state.step)
 
 
 def _finish(context: TrainingContext, state: TrainingState, complete: Complete | None) -> TrainSteps[FinetuneResult]:
@@ -370,17 +362,17 @@ def _describe_selection(context: TrainingContext, state: TrainingState) -> str:
     return rule
 
 
-def _find_license(preparation: Preparation, teacher: Sequence[str | None]) -> str | None:
+def _find_license(context: TrainingContext, preparation: Preparation) -> str | None:
     """Return the licence of a run, None if it is unknown: that of its base weights, its teacher and its images.
 
     The base weights' is the tag's, or the one that the user's own weights file names.
     """
-    weights, data_license = preparation.plan.weights, preparation.plan.settings.data_license
+    weights, data_license = context.plan.weights, context.settings.data_license
     licenses: list[str | None] = []
     if weights == "auto":
         licenses.append(preparation.tag.license if preparation.tag else None)
     elif weights != "none":
         licenses.append(read_weights_license(Path(weights)))
-    licenses += teacher
+    licenses += context.distillation.licenses if context.distillation else ()
     licenses += [data_license] * (data_license != UNKNOWN)
     return join_licenses(licenses)

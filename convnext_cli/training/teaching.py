@@ -63,6 +63,8 @@ def plan_distillation(context: TrainingContext, teacher: "Teacher") -> Distillat
             "Give a teacher of these classes, or a single model, with --teacher-weight or --teacher-features above 0",
         )
     return Distillation(
+        teacher=teacher.identity,
+        licenses=teacher.licenses,
         loss=DistillationLoss(
             labels=context.criterion,
             classes=len(classes),
@@ -108,7 +110,7 @@ def compute_outputs(context: TrainingContext, teacher: "Teacher", image_digest: 
     rows = context.index.rows("train")
     distillation.positions = {row: position for position, row in enumerate(rows)}
     shape = (distillation.views, len(rows), len(distillation.columns) + distillation.feature_width)
-    distillation.outputs, notice = _open_array(context, _make_key(context, teacher, image_digest, shape), shape)
+    distillation.outputs, notice = _open_array(context, _make_key(context, image_digest, shape), shape)
     if notice is not None:
         yield notice
     chunks = [(view, chunk) for view in range(shape[0]) for chunk in cut_batches(range(shape[1]), CHUNK)]
@@ -149,13 +151,13 @@ def _fill(
         outputs.flush()
 
 
-def _make_key(context: TrainingContext, teacher: "Teacher", image_digest: str, shape: tuple[int, ...]) -> str:
+def _make_key(context: TrainingContext, image_digest: str, shape: tuple[int, ...]) -> str:
     """Return a digest of all that decides the outputs."""
     distillation, index = context.distillation, context.index
     assert distillation is not None
     paths = "\0".join(index.paths[row] for row in index.rows("train")).encode(errors="surrogateescape")
     content = {
-        "teacher": teacher.identity, "images": image_digest, "rows": name_entry(paths), "shape": shape,
+        "teacher": distillation.teacher, "images": image_digest, "rows": name_entry(paths), "shape": shape,
         "seed": context.settings.seed, "augmentation": asdict(read_augmentation(context.settings)),
         "views": asdict(distillation.preprocessing), "largest": asdict(find_largest_views(context)),
         "fit": context.settings.fit, "columns": distillation.columns, "rules": (RULES, PIL.__version__),

@@ -107,6 +107,10 @@ class DistillationLoss:
 class Distillation:
     """The targets that a student gets from its teacher, and their loss."""
 
+    teacher: str
+    """Fingerprint of the teacher's weights."""
+    licenses: tuple[str | None, ...]
+    """Licences of the teacher's weights, as `Teacher.licenses`."""
     loss: DistillationLoss
     views: int
     """Views of each image."""

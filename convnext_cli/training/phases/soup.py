@@ -11,26 +11,25 @@ from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.weights import write_tensors
 from convnext_cli.progress import Notice
 from convnext_cli.runs.records import to_plain
-from convnext_cli.tasks.task import Task
 from convnext_cli.training.checkpoint import Tensors, put_weights, save_model
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.state import TrainingState, log_metrics, score_epoch
 from convnext_cli.training.validation import validate
 
 
-def choose_epochs(log: Sequence[dict[str, Any]], number: int, task: Task, *, last: bool) -> list[int]:
-    """Return the epochs to average: the best `number` of a log by validation, or its last ones."""
+def choose_epochs(context: TrainingContext, state: TrainingState) -> list[int]:
+    """Return the epochs to average: the best ones so far by validation, or the last ones."""
 
     def score(entry: dict[str, Any]) -> tuple[float, ...]:
-        return (entry["epoch"],) if last else score_epoch(entry, task)
+        return (entry["epoch"],) if context.keeps_last else score_epoch(entry, context.index.task)
 
-    return sorted(entry["epoch"] for entry in sorted(log, key=score)[-number:])
+    ranked = sorted(state.log, key=score)
+    return sorted(entry["epoch"] for entry in ranked[-context.settings.average_best :])
 
 
 def keep_candidate(context: TrainingContext, state: TrainingState, weights: Tensors) -> None:
     """Write the last epoch's weights if they may be averaged, and remove those that no longer may."""
-    run = context.run
-    epochs = choose_epochs(state.log, context.settings.average_best, context.index.task, last=context.keeps_last)
+    run, epochs = context.run, choose_epochs(context, state)
     epoch = state.log[-1]["epoch"]
     if epoch in epochs:
         write_tensors(weights, run.candidate(epoch), {"format": "pt"})
@@ -46,7 +45,7 @@ def average_best(context: TrainingContext, state: TrainingState) -> tuple[Notice
     Returns:
         A notice of the result, None with fewer than two epochs; and the number of the signal that interrupted it, or 0.
     """
-    epochs = choose_epochs(state.log, context.settings.average_best, context.index.task, last=context.keeps_last)
+    epochs = choose_epochs(context, state)
     if len(epochs) < 2:
         return None, 0
     weights: Tensors = {}
