@@ -67,6 +67,13 @@ class EvaluatedImages:
         """Return which images are of class k, and for which images that is known, both (N,)."""
         return self.task.select_known(self.targets, k)
 
+    def select_class(self, name: str) -> tuple[Floats, NDArray[np.bool_], Sequence[str] | None]:
+        """Return probabilities of a class, which images are of it, and their groups, of the M where that is known."""
+        k = self.classes.index(name)
+        positive, known = self.select_known(k)
+        images = self.select(np.flatnonzero(known))
+        return images.probabilities[:, k], positive[known], images.groups
+
     def __len__(self) -> int:
         return len(self.targets)
 

@@ -10,7 +10,6 @@ from convnext_cli.errors import UsageError
 from convnext_cli.inference.calibration import Calibration, read_validation
 from convnext_cli.inference.classifier import Classifier, find_class
 from convnext_cli.inference.evaluated_images import EvaluatedImages
-from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.decision import CURVE_THRESHOLDS, DecisionCurve, trace_decision_curve
 from convnext_cli.metrics.thresholds import (
     OperatingPoint,
@@ -21,20 +20,13 @@ from convnext_cli.metrics.thresholds import (
     show_missed,
 )
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.tasks.task import Targets, Task
 
 TEST_TARGETS = {"image": "targets", "group": "group_targets"}  # keys of `tests.jsonl`
 
 
 def measure_points(images: EvaluatedImages, thresholds: Sequence[Threshold]) -> tuple[OperatingPoint, ...]:
     """Return the metrics of each threshold on images, or on groups."""
-    probabilities = images.probabilities
-    return tuple(
-        apply_threshold(threshold, probabilities[:, k], positive, images.groups, known)
-        for threshold in thresholds
-        for k in [images.classes.index(threshold.target.name)]
-        for positive, known in [images.select_known(k)]
-    )
+    return tuple(apply_threshold(threshold, *images.select_class(threshold.target.name)) for threshold in thresholds)
 
 
 def trace_curves(
@@ -45,26 +37,18 @@ def trace_curves(
     for point in points:
         target = point.threshold.target
         stated[target.name] = stated.get(target.name) or target.prevalence
-    probabilities = images.probabilities
     curves = []
     for name, prevalence in stated.items():
-        k = images.classes.index(name)
-        positive, known = images.select_known(k)
-        if positive.any() and not positive[known].all():
-            scores = probabilities[known, k]
-            curves.append(trace_decision_curve(name, scores, positive[known], prevalence, thresholds))
+        scores, positive, _ = images.select_class(name)
+        if positive.any() and not positive.all():
+            curves.append(trace_decision_curve(name, scores, positive, prevalence, thresholds))
     return tuple(curves)
 
 
-def fit_threshold(
-    target: Target, task: Task, classes: Sequence[str], scores: Floats, targets: Targets, groups: Sequence[str] | None
-) -> Threshold | None:
-    """Return the threshold for a target on scores (N, K); None where all images are of its class, or none is."""
-    k = classes.index(target.name)
-    positive, known = task.select_known(targets, k)
-    if positive[known].all() or not positive[known].any():
-        return None
-    return find_threshold(scores[:, k], positive, target, groups, known)
+def fit_threshold(target: Target, images: EvaluatedImages) -> Threshold | None:
+    """Return the threshold for a target on images, or on groups; None where all are of its class, or none is."""
+    scores, positive, groups = images.select_class(target.name)
+    return None if positive.all() or not positive.any() else find_threshold(scores, positive, target, groups)
 
 
 def name_targets(targets: Sequence[Target], classes: Sequence[str]) -> list[Target]:
@@ -106,31 +90,35 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
     """
     if not targets:
         return calibration
-    task, classes = model.task, model.classes
-    targets = name_targets(targets, classes)
+    targets = name_targets(targets, model.classes)
     if not calibration.is_fitted:
         raise UsageError(
             f"no threshold can be set: {calibration.unfitted_reason}",
             f"{MORE_VALIDATION}, or leave out --target",
         )
     logits, labels = read_validation(run, calibration, model)
-    probabilities = task.activate(task.calibrate(logits, calibration))
     index = run.read_split()
-    groups = index.list_groups(index.rows("val"))
+    images = EvaluatedImages(
+        task=model.task,
+        classes=model.classes,
+        logits=logits,
+        targets=labels,
+        calibration=calibration,
+        groups=index.list_groups(index.rows("val")),
+    )
     thresholds = {threshold.target: threshold for threshold in calibration.thresholds}
     for target in targets:
-        k = classes.index(target.name)
-        positive, known = task.select_known(labels, k)
-        if not known.any():
+        scores, positive, groups = images.select_class(target.name)
+        if not len(positive):
             raise UsageError(
-                f"no threshold can be set for {target}: no validation image is known to be {classes[k]} or not",
+                f"no threshold can be set for {target}: no validation image is known to be {target.name} or not",
                 "Leave out --target",
             )
-        if not positive.any() or positive[known].all():
-            missing = "other images" if positive.any() else f"images of {classes[k]}"
+        if not positive.any() or positive.all():
+            missing = "other images" if positive.any() else f"images of {target.name}"
             raise UsageError(
                 f"no threshold can be set for {target}: the validation split has no {missing}",
                 "Leave out --target, or fine-tune with such validation images",
             )
-        thresholds[target] = find_threshold(probabilities[:, k], positive, target, groups, known)
+        thresholds[target] = find_threshold(scores, positive, target, groups)
     return replace(calibration, thresholds=tuple(thresholds.values()))

@@ -13,6 +13,7 @@ from convnext_cli.data.index import NONE, Index
 from convnext_cli.errors import UsageError
 from convnext_cli.inference.calibration import Calibration, Pooling, read_pooling, read_validation
 from convnext_cli.inference.classifier import Classifier, find_class
+from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.operating_points import fit_threshold
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.intervals import number_units
@@ -66,11 +67,15 @@ def fit_pooling(
         return replace(blank, unfitted_reason=few, **kept)
     calibrated = task.calibrate(logits, calibration)
     pooling = choose_pooling(task, calibrated, units, targets, _weigh(run, task, targets), blank)
-    probabilities = task.activate(task.calibrate(task.pool(calibrated, units, pooling.rule), pooling))
-    thresholds = (
-        fit_threshold(threshold.target, task, classes, probabilities, targets, None)
-        for threshold in calibration.thresholds
+    pooled = EvaluatedImages(
+        task=task,
+        classes=classes,
+        logits=task.pool(calibrated, units, pooling.rule),
+        targets=targets,
+        calibration=pooling,
+        groups=None,
     )
+    thresholds = (fit_threshold(threshold.target, pooled) for threshold in calibration.thresholds)
     return replace(pooling, thresholds=tuple(filter(None, thresholds)))
 
 

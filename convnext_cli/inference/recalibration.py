@@ -91,20 +91,29 @@ def refit_calibration(
     """
     if fit_set is None:
         return calibration, []
-    notes = []
-    task, targets = classifier.task, classifier.read_targets(fit_set.index, fit_set.rows)
+    notes, task, classes = [], classifier.task, classifier.classes
+    targets = classifier.read_targets(fit_set.index, fit_set.rows)
     outputs = yield from classifier.classify_rows(fit_set.index, fit_set.rows, activity="recalibrating")
     base = calibration or Calibration(weights=run.fingerprint_weights(), images=0, unfitted_reason=None)
     scaling = task.fit_calibration(outputs.logits, targets, fit_set.groups)
-    if kept := task.list_uncalibrated(scaling, classifier.classes):
-        scaling = keep_labels(scaling, base, [classifier.classes.index(name) for name in kept])
+    if kept := task.list_uncalibrated(scaling, classes):
+        scaling = keep_labels(scaling, base, [classes.index(name) for name in kept])
         text = f"the calibration of {shorten_names(kept)} stays: too few of these images are positive or negative"
         notes.append(Notice(text, "warning"))
-    scores = task.activate(task.calibrate(outputs.logits, scaling))
+    parameters = structs.asdict(scaling) | measure_gain(classifier, outputs.logits, targets, scaling)
+    fitted = structs.replace(base, images=len(targets), unfitted_reason=None, **parameters)
+    images = EvaluatedImages(
+        task=task,
+        classes=classes,
+        logits=outputs.logits,
+        targets=targets,
+        calibration=fitted,
+        groups=fit_set.groups,
+    )
     former = {old.target: old for old in base.thresholds}
     thresholds, stays = [], []
-    for target in dict.fromkeys([*former, *name_targets(new_targets, classifier.classes)]):
-        threshold = fit_threshold(target, task, classifier.classes, scores, targets, fit_set.groups)
+    for target in dict.fromkeys([*former, *name_targets(new_targets, classes)]):
+        threshold = fit_threshold(target, images)
         if threshold is None and target not in former:
             problem = f"no threshold can be set for {target}: all images of --recalibrate are of its class, or none is"
             raise UsageError(problem, "Give a larger number to --recalibrate, or leave out --target")
@@ -113,13 +122,11 @@ def refit_calibration(
     if stays:
         text = f"the threshold of {shorten_names(stays)} stays: all of these images are of its class, or none is"
         notes.append(Notice(text, "warning"))
-    fields = structs.asdict(scaling) | measure_gain(classifier, outputs.logits, targets, scaling)
-    fitted = structs.replace(base, images=len(targets), unfitted_reason=None, thresholds=tuple(thresholds), **fields)
     text = f"recalibrated on {len(targets):,} of these images; the other ones are evaluated"
     notes.append(Notice(f"{text}. The run keeps its own calibration"))
-    if few := task.explain_small_validation(targets, classifier.classes):
+    if few := task.explain_small_validation(targets, classes):
         notes.append(Notice(f"recalibrated on few images of a class: {few}; the calibration is uncertain", "warning"))
-    return fitted, notes
+    return structs.replace(fitted, thresholds=tuple(thresholds)), notes
 
 
 def keep_labels(fitted: Scaling, previous: Scaling, labels: Sequence[int]) -> Scaling:

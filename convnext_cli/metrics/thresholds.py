@@ -278,7 +278,6 @@ def find_threshold(
     positive: NDArray[np.bool_],
     target: Target,
     groups: Sequence[str] | None = None,
-    known: NDArray[np.bool_] | None = None,
 ) -> Threshold:
     """Return the threshold that reaches a target at the least cost in the other metrics.
 
@@ -291,14 +290,10 @@ def find_threshold(
         positive: (N,) true for images of the class.
         target: the bounds to reach.
         groups: (N,) names, for the confidence; None where groups are not known.
-        known: (N,) true for images of which it is known whether they are of the class; None for all.
 
     Raises:
         ValueError: no image is of the class, or all are.
     """
-    if known is not None:
-        scores, positive = scores[known], positive[known]
-        groups = groups and [group for group, is_known in zip(groups, known, strict=True) if is_known]
     if positive.all() or not positive.any():
         raise ValueError("a threshold needs images of the class and of others")
     prevalence = float(positive.mean()) if target.prevalence is None else target.prevalence
@@ -368,23 +363,18 @@ def _reach(candidates: _Candidates, bound: Bound, prevalence: float, confidence:
 
 
 def apply_threshold(
-    threshold: Threshold,
-    scores: Floats,
-    positive: NDArray[np.bool_],
-    groups: Sequence[str] | None,
-    known: NDArray[np.bool_] | None = None,
+    threshold: Threshold, scores: Floats, positive: NDArray[np.bool_], groups: Sequence[str] | None
 ) -> OperatingPoint:
     """Return what a threshold reaches on other images, with 95% CIs.
 
     Arguments as `find_threshold`; the groups give clustered CIs.
     """
-    known = np.ones(len(scores), np.bool_) if known is None else known
     predicted, target = scores >= threshold.threshold, threshold.target
-    yes, no = positive & known, ~positive & known
-    sensitivity, specificity = estimate_fraction(predicted, yes, groups), estimate_fraction(~predicted, no, groups)
+    sensitivity = estimate_fraction(predicted, positive, groups)
+    specificity = estimate_fraction(~predicted, ~positive, groups)
     prevalence = target.prevalence
-    if prevalence is None and yes.any() and no.any():
-        prevalence = float(yes.sum() / known.sum())
+    if prevalence is None and 0 < positive.sum() < len(positive):
+        prevalence = float(positive.mean())
     ratios = estimate_likelihood_ratios(sensitivity, specificity)
     ppv, false_omission_rate = (update_prevalence(ratio, prevalence) for ratio in ratios)
     estimates = {
@@ -395,7 +385,7 @@ def apply_threshold(
     }
     sensitivity_rate, specificity_rate = (
         Rate(np.array([estimate.value or 0.0]), count_independent(mask, groups))
-        for estimate, mask in ((sensitivity, yes), (specificity, no))
+        for estimate, mask in ((sensitivity, positive), (specificity, ~positive))
     )
     results = []
     for bound in target.bounds:
