@@ -1,12 +1,12 @@
 """Building of a training: the model on its devices, with optimizer and loss."""
 
 from copy import deepcopy
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from convnext_cli.inference.teacher import Teacher
 from convnext_cli.kernels.blocks import keep_freed_memory
 from convnext_cli.models.build import ModelOptions, build_model, read_preprocessing, scale_head
 from convnext_cli.recipes.framing import apply_framing
@@ -19,9 +19,6 @@ from convnext_cli.training.parts.loss import make_loss
 from convnext_cli.training.parts.optimizer import make_optimizer
 from convnext_cli.training.preparation import Preparation
 from convnext_cli.training.teaching import plan_distillation
-
-if TYPE_CHECKING:
-    from convnext_cli.inference.teacher import Teacher
 
 
 def build_context(

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -31,11 +31,9 @@ from convnext_cli.runs.files import PLAN
 from convnext_cli.runs.folder import RESTART_REMEDY, RunFolder, restore_remedy
 from convnext_cli.text import format_count
 from convnext_cli.training.compute.ranks import do_on_first_rank, is_sharded
+from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.parts.distillation import drop_projection
 from convnext_cli.training.state import TrainingState
-
-if TYPE_CHECKING:
-    from convnext_cli.training.context import TrainingContext
 
 Tensors = dict[str, Tensor]
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -52,7 +50,7 @@ class Snapshot:
     """The result of `gather_result`."""
 
 
-def save_checkpoint(context: "TrainingContext", state: TrainingState) -> None:
+def save_checkpoint(context: TrainingContext, state: TrainingState) -> None:
     """Write a checkpoint after `state.step` steps, and remove all but the last two. All ranks call it.
 
     Raises:
@@ -76,7 +74,7 @@ def write_checkpoint(run: RunFolder, snapshot: Snapshot) -> None:
     run.drop_checkpoints(keep=2)
 
 
-def take_snapshot(context: "TrainingContext", state: TrainingState) -> Snapshot:
+def take_snapshot(context: TrainingContext, state: TrainingState) -> Snapshot:
     """Copy all that a checkpoint keeps to the CPU. All ranks call it."""
     scaler = context.accelerator.scaler
     state.compiled = context.compiled is not None  # memory may have become too small for it since the state began
@@ -94,7 +92,7 @@ def take_snapshot(context: "TrainingContext", state: TrainingState) -> Snapshot:
     return Snapshot(state=deepcopy(state), tensors=tensors, weights=weights)
 
 
-def gather_result(context: "TrainingContext") -> Tensors:
+def gather_result(context: TrainingContext) -> Tensors:
     """Return the weights that the run would keep: with EMA the averaged ones, else the model's.
 
     They are unsharded and on the CPU. With FSDP only the first rank has them.
@@ -103,18 +101,18 @@ def gather_result(context: "TrainingContext") -> Tensors:
         return _gather_weights(context)
 
 
-def _gather_weights(context: "TrainingContext") -> Tensors:
+def _gather_weights(context: TrainingContext) -> Tensors:
     weights: Any = get_model_state_dict(context.model, options=WHOLE)
     return _copy(weights, context)
 
 
-def _copy(tensors: Tensors, context: "TrainingContext") -> Tensors:
+def _copy(tensors: Tensors, context: TrainingContext) -> Tensors:
     """Return copies of gathered tensors, which share a CPU's memory with the model; those of a GPU are copies."""
     is_copy = context.accelerator.device.type != "cpu"
     return tensors if is_copy else {name: value.clone() for name, value in tensors.items()}
 
 
-def save_model(context: "TrainingContext", state: TrainingState, weights: Tensors) -> None:
+def save_model(context: TrainingContext, state: TrainingState, weights: Tensors) -> None:
     """Write `model.safetensors` and `config.json`, the result of the run. The first rank calls it."""
     write_model(
         context.network,
@@ -129,7 +127,7 @@ def save_model(context: "TrainingContext", state: TrainingState, weights: Tensor
     )
 
 
-def load_checkpoint(run: RunFolder, context: "TrainingContext") -> tuple[TrainingState, list[Notice]]:
+def load_checkpoint(run: RunFolder, context: TrainingContext) -> tuple[TrainingState, list[Notice]]:
     """Load the newest checkpoint that can be read into model, EMA and optimizer. The first rank reads it for all.
 
     Returns:
@@ -190,7 +188,7 @@ def _parse_state(run: RunFolder, text: str) -> TrainingState:
         ) from error
 
 
-def _check_fit(weights: Tensors, context: "TrainingContext") -> None:
+def _check_fit(weights: Tensors, context: TrainingContext) -> None:
     """Check that a checkpoint's weights fit the model."""
     if is_sharded(context.accelerator):  # each rank has a part of each tensor
         return
@@ -205,12 +203,12 @@ def _check_fit(weights: Tensors, context: "TrainingContext") -> None:
         )
 
 
-def put_weights(context: "TrainingContext", weights: Mapping[str, Tensor]) -> None:
+def put_weights(context: TrainingContext, weights: Mapping[str, Tensor]) -> None:
     """Load the first rank's weights into the model of each rank. All ranks call it."""
     set_model_state_dict(context.model, dict(weights), options=_make_options(context))
 
 
-def _make_options(context: "TrainingContext") -> StateDictOptions:
+def _make_options(context: TrainingContext) -> StateDictOptions:
     return StateDictOptions(full_state_dict=True, broadcast_from_rank0=context.accelerator.num_processes > 1)
 
 

@@ -8,25 +8,22 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convnext_cli.data.index import Index
 from convnext_cli.errors import DataError, RunError
 from convnext_cli.images.hashing import open_digests
 from convnext_cli.machine import count_process_cpus
 from convnext_cli.progress import Notice, Progress, Steps
+from convnext_cli.recipes.plan import Plan
 from convnext_cli.recipes.settings import BEFORE_FIT
 from convnext_cli.runs.files import DATA, ORIGIN, SPLIT
 from convnext_cli.runs.folder import RunFolder, restore_remedy
 from convnext_cli.runs.split import describe_differences, digest_split, sum_digests
 from convnext_cli.text import format_part, shorten_names
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from convnext_cli.recipes.plan import Plan
 
 CHANGEABLE = ("micro_batch_size", "grad_checkpointing", "save_every")
 """Settings that depend on the machine and may change: only rounding and draws of drop path and dropout differ."""
@@ -52,7 +49,7 @@ class Origin:
     """Fingerprint of its weights."""
 
 
-def digest_contents(index: Index) -> "Steps[NDArray[np.uint64]]":
+def digest_contents(index: Index) -> Steps[NDArray[np.uint64]]:
     """Return a digest of each training and validation image file, (M, 2) uint64: 128 bits of BLAKE2b.
 
     Digests are cached with each file's state (`hashing.py`), so that unchanged files are not read again. A file that
@@ -71,7 +68,7 @@ def digest_contents(index: Index) -> "Steps[NDArray[np.uint64]]":
 
 
 def record_origin(
-    run: RunFolder, plan: "Plan", index: Index, contents: "NDArray[np.uint64]", teacher_identity: str
+    run: RunFolder, plan: Plan, index: Index, contents: NDArray[np.uint64], teacher_identity: str
 ) -> Origin:
     """Write the digests of rows and images into the run, and return its origin.
 
@@ -118,7 +115,7 @@ def read_origin(run: RunFolder) -> Origin | None:
     return None
 
 
-def check_plan(run: RunFolder, origin: Origin, plan: "Plan") -> list[Notice]:
+def check_plan(run: RunFolder, origin: Origin, plan: Plan) -> list[Notice]:
     """Compare a run's plan file with what the run began with, and return a notice for each allowed change.
 
     Raises:
@@ -168,7 +165,7 @@ def check_split(run: RunFolder, origin: Origin, index: Index, *, folder: Path) -
     raise RunError(f"{SPLIT.path(folder)} was changed: {differences}", restore_remedy("the original file"))
 
 
-def check_contents(run: RunFolder, origin: Origin, index: Index, contents: "NDArray[np.uint64]") -> None:
+def check_contents(run: RunFolder, origin: Origin, index: Index, contents: NDArray[np.uint64]) -> None:
     """Compare the image files with those that the run began with.
 
     Raises:

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import disk_usage
-from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL
@@ -29,6 +28,7 @@ from convnext_cli.images.loaders import cut_batches, load_batches
 from convnext_cli.images.preprocessing import REDUCTION, Preprocessing, join_size
 from convnext_cli.images.raster import Pixels
 from convnext_cli.inference.onnx_classifier import ONNX_SUFFIX
+from convnext_cli.inference.teacher import Teacher
 from convnext_cli.progress import Notice, Progress, Steps
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import TrainSteps
@@ -36,13 +36,10 @@ from convnext_cli.training.loading import find_largest_views, plan_views, read_a
 from convnext_cli.training.parts.distillation import Distillation, DistillationLoss
 from convnext_cli.training.views import OpenViews
 
-if TYPE_CHECKING:
-    from convnext_cli.inference.teacher import Teacher
-
 CHUNK = 32  # images per pass of the teacher; fixed, because a batch's size decides the rounding
 
 
-def plan_distillation(context: TrainingContext, teacher: "Teacher") -> Distillation:
+def plan_distillation(context: TrainingContext, teacher: Teacher) -> Distillation:
     """Return what the student learns from the teacher, before its outputs are computed.
 
     Logits are learned if the teacher knows all classes.
@@ -79,7 +76,7 @@ def plan_distillation(context: TrainingContext, teacher: "Teacher") -> Distillat
     )
 
 
-def label_images(index: Index, teacher: "Teacher", *, cache: bool) -> Steps[tuple[int, ...]]:
+def label_images(index: Index, teacher: Teacher, *, cache: bool) -> Steps[tuple[int, ...]]:
     """Return the class that the teacher predicts for each image of an index, from the cache if it is there."""
     digests = open_digests(index.root)
     content = b"".join([teacher.identity.encode(), *(digests.digest(name) or b"" for name in index.paths)])
@@ -100,7 +97,7 @@ def label_images(index: Index, teacher: "Teacher", *, cache: bool) -> Steps[tupl
     return tuple(labels.tolist())
 
 
-def compute_outputs(context: TrainingContext, teacher: "Teacher", image_digest: str) -> TrainSteps[None]:
+def compute_outputs(context: TrainingContext, teacher: Teacher, image_digest: str) -> TrainSteps[None]:
     """Compute the outputs of the context's distillation that are not in the cache. All ranks call it, for a part each.
 
     `image_digest` is that of the training images' files.
@@ -122,7 +119,7 @@ def compute_outputs(context: TrainingContext, teacher: "Teacher", image_digest: 
 
 
 def _fill(
-    context: TrainingContext, teacher: "Teacher", rows: Sequence[int], chunks: Sequence[tuple[int, Sequence[int]]]
+    context: TrainingContext, teacher: Teacher, rows: Sequence[int], chunks: Sequence[tuple[int, Sequence[int]]]
 ) -> Steps[None]:
     """Compute the chunks (view, positions) whose outputs are missing."""
     distillation = context.distillation
@@ -199,7 +196,7 @@ def _make_array(path: Path, shape: tuple[int, ...], size: int) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def scale_views(preprocessing: Preprocessing, teacher: "Teacher") -> Preprocessing:
+def scale_views(preprocessing: Preprocessing, teacher: Teacher) -> Preprocessing:
     """Return the student's framing at the teacher's size: for a rectangle, at about its area.
 
     Raises:
