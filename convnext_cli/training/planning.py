@@ -74,7 +74,7 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
         RunError: the run to resume is missing or damaged.
     """
     if request.resume is not None:
-        _check_trackers(request.track, request.data)
+        _check_trackers(request)
         return prepare_resumed(request, request.resume)
     return (yield from plan_scan(scan_request(request)))
 
@@ -88,16 +88,16 @@ def scan_request(request: TrainRequest) -> Scan:
         WeightsError: as `prepare_steps`.
     """
     # 1. The request: all that can be checked without the data.
-    _check_trackers(request.track, request.data)
+    _check_trackers(request)
     if request.data is None:
         raise UsageError("no data", "Name the folder of images, or use --resume RUN; see `convnext finetune --help`")
     data = request.data
     model, weights = resolve_weights(request.model, request.weights)
     request = replace(request, model=model, weights=weights)
-    values = request.values
-    _check_request(request, data, values)
+    _check_request(request, data)
 
     # 2. The data, and the model, which their number decides on if the user does not.
+    values = request.values
     reading = {name: values[name] for name in (*READING_SETTINGS, "unlabelled")}
     cuts = parse_attributes(values["leave_out"], "--leave-out") if values["leave_out"] != NONE else {}
     dataset_request = DatasetRequest(
@@ -107,12 +107,8 @@ def scan_request(request: TrainRequest) -> Scan:
     check_outside_data(request.output or RUNS, index)
     if not values["unlabelled"]:
         check_trainable(index)
-    return Scan(
-        request=request,
-        dataset_request=dataset_request,
-        index=index,
-        model=_choose_model(request, len(index), detect_machine()),
-    )
+    model = _choose_model(request, index, detect_machine(), fingerprint=None)
+    return Scan(request=request, dataset_request=dataset_request, index=index, model=model)
 
 
 def plan_scan(scan: Scan) -> Steps[Preparation]:
@@ -123,11 +119,8 @@ def plan_scan(scan: Scan) -> Steps[Preparation]:
         DataError: as `prepare_steps`.
     """
     # 1. The data and their split.
-    values = scan.request.values
-    request, dataset = yield from _load_data(scan, values)
-    if values["leave_out"] != NONE:
-        values |= {"folds": request.choices["folds"].value}
-    index, fold_index = _split(dataset, values)
+    request, dataset = yield from _load_data(scan)
+    index, fold_index = _split(dataset, request.values)
 
     # 2. The model, the user's or the recommended one, and the plan.
     machine, fingerprint = detect_machine(), compute_fingerprint(dataset.index)
@@ -190,27 +183,25 @@ def plan_again(preparation: Preparation, machine: Machine) -> Preparation:
     )
 
 
-def _choose_model(
-    request: TrainRequest,
-    images: int,
-    machine: Machine,
-    counts: DataCounts | None = None,
-    fingerprint: Fingerprint | None = None,
-) -> str:
-    """Return the name of the model that the request names, or of the recommended one."""
+def _choose_model(request: TrainRequest, index: Index, machine: Machine, fingerprint: Fingerprint | None) -> str:
+    """Return the name of the model that the request names, or of the recommended one.
+
+    Without a fingerprint, the index has no split yet, and the default one is assumed.
+    """
     model = request.model
     if model is None:
-        model = recommend(
-            images, machine=machine, recipe=request.recipe, counts=counts, fingerprint=fingerprint
-        ).plan.model
+        counts = DataCounts.from_index(index, fingerprint) if fingerprint else None
+        recommendation = recommend(
+            len(index), machine=machine, recipe=request.recipe, counts=counts, fingerprint=fingerprint
+        )
+        model = recommendation.plan.model
     check_head(find_model(model)[0], request.choices)
     return model
 
 
 def _choose_inputs(request: TrainRequest, index: Index, machine: Machine, fingerprint: Fingerprint) -> PlanInputs:
     """Return what the plan is made from, with the recommended model where the request names none."""
-    counts = DataCounts.from_index(index, fingerprint)
-    architecture, tag = find_model(_choose_model(request, len(index), machine, counts, fingerprint))
+    architecture, tag = find_model(_choose_model(request, index, machine, fingerprint))
     guess = choose_augmentation(None, request.recipe, fingerprint) if request.augment is None else None
     teacher = request.teacher
     if teacher is not None and Path(teacher).exists():  # so that the run can be resumed from any folder
@@ -220,7 +211,7 @@ def _choose_inputs(request: TrainRequest, index: Index, machine: Machine, finger
         tag=tag,
         weights=request.weights,
         teacher=teacher,
-        counts=counts,
+        counts=DataCounts.from_index(index, fingerprint),
         fingerprint=fingerprint,
         machine=machine,
         recipe=request.recipe,
@@ -230,8 +221,9 @@ def _choose_inputs(request: TrainRequest, index: Index, machine: Machine, finger
     )
 
 
-def _check_request(request: TrainRequest, data: Path, values: Mapping[str, Any]) -> None:
-    """Check all that needs no data."""
+def _check_request(request: TrainRequest, data: Path) -> None:
+    """Check all that can be checked without reading `data`."""
+    values = request.values
     check_settings(values)
     check_combinations(values)
     check_teacher(request.chosen, has_teacher=request.teacher is not None, unlabelled=values["unlabelled"])
@@ -250,7 +242,7 @@ def _check_request(request: TrainRequest, data: Path, values: Mapping[str, Any])
         raise UsageError(f"--weights {request.weights!r} is not Unicode, so no plan can store it", "Rename the file")
 
 
-def _load_data(scan: Scan, values: Mapping[str, Any]) -> Steps[tuple[TrainRequest, Dataset]]:
+def _load_data(scan: Scan) -> Steps[tuple[TrainRequest, Dataset]]:
     """Group and check the images of a scan; images without labels get those of the teacher.
 
     What their tables tell is checked before the images are, which may take long.
@@ -258,10 +250,10 @@ def _load_data(scan: Scan, values: Mapping[str, Any]) -> Steps[tuple[TrainReques
     Returns:
         The request, with the number of folds for `--leave-out`; and the data set.
     """
-    request, dataset_request = scan.request, scan.dataset_request
+    request, dataset_request, values = scan.request, scan.dataset_request, scan.request.values
     index, grouping = yield from group_steps(scan.index, dataset_request.group_from)
     if values["leave_out"] != NONE:
-        request, index = yield from _read_left_out(request, index, values)
+        request, index = yield from _read_left_out(request, index)
     dataset = yield from audit_steps(dataset_request, index, grouping)
     gone = [name for at, name in enumerate(index.fold_names, 1) if name_fold(at) not in dataset.index.folds]
     if gone:
@@ -320,10 +312,10 @@ def _check_part(index: Index, fold: int, leave_out: str) -> None:
         raise DataError(f"leaving out {part}{effect}", remedy) from error
 
 
-def _read_left_out(request: TrainRequest, index: Index, values: Mapping[str, Any]) -> Steps[tuple[TrainRequest, Index]]:
+def _read_left_out(request: TrainRequest, index: Index) -> Steps[tuple[TrainRequest, Index]]:
     """Return the request with the number of folds, and the index with the fold of each image, for `--leave-out`."""
+    values, choice = request.values, request.choices.get("folds")
     text = values["leave_out"]
-    choice = request.choices.get("folds")
     if choice is not None and choice.value and choice.source == "flag":
         raise UsageError("--leave-out and --folds both choose the folds", "Leave out --folds")
     if not values["val_fraction"]:
@@ -412,9 +404,10 @@ def _check_task(index: Index, plan: Plan) -> None:
             raise UsageError(f"{flag} does not go with {index.task.title}: {reason}", f"Leave out {flag}")
 
 
-def _check_trackers(names: tuple[str, ...], data: Path | None) -> None:
+def _check_trackers(request: TrainRequest) -> None:
     """Check that each tracker is known and installed, and writes nothing into the data folder."""
-    for name in names:
+    data = request.data
+    for name in request.track:
         check_word("tracker", name, TRACKERS)
         if find_spec(name) is None:
             raise UsageError(f"{name} is not installed", f"Install it with `pip install 'convnext-cli[{name}]'`")
