@@ -261,9 +261,9 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
     operating_targets = [parse_target(text) for text in request.targets]
     trained_on = run.read_split()
     run.drop_leftovers()
-    test_set, notes = yield from _choose_images(run, trained_on, request, test_set)
+    test_set, data_notes = yield from _choose_images(run, trained_on, request, test_set)
     audit, audit_notes = yield from read_audit(run)
-    leakage, overlap = yield from find_leakage(run, trained_on, test_set, audit)
+    leakage_notes, overlap = yield from find_leakage(run, trained_on, test_set, audit)
     fit_set, test_set = yield from divide_test_set(test_set, request.recalibrate)
     attributes = yield from read_subgroups(request, test_set)
 
@@ -272,7 +272,6 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
     targets = classifier.read_targets(test_set.index, test_set.rows)  # first: it refuses data of another task
     own, calibration_notes = yield from _prepare_calibration(run, classifier, operating_targets, fit_set)
     calibration, refit_notes = yield from refit_calibration(classifier, fit_set, own, run, operating_targets)
-    notes += audit_notes + leakage + calibration_notes + refit_notes
 
     # 3. Its outputs.
     outputs, seconds = yield from _classify(classifier, test_set, "evaluating", features=not test_set.is_own)
@@ -284,7 +283,7 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
         calibration=calibration,
         groups=test_set.groups,
     )
-    drift, notices = yield from measure_drift(classifier, own, test_set, outputs, fit_set)
+    drift, drift_notes = yield from measure_drift(classifier, own, test_set, outputs, fit_set)
     augmentation = None
     if request.tta:
         images, augmentation = yield from _augment(run, test_set, images, seconds, cache=request.cache)
@@ -314,7 +313,8 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
         test_set=test_set,
         images=images,
     )
-    return replace(evaluation, notes=(*notes, *notices, *_list_warnings(evaluation, trained_on)))
+    notes = data_notes + audit_notes + leakage_notes + calibration_notes + refit_notes + drift_notes
+    return replace(evaluation, notes=(*notes, *_list_warnings(evaluation, trained_on)))
 
 
 def _check_targets(run: RunFolder, request: EvalRequest) -> None:
