@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convnext_cli.cli import console
-from convnext_cli.cli.eval import run_evaluations, show_evaluation, write_report
+from convnext_cli.cli.eval import run_evaluations, write_report
+from convnext_cli.cli.evaluation_view import show_evaluation
 from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.cli.training_view import follow
 from convnext_cli.errors import UsageError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from convnext_cli import evaluate
-from convnext_cli.cli.subgroups import show_subgroups
+from convnext_cli.cli.evaluation_view import show_subgroups
 from convnext_cli.data.attributes import Attribute
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.inference.calibration import Calibration
