@@ -16,6 +16,7 @@ import codecs
 import re
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from convnext_cli.errors import DataError
@@ -63,14 +64,8 @@ def decode_text(raw: bytes, source: str) -> tuple[str, str]:
             except UnicodeDecodeError as error:
                 raise _refuse(raw, source, error.start, f"it has the mark of {name} but is not {name}") from error
     if b"\0" in raw:
-        for codec, zeros in (("utf-16-le", raw[1::2]), ("utf-16-be", raw[::2])):
-            if len(raw) % 2 == 0 and zeros.count(0) > 0.5 * len(zeros):
-                try:
-                    text = raw.decode(codec)
-                except UnicodeDecodeError:
-                    continue
-                if "\0" not in text:
-                    return text, "UTF-16"
+        if (utf_16 := _decode_utf_16(raw)) is not None:
+            return utf_16, "UTF-16"
         raise _refuse(raw, source, raw.index(0), "it has zero bytes, so it is not text")
     try:
         return raw.decode("utf-8"), UTF_8
@@ -88,6 +83,17 @@ def decode_name(name: str) -> str:
     raw = name.encode("utf-8", "surrogateescape")
     text = _decode_windows(raw)  # no other rule: a name has no byte order mark
     return raw.decode("utf-8", "backslashreplace") if text is None else text
+
+
+def _decode_utf_16(raw: bytes) -> str | None:
+    """Decode UTF-16 without a mark by rule 3; None if the bytes are not that."""
+    for codec, zeros in (("utf-16-le", raw[1::2]), ("utf-16-be", raw[::2])):
+        if len(raw) % 2 == 0 and zeros.count(0) > 0.5 * len(zeros):
+            with suppress(UnicodeDecodeError):
+                text = raw.decode(codec)
+                if "\0" not in text:
+                    return text
+    return None
 
 
 def _decode_windows(raw: bytes) -> str | None:

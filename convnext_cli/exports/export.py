@@ -140,26 +140,34 @@ def export_steps(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile |
     Raises:
         UsageError, RunError, DataError, ParityError, ConvnextError: as `export`.
     """
+    _check_options(request)
     if request.format != "hub":
         return (yield from _export_file(run, request))
-    if request.output is None:
-        raise UsageError("--format hub needs --output", "Give a new folder")
-    if any((request.int8, request.images, request.tolerance is not None, request.calibration)):
-        options = "--int8, --images, --tolerance and --calibration"
-        raise UsageError(f"{options} have no effect with --format hub", "Leave them out")
+    assert request.output is not None
     return (yield from hub_steps(run, request.output, push=request.push, overwrite=request.overwrite))
+
+
+def _check_options(request: ExportRequest) -> None:
+    """Check that the options go with the format."""
+    if request.format == "hub":
+        if request.output is None:
+            raise UsageError("--format hub needs --output", "Give a new folder")
+        if any((request.int8, request.images, request.tolerance is not None, request.calibration)):
+            options = "--int8, --images, --tolerance and --calibration"
+            raise UsageError(f"{options} have no effect with --format hub", "Leave them out")
+        return
+    if request.push:
+        raise UsageError("--push goes with --format hub", "Leave one of them out")
+    if request.int8 and request.format != "onnx":
+        raise UsageError("--int8 goes with --format onnx", "Leave one of them out")
+    if request.calibration and not request.output:
+        raise UsageError("--calibration needs --output: the run's own file has the run's calibration", "Add --output")
 
 
 def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
     """Write a file under a temporary name, check its parity, and rename it."""
     is_onnx = request.format == "onnx"
-    if request.push:
-        raise UsageError("--push goes with --format hub", "Leave one of them out")
     check_single(run.path)
-    if request.int8 and not is_onnx:
-        raise UsageError("--int8 goes with --format onnx", "Leave one of them out")
-    if request.calibration and not request.output:
-        raise UsageError("--calibration needs --output: the run's own file has the run's calibration", "Add --output")
     output = request.output or run.exported(request.format, int8=request.int8)
     index = run.read_split()
     check_cache_outside(list_data_folders(index))

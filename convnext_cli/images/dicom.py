@@ -193,8 +193,6 @@ def _inflate(packed: bytes, path: Path) -> bytes:
 
 def _read_format(dataset: "Dataset", path: Path, steps: list[str]) -> _PixelFormat:
     """Return the format of the stored values; what is missing is assumed, with a note."""
-    from pydicom import uid
-
     rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
     if not rows or not columns or rows < 0 or columns < 0:
         raise ImageError(f"{path} is DICOM without the size of its image (Rows, Columns)", _REMEDY)
@@ -206,11 +204,28 @@ def _read_format(dataset: "Dataset", path: Path, steps: list[str]) -> _PixelForm
     if kind not in ((*_GREY, "PALETTE COLOR") if samples == 1 else _COLOUR):
         kind = "MONOCHROME2" if samples == 1 else "RGB"
         steps.append(f"read as {kind} (no valid PhotometricInterpretation)")
+    allocated, stored = _read_bits(dataset, rows * columns * samples, path, steps)
+    frames = _integer(dataset, "NumberOfFrames")
+    if "NumberOfFrames" in dataset and frames is None:
+        steps.append("NumberOfFrames ignored")
+        del dataset.NumberOfFrames  # pydicom parses it again
+    signed = _integer(dataset, "PixelRepresentation") or 0
+    return _PixelFormat(
+        rows=rows, columns=columns, samples_per_pixel=samples, photometric_interpretation=kind,
+        bits_allocated=allocated, bits_stored=stored, pixel_representation=signed if signed in (0, 1) else 0,
+        number_of_frames=max(1, frames or 1),
+        planar_configuration=1 if _integer(dataset, "PlanarConfiguration") == 1 else 0,
+    )  # fmt: skip
+
+
+def _read_bits(dataset: "Dataset", values: int, path: Path, steps: list[str]) -> tuple[int, int]:
+    """Return the bits allocated and stored for each of a frame's values."""
+    from pydicom import uid
+
     keyword = next(keyword for keyword in _PIXELS if keyword in dataset)
     allocated = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}.get(keyword) or _integer(dataset, "BitsAllocated")
     if allocated is None:
-        length = len(dataset.PixelData or b"")
-        allocated = max(8, min(32, length // (rows * columns * samples) * 8))
+        allocated = max(8, min(32, len(dataset.PixelData or b"") // values * 8))
         steps.append(f"read as {allocated} bits (no BitsAllocated)")
     if allocated not in (1, 8, 16, 32, 64):
         raise ImageError(f"{path} is DICOM of {allocated} bits allocated, which cannot be read", _REMEDY)
@@ -225,18 +240,8 @@ def _read_format(dataset: "Dataset", path: Path, steps: list[str]) -> _PixelForm
             raise ImageError(f"{path} is DICOM in JPEG of {allocated} bits allocated, which cannot be read", _REMEDY)
         if (allocated < 16 or syntax == uid.JPEGBaseline8Bit) and (allocated, stored) != (8, 8):
             steps.append("read as 8 bits (JPEG)")
-            allocated = stored = 8
-    frames = _integer(dataset, "NumberOfFrames")
-    if "NumberOfFrames" in dataset and frames is None:
-        steps.append("NumberOfFrames ignored")
-        del dataset.NumberOfFrames  # pydicom parses it again
-    signed = _integer(dataset, "PixelRepresentation") or 0
-    return _PixelFormat(
-        rows=rows, columns=columns, samples_per_pixel=samples, photometric_interpretation=kind,
-        bits_allocated=allocated, bits_stored=stored, pixel_representation=signed if signed in (0, 1) else 0,
-        number_of_frames=max(1, frames or 1),
-        planar_configuration=1 if _integer(dataset, "PlanarConfiguration") == 1 else 0,
-    )  # fmt: skip
+            return 8, 8
+    return allocated, stored
 
 
 def _refuse_tiles(dataset: "Dataset", pixel_format: _PixelFormat, path: Path) -> None:

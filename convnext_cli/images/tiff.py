@@ -195,23 +195,15 @@ def _convert_planes(page: Any, planes: NDArray[Any], steps: list[str]) -> Raster
     photometric, bits = int(page.photometric or 0), int(page.bitspersample)
     colours = {_RGB: 3, _SEPARATED: 4}.get(photometric, 1)
     full = {"u": 2.0**bits - 1, "i": 2.0 ** (bits - 1) - 1, "f": 1.0}[planes.dtype.kind]
-    values, alpha = planes[..., :colours], None
-    extra = int(page.extrasamples[0]) if len(page.extrasamples) else 0
-    if planes.shape[2] > colours:
-        if extra in (_ASSOCIATED, _UNASSOCIATED):
-            alpha = scale_alpha(planes[..., colours], full)
-        if alpha is None:
-            steps += describe_ignored(planes.shape[2] - colours)
-        elif extra == _ASSOCIATED:
-            values = values / np.maximum(alpha, 1 / full)[..., None]
-    mode = {_RGB: "RGB", _SEPARATED: "CMYK", _PALETTE: "P"}.get(photometric, "L")
-    if mode == "L" and bits > 8:
-        mode = {"uint16": "I;16", "int32": "I", "float32": "F"}.get(str(planes.dtype), str(planes.dtype))
+    values, alpha = _separate_alpha(page, planes, colours, full, steps)
     if photometric == _PALETTE:
         table = np.asarray(page.colormap).T  # (entries, 3), 16 bits
         values = table[np.minimum(values[..., 0], len(table) - 1)]
         values = (values // 256 if table.max() > 255 else values).astype(np.uint8)
-        return Raster(values, alpha, mode, 8, tuple(steps))
+        return Raster(values, alpha, "P", 8, tuple(steps))
+    mode = {_RGB: "RGB", _SEPARATED: "CMYK"}.get(photometric, "L")
+    if mode == "L" and bits > 8:
+        mode = {"uint16": "I;16", "int32": "I", "float32": "F"}.get(str(planes.dtype), str(planes.dtype))
     if photometric == _SEPARATED:
         ink = values.astype(np.float32) / np.float32(full)
         values, full = (1 - ink[..., :3]) * (1 - ink[..., 3:]) * 255, 255.0
@@ -232,6 +224,25 @@ def _convert_planes(page: Any, planes: NDArray[Any], steps: list[str]) -> Raster
     if nodata is not None and bits > 8:
         values = _hide_nodata(values, str(nodata), steps)
     return Raster(values if colours > 1 else values[..., 0], alpha, mode, bits, tuple(steps))
+
+
+def _separate_alpha(
+    page: Any, planes: NDArray[Any], colours: int, full: float, steps: list[str]
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Return the planes of the colours, and alpha, by which associated colours are divided; None without.
+
+    `full` is the largest value that the planes can have.
+    """
+    values, alpha = planes[..., :colours], None
+    if planes.shape[2] > colours:
+        extra = int(page.extrasamples[0]) if len(page.extrasamples) else 0
+        if extra in (_ASSOCIATED, _UNASSOCIATED):
+            alpha = scale_alpha(planes[..., colours], full)
+        if alpha is None:
+            steps += describe_ignored(planes.shape[2] - colours)
+        elif extra == _ASSOCIATED:
+            values = values / np.maximum(alpha, 1 / full)[..., None]
+    return values, alpha
 
 
 def _hide_nodata(values: NDArray[Any], text: str, steps: list[str]) -> NDArray[Any]:

@@ -1,9 +1,9 @@
 """The fingerprint of a data set: counts from its index, sizes and colours from a sample of its files."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from statistics import median_high
 
 from convnext_cli.data.index import Index
 from convnext_cli.data.unseen import Shape
@@ -92,6 +92,7 @@ def compute_fingerprint(index: Index) -> Fingerprint:
             width, height, is_grey = size
             grey.append(is_grey)
             shapes.append((index.name_class(row), width, height))
+    widths, heights = [width for _, width, _ in shapes], [height for _, _, height in shapes]
     return Fingerprint(
         images=len(index),
         classes=len(index.classes),
@@ -100,7 +101,7 @@ def compute_fingerprint(index: Index) -> Fingerprint:
         smallest_class=(counts[0][1], counts[0][0]),
         largest_class=(counts[-1][1], counts[-1][0]),
         sampled=len(rows),
-        median_size=(_median([width for _, width, _ in shapes]), _median([height for _, _, height in shapes])),
+        median_size=(median_high(widths), median_high(heights)) if shapes else (0, 0),
         is_grey=bool(grey) and all(grey),
         unreadable=len(rows) - len(shapes),
         dicom=sum(PurePosixPath(index.paths[row]).suffix.lower() in DICOM_SUFFIXES for row in rows),
@@ -178,7 +179,3 @@ def _read_dicom_size(path: Path) -> tuple[int, int]:
         return int(read_tag(path, "Columns") or 0), int(read_tag(path, "Rows") or 0)
     except (ImageError, ValueError):
         return 0, 0
-
-
-def _median(values: Sequence[int]) -> int:
-    return sorted(values)[len(values) // 2] if values else 0
