@@ -54,12 +54,7 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
     """
     check_single(run.path)
     check_outside_data(output, run.read_split())
-    leftovers = {path for name in FILES for path in list_leftovers(output / name)}
-    existing = {path.name for path in output.iterdir() if path not in leftovers} if output.is_dir() else set()
-    if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise UsageError(f"{output} is not a folder", "Choose another --output")
-    if existing and not (overwrite and existing <= set(FILES)):
-        raise UsageError(f"{output} exists already", "Choose another --output; --overwrite replaces an earlier export")
+    _check_folder(output, overwrite=overwrite)
     run.fingerprint_weights()  # fails for a run without weights before anything is written
     copied = [CONFIG.name, MODEL.name]
     if read_calibration(run) is not None:
@@ -89,6 +84,16 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
         yield Progress(done=0, total=1, activity=f"uploading to {repository}")
         url = _upload(output, repository)
     return HubFolder(path=output, files=(*copied, CARD), license=license, url=url, notes=tuple(notes))
+
+
+def _check_folder(output: Path, *, overwrite: bool) -> None:
+    """Check that a folder is new or empty, but for files of an export that was killed, or an export to overwrite."""
+    leftovers = {path for name in FILES for path in list_leftovers(output / name)}
+    existing = {path.name for path in output.iterdir() if path not in leftovers} if output.is_dir() else set()
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise UsageError(f"{output} is not a folder", "Choose another --output")
+    if existing and not (overwrite and existing <= set(FILES)):
+        raise UsageError(f"{output} exists already", "Choose another --output; --overwrite replaces an earlier export")
 
 
 @contextmanager

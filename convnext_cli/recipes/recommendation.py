@@ -149,6 +149,8 @@ class _DataSummary:
     classes: int | None
     fingerprint: Fingerprint | None
     index: Index | None = None
+    augment: str | None
+    """The augmentation preset of the domain; None for the recipe's own augmentation."""
     small_validation: str | None = None
     """Why the validation split is too small, and what to do; None if it is not."""
 
@@ -237,7 +239,7 @@ def make_recommendation(request: RecommendRequest) -> Recommendation:
             *_describe_data(request, data),
         ),
         small_models=tuple(small_models),
-        augment=choose_augmentation(request.domain, request.recipe, data.fingerprint),
+        augment=data.augment,
         fingerprint=data.fingerprint,
         unseen=unseen,
         index=data.index,
@@ -270,7 +272,9 @@ def _summarise_data(request: RecommendRequest) -> _DataSummary:
     if request.data is None:
         assert request.dataset_size is not None
         counts = request.counts or DataCounts.from_total(request.dataset_size)
-        return _DataSummary(counts=counts, classes=request.classes, fingerprint=request.fingerprint)
+        fingerprint = request.fingerprint
+        augment = choose_augmentation(request.domain, request.recipe, fingerprint)
+        return _DataSummary(counts=counts, classes=request.classes, fingerprint=fingerprint, augment=augment)
     from convnext_cli.data.dataset import DatasetRequest, read_index  # NumPy, which a number of images does without
     from convnext_cli.data.groups import group_index
     from convnext_cli.data.split import TOO_FEW, advise_on_validation, explain_small_validation, split_index
@@ -291,6 +295,7 @@ def _summarise_data(request: RecommendRequest) -> _DataSummary:
         classes=len(index.classes),
         fingerprint=fingerprint,
         index=index,
+        augment=choose_augmentation(request.domain, request.recipe, fingerprint),
         small_validation=f"{reason}: {TOO_FEW}. {advice}" if reason else None,
     )
 
@@ -343,7 +348,7 @@ def _plan_candidate(
             fingerprint=data.fingerprint,
             machine=request.machine,
             recipe=request.recipe,
-            augment=choose_augmentation(request.domain, request.recipe, data.fingerprint),
+            augment=data.augment,
             choices={name: Choice(value=value, source="flag") for name, value in request.settings.items()},
         )
     )
@@ -456,7 +461,6 @@ def _describe_data(request: RecommendRequest, data: _DataSummary) -> list[str]:
     """Return notes on the images, and on the domain if it was guessed."""
     if data.fingerprint is None:
         return []
-    augment = choose_augmentation(request.domain, request.recipe, data.fingerprint)
-    is_guessed = augment is not None and request.domain is None
+    is_guessed = data.augment is not None and request.domain is None
     domain = [explain_domain(data.fingerprint, "--domain other or natural overrides it")] if is_guessed else []
     return [*domain, *describe_fingerprint(data.fingerprint)]

@@ -6,7 +6,7 @@ Targets are 1, 0, -1 (uncertain) or nan (unknown). Uncertain and unknown ones do
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -529,22 +529,21 @@ def _find_separator(labels: Sequence[str]) -> str:
     lists = [label for label in counts if label.startswith("[") and label.endswith("]")]
     if len(lists) == sum(not is_missing(label) for label in counts):
         return "," if any("," in label for label in lists) else ""
-    for separator in "|;, ":
-        combined = [label for label in counts if separator in label]
-        if not combined:
-            continue
-        cells = [[part.strip() for part in label.split(separator)] for label in combined]
-        if any("" in parts for parts in cells):
-            continue
-        parts = {part for cell in cells for part in cell}
-        if separator == " " and 2 * len(parts) <= len(counts) and len(set(map(len, cells))) > 1:
-            return separator  # not names of two words each
-        alone = len(parts & (set(counts) - set(combined)))
-        uses = Counter(part for cell in cells for part in cell)
-        if separator == "|" and (alone or any(count > 1 for count in uses.values())):
-            return separator
-        if separator == " " and alone == len(parts) and len(combined) > 1:
-            return separator
-        if separator in ";," and alone > 1 and alone >= len(parts) / 2:
-            return separator
-    return ""
+    return next((separator for separator in "|;, " if _separates(separator, counts)), "")
+
+
+def _separates(separator: str, labels: Collection[str]) -> bool:
+    """Return True if a sign separates several labels in some of the different cells."""
+    combined = [label for label in labels if separator in label]
+    cells = [[part.strip() for part in label.split(separator)] for label in combined]
+    uses = Counter(chain.from_iterable(cells))
+    if not combined or "" in uses:
+        return False
+    alone = len(uses.keys() & (set(labels) - set(combined)))
+    if separator == "|":
+        return alone > 0 or max(uses.values()) > 1
+    if separator == " ":
+        are_names = len(set(map(len, cells))) == 1  # such as of two words each
+        is_mixed = 2 * len(uses) <= len(labels) and not are_names
+        return is_mixed or (alone == len(uses) and len(combined) > 1)
+    return alone > 1 and alone >= len(uses) / 2

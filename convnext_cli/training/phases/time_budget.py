@@ -28,23 +28,9 @@ def fit_epochs(context: TrainingContext, state: TrainingState, seconds: float) -
     its load; it is written into the plan, which repeats the run.
     """
     plan, images, steps = context.plan, len(context.index.rows("train")), context.steps_per_epoch
-    for _ in range(1 if steps > 1 else 2):  # of one step, a first pass is the warm-up
-        done, started, skipped = 0, time.perf_counter(), 0
-        # If it diverges, the run halves its rate.
-        with suppress(DivergedError), closing(train(context, deepcopy(state))) as events:
-            for event in events:
-                if isinstance(event, StepDone):
-                    done += 1
-                    if done == min(WARM_UP, steps - 1):
-                        wait_for_gpu(context.accelerator.device)
-                        started, skipped = time.perf_counter(), done
-                    elapsed = time.perf_counter() - started
-                    (is_enough,) = agree(context.accelerator, int(elapsed > MEASURED))
-                    if is_enough or event.step == steps:
-                        break
-    wait_for_gpu(context.accelerator.device)
-    step_seconds = (time.perf_counter() - started) / max(1, done - skipped)
-    epoch_seconds = step_seconds * steps * (1 + VALIDATION * len(context.index.rows("val")) / images)
+    if steps == 1:
+        _time_step(context, state)  # a warm-up
+    epoch_seconds = _time_step(context, state) * steps * (1 + VALIDATION * len(context.index.rows("val")) / images)
     fitting = max(1, int(seconds * (1 - RESERVE) / epoch_seconds))
     (negated,) = agree(context.accelerator, -fitting)  # the maximum of the negated numbers: the slowest rank's
     epochs = -negated
@@ -52,3 +38,23 @@ def fit_epochs(context: TrainingContext, state: TrainingState, seconds: float) -
         return plan
     reason = f"{describe_seconds(epoch_seconds)} per epoch here, time budget {describe_seconds(seconds)}"
     return plan.with_epochs(Choice(value=epochs, source="max-time", reason=reason))
+
+
+def _time_step(context: TrainingContext, state: TrainingState) -> float:
+    """Train for an epoch or `MEASURED` seconds, and return the seconds of a step, the first ones left out."""
+    steps, device = context.steps_per_epoch, context.accelerator.device
+    done, started, skipped = 0, time.perf_counter(), 0
+    with suppress(DivergedError), closing(train(context, deepcopy(state))) as events:  # the run then halves its rate
+        for event in events:
+            if not isinstance(event, StepDone):
+                continue
+            done += 1
+            if done == min(WARM_UP, steps - 1):
+                wait_for_gpu(device)
+                started, skipped = time.perf_counter(), done
+            elapsed = time.perf_counter() - started
+            (is_enough,) = agree(context.accelerator, int(elapsed > MEASURED))
+            if is_enough or event.step == steps:
+                break
+    wait_for_gpu(device)
+    return (time.perf_counter() - started) / max(1, done - skipped)
