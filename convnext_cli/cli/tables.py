@@ -41,21 +41,15 @@ def lay_out(
     if width is not None and _find_least(grid, kept) > width:
         yield from _stack(grid, width)
         return
-    titles = [columns[at] for at in kept]
+    are_right = [columns[at] in numbers for at in kept]
     grid = [[row[at] for at in kept] for row in grid]
     widths = [max(map(count_cells, column)) for column in zip(*grid, strict=True)]
     if width is not None:
         _narrow(widths, grid, width - len(_GAP) * (len(widths) - 1))
     for at, row in enumerate(grid):
-        if at == 0 and not any(columns):
-            continue
-        folded = [_fold(cell, cells) for cell, cells in zip(row, widths, strict=True)]
-        for parts in zip_longest(*folded, fillvalue=""):
-            padded = (
-                _pad(part, cells, right=title in numbers)
-                for part, cells, title in zip(parts, widths, titles, strict=True)
-            )
-            yield _GAP.join(padded).rstrip(), at == 0
+        if at > 0 or any(columns):
+            for line in _fold_row(row, widths, are_right):
+                yield line, at == 0
     if left_out and width is not None:
         for line in _fold(f"(no room for {', '.join(columns[at] for at in left_out)})", width):
             yield line, False
@@ -91,6 +85,14 @@ def _choose_columns(
         if width is None or _find_least(grid, kept) <= width:
             break
     return kept, spare[:number]
+
+
+def _fold_row(row: Sequence[str], widths: Sequence[int], are_right: Sequence[bool]) -> Iterator[str]:
+    """Yield the lines of a row, whose cells are folded into their columns and aligned to the right or left."""
+    folded = [_fold(cell, cells) for cell, cells in zip(row, widths, strict=True)]
+    for parts in zip_longest(*folded, fillvalue=""):
+        padded = (_pad(*cell) for cell in zip(parts, widths, are_right, strict=True))
+        yield _GAP.join(padded).rstrip()
 
 
 def _stack(grid: Sequence[Sequence[str]], width: int) -> Iterator[tuple[str, bool]]:
@@ -155,6 +157,6 @@ def _fold(text: str, cells: int) -> list[str]:
     return lines
 
 
-def _pad(text: str, cells: int, *, right: bool) -> str:
+def _pad(text: str, cells: int, is_right: bool) -> str:
     space = " " * (cells - count_cells(text))
-    return space + text if right else text + space
+    return space + text if is_right else text + space

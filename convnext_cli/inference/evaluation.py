@@ -420,12 +420,14 @@ def _calibrate(classifier: TorchClassifier) -> Steps[tuple[Calibration | None, l
             calibration = yield from calibrate_steps(classifier, run, thresholds=thresholds)
         except ImageError as error:
             notes.append(Notice(f"not calibrated, because images of the run are gone: {error.problem}", "warning"))
-    if calibration and not calibration.is_fitted:
+    if calibration is None:
+        return None, notes
+    if not calibration.is_fitted:
         notes.append(Notice(f"not calibrated, because {calibration.unfitted_reason}", "warning"))
-    if calibration and (names := classifier.task.list_uncalibrated(calibration, classifier.classes)):
+    if names := classifier.task.list_uncalibrated(calibration, classifier.classes):
         text = f"not calibrated, because validation has too few positive or negative images: {shorten_names(names)}"
         notes.append(Notice(text))
-    if calibration and (unreliable := describe_unreliable_ood(calibration)):
+    if unreliable := describe_unreliable_ood(calibration):
         notes.append(Notice(unreliable, "warning"))
     return calibration, notes
 

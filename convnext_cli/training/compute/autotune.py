@@ -201,26 +201,37 @@ def _measure(network: nn.Module, shape: Shape, default: str, device: torch.devic
             candidates["bf16"] = timer(models[TIMM], threads=THREADS, bf16=True)
         plain = _time_in_turn(candidates, deadline)
         bf16 = plain.pop("bf16", None)
-        while True:
-            best = Measurement(plain=plain).best
-            fewer = f"{best.blocks} {best.threads // 2}"
-            model = models[best.blocks]
-            if not is_cpu or best.threads == 1 or fewer in plain or time.perf_counter() > deadline:
-                recomputed = (
-                    _choose_recomputed(model, inputs, best.threads, deadline) if best.blocks == NATIVE else None
-                )
-                return Measurement(plain=plain, bf16=bf16, recomputed=recomputed)
-            more = f"{best.blocks} {best.threads}"
-            pair = {more: timer(model, threads=best.threads), fewer: timer(model, threads=best.threads // 2)}
-            seconds = _time_in_turn(pair, deadline)
-            # The ratio within these rounds counts: the load of the machine may have changed since the earlier ones.
-            plain[fewer] = plain[more] * seconds[fewer] / seconds[more]
+        if is_cpu:
+            _time_fewer_threads(plain, models, timer, deadline)
+        best, recomputed = Measurement(plain=plain).best, None
+        if best.blocks == NATIVE:
+            recomputed = _choose_recomputed(models[NATIVE], inputs, best.threads, deadline)
+        return Measurement(plain=plain, bf16=bf16, recomputed=recomputed)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
     finally:
         torch.set_num_threads(THREADS)
     return None
+
+
+def _time_fewer_threads(
+    plain: dict[str, float],
+    models: Mapping[str, nn.Module],
+    timer: Callable[..., Callable[[], float]],
+    deadline: float,
+) -> None:
+    """Add to `plain` the fastest candidate with half its threads, as long as that is faster."""
+    while time.perf_counter() <= deadline:
+        best = Measurement(plain=plain).best
+        more, fewer = (f"{best.blocks} {threads}" for threads in (best.threads, best.threads // 2))
+        if best.threads == 1 or fewer in plain:
+            return
+        model = models[best.blocks]
+        pair = {more: timer(model, threads=best.threads), fewer: timer(model, threads=best.threads // 2)}
+        seconds = _time_in_turn(pair, deadline)
+        # The ratio within these rounds counts: the load of the machine may have changed since the earlier ones.
+        plain[fewer] = plain[more] * seconds[fewer] / seconds[more]
 
 
 def _choose_recomputed(model: nn.Module, inputs: Tensor, threads: int, deadline: float) -> list[int]:
@@ -303,19 +314,11 @@ def _time_pass(forward: Callable[[Tensor], Tensor], inputs: Tensor, *, bf16: boo
 
 def _find_measurement(tuned_passes: TunedPasses, accelerator: Accelerator, default: str) -> Path:
     """Return the file of the measurement for this machine, torch version, model and shape."""
-    cpu, processes = describe_processor("model name"), accelerator.num_processes
-    key: tuple[object, ...] = (
-        cpu,
-        torch.__version__,
-        THREADS,
-        processes,
-        tuned_passes.model,
-        tuned_passes.shape,
-        default,
-    )
+    key: tuple[object, ...] = (describe_processor("model name"), torch.__version__, THREADS, accelerator.num_processes)
+    key += (tuned_passes.model, tuned_passes.shape, default)
     if accelerator.device.type != "cpu":
         records = can_record(accelerator, tuned_passes.passes_per_step)
-        key = (*key, describe_device(accelerator.device), accelerator.mixed_precision, records)
+        key += (describe_device(accelerator.device), accelerator.mixed_precision, records)
     return find_cache_folder() / AUTOTUNING / f"{name_entry(repr(key).encode())}.json"
 
 
