@@ -86,39 +86,52 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
     for note in list_run_notes(run, request):
         console.note(note)
     unreadable = [Prediction(path=path, error=error) for path, error in inputs.errors]
-    total = len(inputs.paths) + len(unreadable)
-    failures: list[ImageError] = []
-    groups: list[str] = []
+    tally = _Tally()
 
     def follow() -> Iterator[Prediction]:
-        done = 0
         with console.progress("predicting") as bar:
             for prediction in chain(unreadable, predict_images(run, list_sources(inputs.paths), request)):
-                done += prediction.inputs
-                bar.update(done, total)
-                if prediction.group is not None:
-                    failures.extend(prediction.unreadable)
-                    groups.append(prediction.group)
-                elif prediction.error is not None:
-                    failures.append(prediction.error)
+                tally.add(prediction)
+                bar.update(tally.images, len(inputs.paths) + len(unreadable))
                 yield prediction
 
     _show_predictions(follow(), inputs, flags, per_group=request.per == "group")
-    done = total - len(failures)
+    can_explain = request.per == "image" and run.is_dir()  # a file has no gradients
     if not (flags.as_json or flags.as_csv):
-        summary = f"Classified {done:,} of {format_count(total, 'image')}"
-        is_possible = done and request.per == "image" and run.is_dir()  # a file has no gradients
-        console.say(
-            f"{summary}. Next: --explain DIR draws heat maps" if is_possible and request.explain is None else summary
-        )
+        summary = f"Classified {tally.classified:,} of {format_count(tally.images, 'image')}"
+        has_next = can_explain and tally.classified and request.explain is None
+        console.say(f"{summary}. Next: --explain DIR draws heat maps" if has_next else summary)
     if request.explain is not None:
-        console.say(f"Heat maps: {format_count(done, 'image')} in {console.shorten_path(request.explain)}")
-    if ungrouped := len({str(path) for path in inputs.paths}.intersection(groups)):  # named by their paths
-        number = format_part(ungrouped, total, "image", "has", "have")
+        console.say(f"Heat maps: {format_count(tally.classified, 'image')} in {console.shorten_path(request.explain)}")
+    if ungrouped := len({str(path) for path in inputs.paths}.intersection(tally.groups)):  # named by their paths
+        number = format_part(ungrouped, tally.images, "image", "has", "have")
         console.note(f"{number} no group by this rule: each is a group of its own")
     if inputs.skipped:
         console.note(f"skipped: {describe_skipped(inputs.skipped)}")
-    _raise_failures(failures, total)
+    _raise_failures(tally.failures, tally.images)
+
+
+class _Tally:
+    """The images of the predictions so far, with the failures and the names of groups."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.failures: list[ImageError] = []
+        self.groups: list[str] = []
+
+    @property
+    def classified(self) -> int:
+        """The number of images that could be read."""
+        return self.images - len(self.failures)
+
+    def add(self, prediction: "Prediction") -> None:
+        """Count a prediction."""
+        self.images += prediction.inputs
+        if prediction.group is not None:
+            self.failures += prediction.unreadable
+            self.groups.append(prediction.group)
+        elif prediction.error is not None:
+            self.failures.append(prediction.error)
 
 
 def _check_csv(inputs: "Inputs") -> None:

@@ -154,10 +154,10 @@ def plot_roc(evaluation: Evaluation) -> Figure:
     """Plot the ROC curve of each class against the rest."""
     figure, axes = _square("ROC, one-vs-rest", "false positive rate (1 - specificity)", "sensitivity")
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
-    metric, probabilities = METRICS["roc_auc"], evaluation.probabilities
-    for entry, k, colour in _choose_classes(evaluation):
-        positive, known = evaluation.images.select_known(k)
-        false, true = _thin(*trace_roc(probabilities[known, k], positive[known]))
+    metric = METRICS["roc_auc"]
+    for entry, colour in _choose_classes(evaluation):
+        scores, positive, _ = evaluation.images.select_class(entry.name)
+        false, true = _thin(*trace_roc(scores, positive))
         axes.plot(false, true, color=colour, label=f"{_label(entry.name)}: {metric.format(entry.roc_auc)}")
     _add_legend(axes, "lower right", metric.heading)
     return figure
@@ -167,10 +167,10 @@ def plot_roc(evaluation: Evaluation) -> Figure:
 def plot_pr(evaluation: Evaluation) -> Figure:
     """Plot the precision-recall curve of each class against the rest."""
     figure, axes = _square("Precision-recall, one-vs-rest", "sensitivity (recall)", "precision")
-    metric, probabilities = METRICS["pr_auc"], evaluation.probabilities
-    for entry, k, colour in _choose_classes(evaluation):
-        positive, known = evaluation.images.select_known(k)
-        recall, precision = _thin(*trace_pr(probabilities[known, k], positive[known]))
+    metric = METRICS["pr_auc"]
+    for entry, colour in _choose_classes(evaluation):
+        scores, positive, _ = evaluation.images.select_class(entry.name)
+        recall, precision = _thin(*trace_pr(scores, positive))
         axes.plot(recall, precision, color=colour, label=f"{_label(entry.name)}: {metric.format(entry.pr_auc)}")
     _add_legend(axes, "lower left", metric.heading)
     return figure
@@ -361,11 +361,11 @@ def _add_legend(axes: Axes, location: Any, title: str | None = None) -> None:
         axes.legend(loc=location, title=title, title_fontsize=8)
 
 
-def _choose_classes(evaluation: Evaluation) -> list[tuple[ClassMetrics, int, str]]:
-    """Return the classes to draw with their numbers and colours: all, or those with the lowest ROC AUC."""
-    drawable = [(entry, k) for k, entry in enumerate(evaluation.metrics.per_class) if entry.roc_auc is not None]
-    worst = sorted(drawable, key=lambda pair: pair[0].roc_auc or 0)[:MAX_CURVES]
-    return [(entry, k, colour) for (entry, k), colour in zip(sorted(worst, key=lambda p: p[1]), COLOURS, strict=False)]
+def _choose_classes(evaluation: Evaluation) -> list[tuple[ClassMetrics, str]]:
+    """Return the classes to draw with their colours: all, or those with the lowest ROC AUC, in their own order."""
+    drawable = [entry for entry in evaluation.metrics.per_class if entry.roc_auc is not None]
+    worst = sorted(drawable, key=lambda entry: entry.roc_auc)[:MAX_CURVES]
+    return list(zip((entry for entry in drawable if entry in worst), COLOURS, strict=False))
 
 
 def _thin(x: Floats, y: Floats) -> tuple[Floats, Floats]:
