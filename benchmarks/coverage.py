@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from convnext_cli.metrics import intervals
 from convnext_cli.metrics.calculator import Calculator, Floats
-from convnext_cli.metrics.conformal import fit_margin
 from convnext_cli.metrics.formulas import ClassCalculator, log_softmax
 from convnext_cli.metrics.intervals import Intervals, compute_intervals, number_units, resample
 from convnext_cli.metrics.ordinal import OrdinalCalculator
 from convnext_cli.metrics.regression import RegressionCalculator
+from convnext_cli.metrics.scaling import fit_margin
 from convnext_cli.tasks.ordinal import Ordinal
 from convnext_cli.tasks.regression import COVERAGE
 

@@ -207,10 +207,7 @@ def recommend(
 def make_recommendation(request: RecommendRequest) -> Recommendation:
     """Scan the data, plan each candidate, order the candidates and choose the first that is not rejected.
 
-    Raises:
-        UsageError: as `recommend`.
-        WeightsError: as `recommend`.
-        DataError: as `recommend`.
+    Errors are those of `recommend`.
     """
     _check_request(request)
     model, weights = resolve_weights(request.model, request.weights)

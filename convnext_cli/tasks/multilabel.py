@@ -27,9 +27,9 @@ from convnext_cli.metrics.multilabel import (
     sigmoid,
     summarise_labels,
 )
-from convnext_cli.metrics.platt import choose_threshold, fit_platt
 from convnext_cli.metrics.pooling import RULES, Rule, pool_scores
 from convnext_cli.metrics.registry import METRICS
+from convnext_cli.metrics.scaling import choose_threshold, fit_platt
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import LIST, OtherTaskError, RawTargets, Table, TableOptions, is_missing, parse_flag

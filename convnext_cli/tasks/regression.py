@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError
 from convnext_cli.metrics.calculator import Floats, Ints
-from convnext_cli.metrics.conformal import fit_margin
 from convnext_cli.metrics.pooling import Rule, pool_scores
 from convnext_cli.metrics.regression import RegressionCalculator, RegressionMetrics
+from convnext_cli.metrics.scaling import fit_margin
 from convnext_cli.metrics.summary import MetricSet, compute_once
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import (

@@ -14,8 +14,8 @@ from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import ClassCalculator, log_softmax
 from convnext_cli.metrics.pooling import RULES, Rule, pool_scores
 from convnext_cli.metrics.registry import METRICS
+from convnext_cli.metrics.scaling import fit_bias_corrected_temperature, fit_temperature
 from convnext_cli.metrics.summary import Metrics, MetricSet, list_mistakes, summarise
-from convnext_cli.metrics.temperature import fit_bias_corrected_temperature, fit_temperature
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import (
     EXAMPLES,

@@ -80,13 +80,7 @@ def prepare_steps(request: TrainRequest) -> Steps[Preparation]:
 
 
 def scan_request(request: TrainRequest) -> Scan:
-    """Check the request for a new run, scan its data, and choose the model.
-
-    Raises:
-        UsageError: as `prepare_steps`.
-        DataError: as `prepare_steps`.
-        WeightsError: as `prepare_steps`.
-    """
+    """Check the request for a new run, scan its data, and choose the model; errors are those of `prepare_steps`."""
     # 1. The request: all that can be checked without the data.
     _check_trackers(request)
     if request.data is None:
@@ -112,12 +106,7 @@ def scan_request(request: TrainRequest) -> Scan:
 
 
 def plan_scan(scan: Scan) -> Steps[Preparation]:
-    """Check and split the images of a scan, and make the plan.
-
-    Raises:
-        UsageError: as `prepare_steps`.
-        DataError: as `prepare_steps`.
-    """
+    """Check and split the images of a scan, and make the plan; errors are those of `prepare_steps`."""
     # 1. The data and their split.
     request, dataset = yield from _load_data(scan)
     index, fold_index = _split(dataset, request.values)

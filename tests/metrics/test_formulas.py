@@ -10,8 +10,8 @@ from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.evaluated_images import EvaluatedImages, describe_worse_calibration
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import log_softmax
+from convnext_cli.metrics.scaling import fit_temperature
 from convnext_cli.metrics.summary import MAX_MATRIX, Metrics, describe_absent, list_mistakes
-from convnext_cli.metrics.temperature import fit_temperature
 from convnext_cli.progress import Notice
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import SINGLE

@@ -9,7 +9,7 @@ import pytest
 
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.pooling import MAX, MEAN, NOISY_OR, RULES, Rule, choose_rule, pool_scores
-from convnext_cli.metrics.temperature import fit_bias_corrected_temperature, fit_temperature
+from convnext_cli.metrics.scaling import fit_bias_corrected_temperature, fit_temperature
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.ordinal import Ordinal
 from convnext_cli.tasks.registry import SINGLE, TASKS

@@ -25,7 +25,7 @@ from convnext_cli.metrics.decision import (
     update_prevalence,
 )
 from convnext_cli.metrics.intervals import UNDEFINED, Estimate, Interval
-from convnext_cli.metrics.platt import choose_threshold
+from convnext_cli.metrics.scaling import choose_threshold
 from convnext_cli.metrics.thresholds import (
     Bound,
     Target,

@@ -14,7 +14,7 @@ from convnext_cli.metrics.comparison import Comparison, compare
 from convnext_cli.metrics.curves import measure_reliability, trace_pr, trace_roc
 from convnext_cli.metrics.formulas import ClassCalculator, log_softmax
 from convnext_cli.metrics.novelty import choose_novelty_threshold, fit_novelty, measure_pixels
-from convnext_cli.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
+from convnext_cli.metrics.scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
 from convnext_cli.metrics.thresholds import (
     Target,
     Threshold,

@@ -6,11 +6,10 @@ from numpy.typing import NDArray
 from sklearn import metrics as reference
 
 from convnext_cli.metrics.comparison import compare
-from convnext_cli.metrics.conformal import fit_margin
 from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.multilabel import sigmoid
-from convnext_cli.metrics.platt import choose_threshold, fit_platt
 from convnext_cli.metrics.regression import RegressionCalculator
+from convnext_cli.metrics.scaling import choose_threshold, fit_margin, fit_platt
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.ordinal import Ordinal
 from convnext_cli.tasks.regression import Regression
