@@ -160,9 +160,12 @@ def _first_line(item: Any) -> str:
 
 def show_run_files() -> None:
     """Print the files of a run folder in the order in which they are written."""
-    from convnext_cli.runs.files import describe_run_files
+    from convnext_cli.runs.files import FOLDS_PLAN, RUN_FILES
 
-    rows = [(f"`{name}`", content, writer, schema) for name, content, writer, schema in describe_run_files()]
+    rows = [
+        (f"`{file.name}`", file.content, f"`{file.writer}`", f"`{file.schema}`" if file.schema else "")
+        for file in (*RUN_FILES, FOLDS_PLAN)
+    ]
     show_table(("file", "content", "written by", "schema"), rows)
 
 

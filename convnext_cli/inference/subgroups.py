@@ -193,11 +193,14 @@ def measure_subgroups(images: EvaluatedImages, attributes: Sequence[Attribute]) 
         selection = images.select(known)
         values = np.array(attribute.values)[known]
         subgroups: list[Subgroup] = []
+        p_values: list[float | None] = []
         for level in attribute.levels:
             done = sum(len(grouping.subgroups) for grouping in groupings) + len(subgroups)
             yield Progress(done=done, total=total, activity=f"subgroups by {attribute.name}")
-            mirrored = subgroups[0] if len(attribute.levels) == 2 and subgroups else None
-            subgroups.append(_measure_subgroup(level, selection, values == level, metrics, positive, mirrored))
+            inside = values == level
+            if not subgroups or len(attribute.levels) > 2:  # the gap of two subgroups is one, and has one p value
+                p_values = _test(selection, inside, metrics)
+            subgroups.append(_measure_subgroup(level, selection, inside, metrics, positive, p_values))
         groupings.append(
             AttributeSubgroups(
                 attribute=attribute.name,
@@ -247,17 +250,12 @@ def _measure_subgroup(
     inside: NDArray[np.bool_],
     metrics: Sequence[_Metric],
     positive: int | None,
-    mirrored: Subgroup | None,
+    p_values: Sequence[float | None],
 ) -> Subgroup:
-    """Return the metrics of the images inside a subgroup; `mirrored`, the only other one, has the same p values."""
+    """Return the metrics of the images inside a subgroup; `p_values` are those of its gaps to the rest."""
     selection, rest = (images.select(np.flatnonzero(part)) for part in (inside, ~inside))
     estimates = _estimate(selection, metrics)
     others = _estimate(rest, metrics) if len(rest) else [UNDEFINED] * len(metrics)
-    p_values: list[float | None] = [None] * len(metrics)
-    if mirrored is not None:
-        p_values = [result.p_value for result in mirrored.metrics]
-    elif len(rest):
-        p_values = _test(images, inside, metrics)
     results = [
         SubgroupMetric(
             key=metric.key,
@@ -325,7 +323,9 @@ def _make_compute(images: EvaluatedImages, metrics: Sequence[_Metric]) -> Comput
 
 
 def _test(images: EvaluatedImages, inside: NDArray[np.bool_], metrics: Sequence[_Metric]) -> list[float | None]:
-    """Return the p value of each gap. A group with images on both sides counts as two."""
+    """Return the p value of each gap; None without a rest. A group with images on both sides counts as two."""
+    if inside.all():
+        return [None] * len(metrics)
     groups = number_units(len(images), images.groups)
     units = np.unique(2 * groups + inside, return_inverse=True)[1].reshape(-1)
     members = np.zeros(int(units.max()) + 1, np.bool_)

@@ -158,9 +158,3 @@ def list_removable(folder: Path) -> list[Path]:
     later = [file for file in RUN_FILES if file.stage != "begin" and file not in (METRICS, PLAN)]
     files = [path for file in (METRICS, *later, PLAN) for path in file.find(folder)]
     return [*files, *list_beginning(folder)]
-
-
-def describe_run_files() -> list[tuple[str, str, str, str]]:
-    """Return a row for each file, in the order in which they are written: name, content, writer, schema."""
-    rows = [*RUN_FILES, FOLDS_PLAN]
-    return [(file.name, file.content, f"`{file.writer}`", f"`{file.schema}`" if file.schema else "") for file in rows]

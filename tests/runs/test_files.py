@@ -3,10 +3,10 @@ from pathlib import Path
 from convnext_cli.inference import calibration
 from convnext_cli.runs import records
 from convnext_cli.runs.files import (
+    FOLDS_PLAN,
     METRICS,
     PLAN,
     RUN_FILES,
-    describe_run_files,
     list_beginning,
     list_removable,
 )
@@ -41,9 +41,9 @@ def test_files_are_removed_in_an_order_that_can_be_repeated(tmp_path: Path) -> N
     assert set(order[order.index(PLAN.name) + 1 :]) == beginning, "without the plan only a beginning is left"
 
 
-def test_table_has_a_row_for_each_file() -> None:
-    rows = describe_run_files()
-    names = [name for name, *_ in rows]
-    assert len(set(names)) == len(rows) == len(RUN_FILES) + 1
-    assert {"plan.toml", "metrics.json", "folds.toml", "last/step-*.safetensors"} <= set(names)
-    assert all(content and writer for _, content, writer, _ in rows)
+def test_each_file_is_declared_once() -> None:
+    declared = (*RUN_FILES, FOLDS_PLAN)
+    names = {file.name for file in declared}
+    assert len(names) == len(declared)
+    assert {"plan.toml", "metrics.json", "folds.toml", "last/step-*.safetensors"} <= names
+    assert all(file.content and file.writer for file in declared)
