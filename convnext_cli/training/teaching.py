@@ -107,24 +107,27 @@ def compute_outputs(context: TrainingContext, teacher: Teacher, image_digest: st
     rows = context.index.rows("train")
     distillation.positions = {row: position for position, row in enumerate(rows)}
     shape = (distillation.views, len(rows), len(distillation.columns) + distillation.feature_width)
-    distillation.outputs, notice = _open_array(context, _make_key(context, image_digest, shape), shape)
+    distillation.outputs, notice = _open_array(
+        shape, _make_key(context, distillation, image_digest, shape), cache=context.cache
+    )
     if notice is not None:
         yield notice
     chunks = [(view, chunk) for view in range(shape[0]) for chunk in cut_batches(range(shape[1]), CHUNK)]
     is_shared = isinstance(distillation.outputs, np.memmap)
     own = chunks[accelerator.process_index :: accelerator.num_processes] if is_shared else chunks
-    yield from _fill(context, teacher, rows, own)
+    yield from _fill(context, distillation, teacher, own)
     accelerator.wait_for_everyone()
-    yield from _fill(context, teacher, rows, chunks)  # of ranks on other machines, whose cache is another
+    yield from _fill(context, distillation, teacher, chunks)  # of ranks on other machines, whose cache is another
 
 
 def _fill(
-    context: TrainingContext, teacher: Teacher, rows: Sequence[int], chunks: Sequence[tuple[int, Sequence[int]]]
+    context: TrainingContext,
+    distillation: Distillation,
+    teacher: Teacher,
+    chunks: Sequence[tuple[int, Sequence[int]]],
 ) -> Steps[None]:
     """Compute the chunks (view, positions) whose outputs are missing."""
-    distillation = context.distillation
-    assert distillation is not None
-    outputs = distillation.outputs
+    outputs, rows = distillation.outputs, list(distillation.positions)
     missing = [(view, chunk) for view, chunk in chunks if not outputs[view, chunk[0] : chunk[-1] + 1].any(axis=1).all()]
     if not missing:
         return
@@ -148,11 +151,9 @@ def _fill(
         outputs.flush()
 
 
-def _make_key(context: TrainingContext, image_digest: str, shape: tuple[int, ...]) -> str:
+def _make_key(context: TrainingContext, distillation: Distillation, image_digest: str, shape: tuple[int, ...]) -> str:
     """Return a digest of all that decides the outputs."""
-    distillation, index = context.distillation, context.index
-    assert distillation is not None
-    paths = "\0".join(index.paths[row] for row in index.rows("train")).encode(errors="surrogateescape")
+    paths = "\0".join(context.index.paths[row] for row in distillation.positions).encode(errors="surrogateescape")
     content = {
         "teacher": distillation.teacher, "images": image_digest, "rows": name_entry(paths), "shape": shape,
         "seed": context.settings.seed, "augmentation": asdict(read_augmentation(context.settings)),
@@ -162,27 +163,24 @@ def _make_key(context: TrainingContext, image_digest: str, shape: tuple[int, ...
     return name_entry(json.dumps(content, sort_keys=True).encode())
 
 
-def _open_array(
-    context: TrainingContext, key: str, shape: tuple[int, ...]
-) -> tuple[NDArray[np.float16], Notice | None]:
+def _open_array(shape: tuple[int, ...], key: str, *, cache: bool) -> tuple[NDArray[np.float16], Notice | None]:
     """Return the array in the cache folder, of zeros if it is new; in memory with a notice if it cannot be there."""
     path = find_cache_folder() / TEACHERS / f"{key}.npy"
-    size = 2 * int(np.prod(shape, dtype=np.int64))
-    if not context.cache:
+    if not cache:
         return np.zeros(shape, np.float16), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            _make_array(path, shape, size)
+            _make_array(path, shape)
         return np.lib.format.open_memmap(path, mode="r+"), None
     except (OSError, ValueError) as error:
         text = f"the teacher's outputs are not cached in {path.parent}: {error}. A resumed run computes them again"
         return np.zeros(shape, np.float16), Notice(text)
 
 
-def _make_array(path: Path, shape: tuple[int, ...], size: int) -> None:
+def _make_array(path: Path, shape: tuple[int, ...]) -> None:
     """Create the file of an array of zeros."""
-    disk = disk_usage(path.parent)
+    disk, size = disk_usage(path.parent), 2 * math.prod(shape)
     if disk.free - size < SPARED * disk.total:
         raise OSError(f"it needs {size / 2**20:,.1f} MiB, and {disk.free / 2**20:,.1f} MiB are free")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
