@@ -151,7 +151,7 @@ class RunFolder:
         self.check_free(overwrite=overwrite)
         try:
             (self.path / "last").mkdir(parents=True, exist_ok=True)
-            for old in self._removable():
+            for old in self.list_removable():
                 old.unlink(missing_ok=True)
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror}", "Choose another --output") from error
@@ -174,7 +174,7 @@ class RunFolder:
         if (
             any(path.name != LOCK for path in self.path.iterdir())
             and not (overwrite and self.is_begun)
-            and not self._is_aborted_start()
+            and not self.is_aborted_start
         ):
             remedy = "Choose another --output" + (", or add --overwrite" if self.is_begun else "")
             raise UsageError(f"{self.path} exists already", remedy)
@@ -452,12 +452,13 @@ class RunFolder:
             check_digest(entry.get("digest"), digest_values(entry), source, TESTS.remedy)
         return tests
 
-    def _removable(self) -> list[Path]:
+    def list_removable(self) -> list[Path]:
         """Return all files of the run, in an order in which they can be removed."""
         return list_removable(self.path)
 
-    def _is_aborted_start(self) -> bool:
-        """Return True if everything here was left by a run that was killed before it had begun."""
+    @property
+    def is_aborted_start(self) -> bool:
+        """True if everything here was left by a run that was killed before it had begun."""
         last = CHECKPOINT.path(self.path).parent
         known = {last, self.plots, self.path / LOCK, *list_beginning(self.path)}
         return last.is_dir() and set(self.path.rglob("*")) <= known

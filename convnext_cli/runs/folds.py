@@ -81,12 +81,14 @@ class FoldsFolder(RunFolder):
         RunFolder.create(self, overwrite=overwrite)
         CHECKPOINT.path(self.path).parent.rmdir()  # each fold has its own
 
-    def _removable(self) -> list[Path]:
-        folds = [path for folder in self.path.glob(f"{FOLD}*") for path in RunFolder(folder)._removable()]
-        return [METRICS.path(self.path), *folds, *RunFolder._removable(self), self.plan]
+    def list_removable(self) -> list[Path]:
+        """Return all files of the cross-validation and its runs, in an order in which they can be removed."""
+        folds = [path for folder in self.path.glob(f"{FOLD}*") for path in RunFolder(folder).list_removable()]
+        return [METRICS.path(self.path), *folds, *RunFolder.list_removable(self), self.plan]
 
-    def _is_aborted_start(self) -> bool:
-        """Return True if everything here was left by a run that was killed before the first fold had begun."""
+    @property
+    def is_aborted_start(self) -> bool:
+        """True if everything here was left by a run that was killed before the first fold had begun."""
         first = self.run(1)
         folds = [path for path in self.path.glob(f"{FOLD}*") if is_fold(path.name)]
         known = {*folds, first.plan, *list_beginning(self.path), *list_beginning(first.path)}
@@ -97,15 +99,15 @@ class FoldsFolder(RunFolder):
 
 def is_aborted_start(path: Path) -> bool:
     """Return True if a folder has only what a run or a cross-validation wrote before it had begun."""
-    return path.is_dir() and any(path.iterdir()) and FoldsFolder(path)._is_aborted_start()
+    return path.is_dir() and any(path.iterdir()) and FoldsFolder(path).is_aborted_start
 
 
 def remove_aborted_start(path: Path) -> None:
     """Remove what a run or a cross-validation wrote before it had begun; anything else at `path` stays."""
     folder = FoldsFolder(path)
-    if not folder._is_aborted_start():
+    if not folder.is_aborted_start:
         return
-    for file in folder._removable():
+    for file in folder.list_removable():
         file.unlink(missing_ok=True)
     for run in (folder.run(1), folder):
         for empty in (CHECKPOINT.path(run.path).parent, run.path):
