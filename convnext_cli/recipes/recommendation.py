@@ -304,12 +304,13 @@ def _list_candidates(request: RecommendRequest, data: _DataSummary) -> list[Cand
         UsageError: the user's own model cannot be trained.
     """
     catalog = load_catalog()
-    candidates = [
-        _plan_candidate(
-            request, data, catalog[entry.model], reason=f"specification: {entry.why}", min_images=entry.min_images
-        )
-        for entry in load_tables().regime_for(data.counts.images).candidates
-    ]
+    candidates = []
+    for entry in load_tables().regime_for(data.counts.images).candidates:
+        candidate = _plan_candidate(request, data, catalog[entry.model], reason=f"specification: {entry.why}")
+        if not candidate.rejection and data.counts.images < entry.min_images:
+            rejection = f"only from {entry.min_images:,} images, by the specification"
+            candidate = replace(candidate, rejection=rejection)
+        candidates.append(candidate)
     if request.prefer:
         candidates.sort(key=lambda candidate: _preference_key(candidate, str(request.prefer)))
     if request.model is None:
@@ -322,18 +323,9 @@ def _list_candidates(request: RecommendRequest, data: _DataSummary) -> list[Cand
 
 
 def _plan_candidate(
-    request: RecommendRequest,
-    data: _DataSummary,
-    model: Architecture,
-    tag: Tag | None = None,
-    *,
-    reason: str,
-    min_images: int = 0,
+    request: RecommendRequest, data: _DataSummary, model: Architecture, tag: Tag | None = None, *, reason: str
 ) -> Candidate:
-    """Plan a model and estimate its memory and time; without a tag, with its first weights of the required licence.
-
-    `min_images` is the smallest data set that the specification recommends the model for.
-    """
+    """Plan a model and estimate its memory and time; without a tag, with its first weights of the required licence."""
     if tag is None:
         tag = next((tag for tag in model.tags if license_matches(tag.license, request.license)), None)
     plan = make_plan(
@@ -353,16 +345,13 @@ def _plan_candidate(
     time = None
     if machine is not None:
         time = estimate_time_here(Workload(model=model, settings=settings, counts=data.counts, machine=machine))
-    rejection = _find_rejection(request, model, tag, settings)
-    if not rejection and data.counts.images < min_images:
-        rejection = f"only from {min_images:,} images, by the specification"
     return Candidate(
         model=model,
         tag=tag,
         plan=plan,
         memory=_step_bytes(model, settings.micro_batch_size, settings, request.machine),
         time=time,
-        rejection=rejection,
+        rejection=_find_rejection(request, model, tag, settings),
         reason=reason + _explain_preference(model, tag, request.prefer),
     )
 
