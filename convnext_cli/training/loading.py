@@ -1,15 +1,18 @@
 """The training images: their order in an epoch, how each is read and augmented, and each rank's slice of a batch."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from convnext_cli.images.loaders import balance_rows, load_ahead, shuffle_rows
+from convnext_cli.images.loaders import balance_rows, cut_batches, load_ahead, load_batches, shuffle_rows
 from convnext_cli.images.preprocessing import Augmentation, Preprocessing
+from convnext_cli.inference.classifier import load_for_eval
 from convnext_cli.models.forward import pin
 from convnext_cli.recipes.settings import WEIGHTS, Settings
 from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS
-from convnext_cli.training.compute.ranks import slice_for_rank
+from convnext_cli.training.compute.ranks import slice_evenly, slice_for_rank
 from convnext_cli.training.context import RankBatch, TrainingContext
 from convnext_cli.training.views import Draw, ThreadLoader, TrainingViews, ViewLoader, choose_view
 from convnext_cli.training.workers import ProcessLoader
@@ -47,6 +50,15 @@ def find_largest_views(context: TrainingContext) -> Preprocessing:
 def read_augmentation(settings: Settings) -> Augmentation:
     """Return the augmentation of a run's settings."""
     return Augmentation(**{name: getattr(settings, name) for name in AUGMENTATION_SETTINGS})
+
+
+def load_for_validation(
+    context: TrainingContext, rows: Sequence[int], batch_size: int
+) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
+    """Yield this rank's part of rows in batches, with their images as evaluation sees them, (B, H, W, 3) uint8."""
+    batches = cut_batches(slice_evenly(context.accelerator, rows), batch_size)
+    load = load_for_eval(context.index, context.preprocessing, cache=context.cache)
+    return load_batches(batches, load, threads=context.threads)
 
 
 def open_loader(context: TrainingContext) -> ViewLoader:

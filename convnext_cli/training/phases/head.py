@@ -12,16 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convnext_cli.images.loaders import cut_batches, load_batches
-from convnext_cli.inference.classifier import load_for_eval
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.models.forward import forward_batches
 from convnext_cli.progress import Progress, Steps
 from convnext_cli.training.checkpoint import gather_result, put_weights
-from convnext_cli.training.compute.ranks import gather_rows, slice_evenly
+from convnext_cli.training.compute.ranks import gather_rows
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone
-from convnext_cli.training.loading import draw_rows
+from convnext_cli.training.loading import draw_rows, load_for_validation
 from convnext_cli.training.parts.distillation import PROJECTION
 from convnext_cli.training.parts.optimizer import BETAS, Schedule
 
@@ -131,11 +129,7 @@ def _compute_features(context: TrainingContext, rows: Sequence[int]) -> Steps[Te
     network.eval()
     parts = [torch.empty(0, int(network.num_features))]  # type: ignore[arg-type]
     done = 0
-    batches = load_batches(
-        cut_batches(slice_evenly(accelerator, rows), BATCH_SIZE),
-        load_for_eval(context.index, context.preprocessing, cache=context.cache),
-        threads=context.threads,
-    )
+    batches = load_for_validation(context, rows, BATCH_SIZE)
     for batch, features in forward_batches(forward, batches, context.preprocessing, accelerator.device):
         parts.append(features)
         done += len(batch) * accelerator.num_processes
