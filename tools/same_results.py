@@ -31,6 +31,7 @@ VOLATILE = {
     "effect", "title", "action", "rule", "evidence", "notes",  # words
     "images_per_second", "bytes", "worst", "seconds", "time", "run", "runs", "data", "created", "date", "path",
     "commands", "argv", "report", "next", "root", "environment", "versions", "sha256", "version", "when", "at", "hours",
+    "digest",  # of values and the path of the data
 }  # fmt: skip
 
 
