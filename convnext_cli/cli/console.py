@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from convnext_cli.cli.streams import name_stdout
-from convnext_cli.cli.tables import fold_line, lay_out
+from convnext_cli.cli.tables import count_cells, fold_line, lay_out
 from convnext_cli.machine import is_launched
 from convnext_cli.progress import Notice, Result, Yielded, finish
 from convnext_cli.progress import Progress as StepProgress
@@ -94,6 +94,19 @@ def show(text: str, style: Style = "") -> None:
     """Write a line of the result."""
     if not _SILENT:
         _print(sys.stdout, text, style)
+
+
+def show_parts(parts: Iterable[str]) -> None:
+    """Write the parts of a row of the result side by side, those that a terminal has no room for on lines below."""
+    width = _find_width(sys.stdout) if _is_terminal(sys.stdout) else None
+    line, *others = map(make_visible, parts)
+    for part in others:
+        if width is not None and count_cells(f"{line}  {part}".rstrip()) > width:
+            show(line.rstrip())
+            line = f"    {part}"
+        else:
+            line += f"  {part}"
+    show(line.rstrip())
 
 
 def show_lines(text: str) -> None:

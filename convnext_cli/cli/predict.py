@@ -252,10 +252,10 @@ def _show_table(predictions: "Iterator[Prediction]", paths: Sequence[Path], top_
     for prediction in predictions:
         if prediction.error is None:
             pad = pad or partial(_pad, cells=_find_width(prediction.classes, MAX_NAME))  # of all classes, once
-            console.show(_describe(prediction, width, top_k, pad))
+            console.show_parts(_list_parts(prediction, width, top_k, pad))
 
 
-def _describe(prediction: "Prediction", width: int, top_k: int, pad: "Pad") -> str:
+def _list_parts(prediction: "Prediction", width: int, top_k: int, pad: "Pad") -> list[str]:
     assert prediction.task is not None
     parts = prediction.task.list_parts(prediction, top_k, pad)
     for target, met in prediction.decisions.items():
@@ -266,7 +266,7 @@ def _describe(prediction: "Prediction", width: int, top_k: int, pad: "Pad") -> s
     unit = str(prediction.path)
     if prediction.group is not None:
         unit = f"{prediction.group} ({format_count(prediction.images, 'image')})"
-    return f"{_pad(unit, width)}  " + "  ".join(parts).rstrip()
+    return [_pad(unit, width), *parts]
 
 
 def _find_width(names: Iterable[str], longest: int) -> int:

@@ -51,6 +51,22 @@ def test_prose_is_folded_between_words_and_commands_stay_whole() -> None:
         assert fold_line(whole, 26) == [whole]
 
 
+def test_parts_of_a_row_that_do_not_fit_a_terminal_are_below(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = ["a.png ", "cat  90.0%", "dog  10.0%", "sensitivity=0.9:cat: yes"]
+    console.show_parts(parts)
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(console, "_is_terminal", lambda _: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    console.show_parts(parts)
+    assert capsys.readouterr().out.splitlines() == [
+        "a.png   cat  90.0%  dog  10.0%  sensitivity=0.9:cat: yes",
+        "a.png   cat  90.0%  dog  10.0%",
+        "    sensitivity=0.9:cat: yes",
+    ]
+
+
 def test_a_number_is_not_separated_from_its_unit() -> None:
     table = list(lay_out(["model", "time"], [["convnext_base", "1980 days on 2 cores"]], [], 25))
     assert [line for line, _ in table] == [
