@@ -28,9 +28,19 @@ GIVEN_SUFFIXES = (*TABLE_SUFFIXES, ".txt")
 MAX_RARE_CLASSES = 20
 """Classes of which there may be more than one for every two images."""
 _COPY = re.compile(
-    r"(?<=\S)(?:\s*\(\d{1,2}\)|[\s_-]+(?:copy|kopie|copie|copia|cópia)(?:\s*\(?\d+\)?)?)$", re.IGNORECASE
+    r"(?<=\S)(?:\s*\(\d{1,2}\)|[\s_-]+(?:(?:copy|kopie|copie|copia|cópia)(?:\s*\(?\d+\)?)?"
+    r"|(?:part|batch|teil|lot)[\s_-]*\d+|(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?[0-3]\d"
+    r"|aug(?:mented)?|resized|cropped|enhanced|(?:pre)?processed))$",
+    re.IGNORECASE,
 )
-"""The mark by which systems tell a copy apart: `cat (1)`, `cat - Copy`."""
+"""The mark of a copy or a part: `cat (1)`, `cat - Copy`, `cat_part2`, `cat_2023-05-01`, `cat_augmented`."""
+_NO_CLASS = re.compile(
+    r"[?.\-]+|n\.?\s?[ad]\.?|tbd|todo|unknown|unbekannt|inconnu|desconocido|unclear|unklar|unsure|unlabell?ed"
+    r"|unsorted|unsortiert|(?:new|untitled) folder|neuer ordner|nouveau dossier|nueva carpeta|_(?:old|alt|tmp)|backup"
+    r"|trash|deleted|temp",
+    re.IGNORECASE,
+)
+"""Names of what has no class yet, or is to be left out."""
 NONE = "none"
 COLUMNS = ("paths", "labels", "splits", "groups", "folds", "row_folders", "validation", "values")
 """The fields of an `Index` that have a value for each row, or none."""
@@ -268,10 +278,17 @@ def _check_class_number(index: Index) -> None:
 def find_alike(classes: Iterable[str]) -> list[list[str]]:
     """Return the sets of classes whose names may mean the same.
 
-    They differ only in case, hyphens, width, zeros or alphabet, or in the mark of a copy, as `cat (1)`, or all say yes
-    or all no.
+    They differ only in case, hyphens, width, zeros or alphabet, or in the mark of a copy or part, as `cat (1)`, or all
+    say yes or all no.
     """
     return [names for names in group_by(classes, _fold_meaning).values() if len(names) > 1]
+
+
+def find_no_classes(classes: Iterable[str]) -> list[str]:
+    """Return the classes by whose names their images have no class, such as `?`, `unsorted` and `backup`."""
+    names = list(classes)
+    known = {"-"} if "+" in names else set()
+    return [name for name in names if name not in known and _NO_CLASS.fullmatch(_COPY.sub("", name))]
 
 
 def _fold_meaning(name: str) -> str:

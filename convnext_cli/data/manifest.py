@@ -12,6 +12,7 @@ from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.folders.words import describe_joined
 from convnext_cli.data.index import NONE, SPLITS, Index, group_by, number_targets
 from convnext_cli.data.tables.columns import (
+    SPLIT_COLUMNS,
     find_columns,
     find_flagged_split,
     is_choice,
@@ -320,13 +321,17 @@ def _describe_columns(
 
 
 def _describe_choices(table: Table, unused: Sequence[str]) -> list[str]:
-    """Return a note on each unused column of 0 and 1 that says which rows to use, by its name."""
+    """Return a note on each unused column that says by its name and its numbers which rows to use, or their splits."""
     columns = {name: list(map(parse_flag, table.columns[name])) for name in unused if name and is_choice(name)}
     return [
         f"column {name!r} has 1 in {flags.count(1.0):,} and 0 in {flags.count(0.0):,} of {len(table):,} rows, and all "
         "rows are used: remove those that are to be left out"
         for name, flags in columns.items()
         if {0.0, 1.0} <= set(flags) <= {0.0, 1.0, -1.0}
+    ] + [
+        f"column {name!r} has 0, 1 and 2: if they number splits, write train, val and test"
+        for name in unused
+        if fold_column(name) in SPLIT_COLUMNS and set(table.columns[name]) == {"0", "1", "2"}
     ]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from convnext_cli.data.attributes import read_attributes
 from convnext_cli.data.groups import group_index
-from convnext_cli.data.index import find_alike
+from convnext_cli.data.index import find_alike, find_no_classes
 from convnext_cli.data.manifest import read_split_manifests
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import Folds, choose_fold, split_index
@@ -400,8 +400,23 @@ def test_files_that_cannot_be_found_have_a_true_reason(images: Path, monkeypatch
 
 
 def test_class_names_that_may_mean_the_same_are_found() -> None:
-    names = ["cat", "Cat (1)", "dog", "dog - Kopie", "1", "True", "no", "0.0", "f(x)", "copy", "a (2019)"]
-    assert find_alike(names) == [["cat", "Cat (1)"], ["dog", "dog - Kopie"], ["1", "True"], ["no", "0.0"]]
+    sets = [["cat", "Cat (1)", "cat_part2"], ["dog", "dog - Kopie", "dog_2023-05-01"], ["1", "True"], ["no", "0.0"]]
+    names = [name for names in sets for name in names]
+    others = ["f(x)", "copy", "a (2019)", "grade 2", "grade 3", "part 1", "part 2", "2023-05-01", "2023-05-02"]
+    assert find_alike([*names, *others]) == sets
+
+
+def test_classes_that_may_be_none_are_found() -> None:
+    names = ["?", "unknown", "Unsorted (2)", "New folder (3)", "backup", "n.a.", "-"]
+    assert find_no_classes([*names, "none", "other", "old", "alt", "b", "na\u00efve"]) == names
+    assert find_no_classes(["+", "-"]) == []
+
+
+def test_numbers_in_a_column_of_splits_are_noted(images: Path) -> None:
+    text = "path,label,set\nimages/a,x,0\nimages/b,y,1\nimages/c,y,2\n"
+    assert "column 'set' has 0, 1 and 2: if they number splits, write train, val and test" in scan_data(
+        write(images / "t.csv", text)
+    ).notes  # fmt: skip
 
 
 @pytest.mark.parametrize("case", READ)

@@ -105,9 +105,12 @@ def find_split_folders(folders: Iterable[Folder]) -> SplitFolders:
         and (len(splits) > 1 or sum(map(len, splits.values())) == len(siblings) == 1)
     ]
     if len(complete) > 1:
+        words = sorted((" ".join(others) for others, splits in sets.items() if splits in complete), key=len)
+        pattern = "|".join(reversed(words)).replace(" ", ".")  # `abnormal` before `normal`
         raise AmbiguousLayoutError(
             f"{' and '.join(list_split_folders(splits) for splits in complete[:2])} are two sets of splits",
-            "Give a folder that has one of them, or a CSV file with path, label and split",
+            f"Give a folder that has one of them, --label-from '(?i){pattern}' if these are the classes, or a CSV file "
+            "with path, label and split",
         )
     if complete:
         return _check_siblings(complete[0], siblings)
