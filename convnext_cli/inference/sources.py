@@ -1,5 +1,6 @@
 """Images to classify: paths, PIL images and arrays, in any mixture."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def list_sources(images: Iterable[ImageInput] | ImageInput) -> list[Source]:
 def _split(index: int, image: Any) -> list[Source]:
     if isinstance(image, str | PathLike):
         path = Path(image)
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
             return [Source(index=index, item=None, content=path)]
         images, problems = find_images(path, Counter())
         return [
