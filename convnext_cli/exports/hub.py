@@ -13,6 +13,7 @@ from convnext_cli.files import list_leftovers, remove_leftovers, replace_output
 from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
 from convnext_cli.inference.request import EvalRequest
+from convnext_cli.inference.run_checks import check_split
 from convnext_cli.models.hub import report_failure
 from convnext_cli.progress import Progress, Steps
 from convnext_cli.runs.files import CALIBRATION, CONFIG, MODEL
@@ -53,7 +54,9 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
         ConvnextError: the Hub refused, or cannot be reached.
     """
     check_single(run.path)
-    check_outside_data(output, run.read_split())
+    index = run.read_split()
+    check_outside_data(output, index)
+    notes = [notice.text for notice in check_split(run, index)]
     _check_folder(output, overwrite=overwrite)
     run.fingerprint_weights()  # fails for a run without weights before anything is written
     copied = [CONFIG.name, MODEL.name]
@@ -61,7 +64,6 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
         copied.append(CALIBRATION.name)
     repository = _make_repository(push) if push else None  # a refusal must not cost an evaluation on the test split
     license = find_license(run)
-    notes: list[str] = []
     for name in FILES:
         remove_leftovers(output / name)
     with _replace_all(output, (*copied, CARD), overwrite=overwrite) as files:

@@ -281,6 +281,18 @@ def test_options_that_need_torch_use_it_or_raise_an_error(
         predict(pictures, mine.path, engine="tensorflow")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("options", [{"format": "onnx"}, {"format": "onnx", "int8": True}, {"format": "hub"}])
+def test_split_with_moved_images_is_refused(run_copy: RunFolder, tmp_path: Path, options: dict[str, Any]) -> None:
+    """The cost of 8 bits is measured on validation images, and the model card counts images."""
+    index = run_copy.read_split()
+    moved = index.rows("test")[0]
+    splits = tuple("train" if row == moved else split for row, split in enumerate(index.splits))
+    run_copy.write_split(replace(index, splits=splits, root=tmp_path / "gone"))
+    with pytest.raises(RunError, match=r"split\.csv was changed since the training: 1 image was in another split"):
+        finish(export_steps(run_copy, ExportRequest(output=tmp_path / "out", **options)))
+    assert not (tmp_path / "out").exists()
+
+
 def test_invalid_files_and_outputs_raise_errors(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(RunError, match=r"text\.onnx cannot be read: it is damaged, or not an ONNX file"):

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,15 @@ def test_hub_folder_loads_in_timm_and_transformers(mine: RunFolder, tmp_path: Pa
         loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
         assert torch.allclose(loaded(inputs).logits, expected, atol=1e-6)
     assert loaded.config.id2label == {0: "0", 1: "1", 2: "2"}
+
+
+def test_changed_row_of_the_split_is_noted(run_copy: RunFolder, tmp_path: Path) -> None:
+    index = run_copy.read_split()
+    labels = ((index.labels[0] + 1) % 3, *index.labels[1:])
+    run_copy.write_split(replace(index, labels=labels, root=tmp_path / "gone"))
+    changed, metrics = export(run_copy, tmp_path / "hub").notes[:2]
+    assert changed.startswith("split.csv was changed since the training, and counts as it is now: 1 row differs")
+    assert metrics.startswith("the model card has validation metrics only")
 
 
 @pytest.fixture
