@@ -35,7 +35,7 @@ from convnext_cli.data.tables.table import (
     select_columns,
 )
 from convnext_cli.data.tables.targets import read_targets
-from convnext_cli.encoding import UTF_8, normalise_name
+from convnext_cli.encoding import UTF_8, fold_name, normalise_name
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.options import AUTO
@@ -336,13 +336,20 @@ def _describe_choices(table: Table, unused: Sequence[str]) -> list[str]:
 
 
 def _describe_groups(column: str, groups: Sequence[str]) -> list[str]:
-    """Return a note on images whose group is not known."""
+    """Return notes on images whose group is not known, and on groups whose names may mean the same."""
+    notes = []
     blank = sum(not group for group in groups)
-    if not blank or blank == len(groups):
-        return []
-    rows = f"{blank:,} of {format_count(len(groups), 'row')}"
-    effect = "each of these images counts as a group of its own, so leakage between splits cannot be excluded"
-    return [f"column {column!r} is blank in {rows}: {effect}"]
+    if 0 < blank < len(groups):
+        rows = f"{blank:,} of {format_count(len(groups), 'row')}"
+        effect = "each of these images counts as a group of its own, so leakage between splits cannot be excluded"
+        notes.append(f"column {column!r} is blank in {rows}: {effect}")
+    names = group_by(sorted(set(groups)), lambda group: fold_name(group).replace(" ", ""))
+    if alike := [same for same in names.values() if len(same) > 1]:
+        notes.append(
+            f"column {column!r} has {format_count(len(alike), 'group')} under several names, such as "
+            f"{' and '.join(alike[0])}: if they are one, write them in one way, or its images may lie in several splits"
+        )
+    return notes
 
 
 def _list_files(

@@ -103,7 +103,7 @@ class Single(Task):
             notes.append(
                 f"column {name!r} has the numbers {span}: read as classes; --task ordinal reads them as grades"
             )
-        if options.task == AUTO and not values and (separator := _find_possible_separator(set(cells))):
+        if options.task == AUTO and not values and (separator := _find_possible_separator(name, set(cells))):
             notes.append(
                 f"cells of {name!r} contain {separator!r}: read as names of classes; --label-sep {quote(separator)} "
                 "reads several labels per image"
@@ -331,9 +331,12 @@ def _read_one_hot(table: Table, names: Sequence[str], *, least: int) -> tuple[tu
     return None
 
 
-def _find_possible_separator(classes: Iterable[str]) -> str:
-    """Return a sign that may separate labels in names of classes: two names share a part; else an empty string."""
-    for separator in "|;,":
+def _find_possible_separator(column: str, classes: Iterable[str]) -> str:
+    """Return a sign that may separate labels in names of classes: two names share a part; else an empty string.
+
+    A blank may do so in a column such as `tags`.
+    """
+    for separator in "|;, " if fold_column(column) in ("tags", "labels", "keywords") else "|;,":
         parts = [{part.strip() for part in name.split(separator)} for name in classes]
         if any(count > 1 for count in Counter(chain.from_iterable(parts)).values()):
             return separator

@@ -412,6 +412,26 @@ def test_classes_that_may_be_none_are_found() -> None:
     assert find_no_classes(["+", "-"]) == []
 
 
+def test_groups_under_several_names_are_noted(images: Path) -> None:
+    text = "path,label,patient\nimages/a,x,P001\nimages/b,y,p 1\nimages/c,y,P-2\nimages/d,y,P3\n"
+    [note] = [note for note in scan_data(write(images / "t.csv", text)).notes if "several names" in note]
+    assert note.startswith("column 'patient' has 1 group under several names, such as P001 and p 1: if they are one")
+    assert "several names" not in str(scan_data(write(images / "t.csv", text.replace("p 1", "P12"))).notes)
+
+
+def test_blanks_may_separate_tags(images: Path) -> None:
+    text = "path,tags\nimages/a,haze primary\nimages/b,clear primary\n"
+    note = "cells of 'tags' contain ' ': read as names of classes; --label-sep ' ' reads several labels per image"
+    assert note in scan_data(write(images / "t.csv", text)).notes
+    assert scan_data(write(images / "t.csv", text), table_options=TableOptions(label_sep=" ")).values
+    assert note not in scan_data(write(images / "t.csv", text.replace("tags", "class"))).notes
+
+
+def test_numbers_of_sites_are_no_labels(images: Path) -> None:
+    text = "path,site_id,cancer,biopsy\nimages/a,1,1,1\nimages/b,1,0,1\nimages/c,1,0,0\n"
+    assert scan_data(write(images / "t.csv", text)).classes == ("cancer", "biopsy")
+
+
 def test_numbers_in_a_column_of_splits_are_noted(images: Path) -> None:
     text = "path,label,set\nimages/a,x,0\nimages/b,y,1\nimages/c,y,2\n"
     assert "column 'set' has 0, 1 and 2: if they number splits, write train, val and test" in scan_data(

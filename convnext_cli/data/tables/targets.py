@@ -23,6 +23,7 @@ from convnext_cli.text import format_count
 
 _PRESENCE_WORDS = frozenset(("confidence", "present", "presence", "exists", "vorhanden", "presente", "présent"))
 """Names of a column whose 0 says that a row's label is absent."""
+_IDENTIFIERS = (["id"], ["uid"])
 _LABEL_WORDS = frozenset(("label", "labels", "class", "category", "diagnosis", "grade"))
 
 
@@ -83,7 +84,7 @@ def _find_targets(table: Table, columns: dict[str, str], options: TableOptions) 
     remaining = [
         name for name in table.columns if name not in columns.values() and fold_column(name) not in SPLIT_COLUMNS
     ]
-    flags = [name for name in remaining if is_flag(table, name)]
+    flags = [name for name in remaining if is_flag(table, name) and list_words(name)[-1:] not in _IDENTIFIERS]
     named = [
         name
         for name in remaining
@@ -105,7 +106,7 @@ def _is_identifier(table: Table, name: str) -> bool:
     """Return True if a column has identifiers, by its name (`study_id`), or row numbers."""
     cells = sorted(map(int, table.columns[name])) if all(map(str.isdecimal, table.columns[name])) else []
     counts_rows = bool(cells) and cells == list(range(cells[0], cells[0] + len(cells)))
-    return counts_rows or list_words(name)[-1:] in (["id"], ["uid"])
+    return counts_rows or list_words(name)[-1:] in _IDENTIFIERS
 
 
 def _read_likely_labels(table: Table, remaining: list[str], options: TableOptions) -> RawTargets:
