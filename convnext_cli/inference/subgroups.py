@@ -49,6 +49,8 @@ class SubgroupMetric:
     """Of the metric, in `metrics.registry`."""
     of: str
     """The class that it is of, and the target whose threshold decides; empty for all classes."""
+    target: str
+    """The same where a target's threshold decides, else empty."""
     estimate: Estimate
     rest: Estimate
     """Of all images with another known value."""
@@ -63,11 +65,6 @@ class SubgroupMetric:
     def title(self) -> str:
         """Return the metric's title, with its class."""
         return f"{METRICS[self.key].title}{f' of {self.of}' if self.of else ''}"
-
-    @property
-    def target(self) -> str:
-        """Return the class and the target whose threshold decides; an empty text if none does."""
-        return self.of if " at " in self.of else ""
 
     @property
     def short_heading(self) -> str:
@@ -260,6 +257,7 @@ def _measure_subgroup(
         SubgroupMetric(
             key=metric.key,
             of=metric.name(images.classes),
+            target=metric.name(images.classes) if metric.threshold else "",
             estimate=estimate,
             rest=other,
             gap=_subtract(estimate, other),

@@ -305,7 +305,7 @@ def unite_flags(cells: Sequence[str], known: Sequence[str]) -> tuple[list[str], 
     order = sorted(flags, key=lambda word: (word in known, counts[word], word))
     chosen = {flags[word]: word for word in order}  # the last one stays
     united = {word: sorted(cell for cell in counts if chosen[flags[cell]] == word) for word in chosen.values()}
-    notes = [f"{', '.join(cells)} are read as {word!r}" for word, cells in united.items() if {*cells} - {word}]
+    notes = [f"{', '.join(same)} are read as {word!r}" for word, same in united.items() if {*same} - {word}]
     return [chosen[flags[cell]] for cell in cells], notes
 
 

@@ -115,6 +115,14 @@ def test_thresholds_of_targets_decide() -> None:
     assert women.metrics[0].estimate.value == pytest.approx(expected)
 
 
+def test_class_that_is_named_like_a_target_is_none() -> None:
+    scored, sex = draw_images(0.5)
+    result = measure(replace(scored, classes=("cat", "dog at home")), sex)
+    metrics = result.groupings[0].subgroups[0].metrics
+    assert {metric.of for metric in metrics} == {"", "dog at home"}
+    assert {metric.target for metric in metrics} == {""}
+
+
 def test_small_subgroups_and_unknown_values_are_said() -> None:
     scored, _ = draw_images(0.0)
     values = ("tiny",) * 6 + ("",) * 14 + ("large",) * 380
