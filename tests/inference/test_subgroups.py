@@ -147,7 +147,10 @@ def test_each_target_has_a_table_of_its_own(
     [grouping] = result.groupings
     targets = ("b at sensitivity=0.95:b", "b at specificity=0.9:b")
     several = [
-        replace(subgroup, metrics=(*(replace(subgroup.metrics[0], of=of) for of in targets), *subgroup.metrics[1:]))
+        replace(
+            subgroup,
+            metrics=(*(replace(subgroup.metrics[0], of=of, target=of) for of in targets), *subgroup.metrics[1:]),
+        )
         for subgroup in grouping.subgroups
     ]
     result = replace(result, groupings=(replace(grouping, subgroups=tuple(several)),))
