@@ -226,7 +226,7 @@ def test_curve_of_many_images_keeps_its_shape_with_few_points(augmented: Evaluat
         augmented,
         metrics=SINGLE.compute_metrics(logits, labels, "abc"),
         calibration=None,
-        images=replace(augmented.images, logits=logits, targets=labels, calibration=None),
+        images=replace(augmented.images, classes=tuple("abc"), logits=logits, targets=labels, calibration=None),
     )
     for line in plot_roc(wide).axes[0].lines[1:]:
         x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
