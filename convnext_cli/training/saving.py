@@ -6,7 +6,7 @@ from contextlib import closing
 from functools import partial
 from signal import SIGINT, SIGTERM, Signals
 
-from convnext_cli.errors import ConvnextError, DivergedError, StoppedError
+from convnext_cli.errors import ConvnextError, DivergedError, ImageError, StoppedError
 from convnext_cli.progress import Notice
 from convnext_cli.runs.folds import describe_resume
 from convnext_cli.training.checkpoint import (
@@ -55,6 +55,9 @@ def train_and_save(context: TrainingContext, state: TrainingState) -> TrainSteps
                 raise
             remedy = f"See its own error message. {describe_resume(context.run)}"
             raise ConvnextError("another process of this run has ended", remedy) from error
+        except ImageError as error:  # removing the file, its own remedy, would leave a run that cannot be resumed
+            remedy = f"Restore the file. {describe_resume(context.run)}, or start a new run without it"
+            raise ImageError(error.problem, remedy) from error
         except DivergedError as error:
             state, notice = _go_back(context, state, error)
             yield notice

@@ -1,12 +1,13 @@
 """Saving by a thread while the training goes on."""
 
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from convnext_cli.errors import ConvnextError
+from convnext_cli.errors import ConvnextError, ImageError
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training import saving
 from convnext_cli.training.checkpoint import Snapshot, read_checkpoint
@@ -14,7 +15,7 @@ from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import StepDone
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.saving import Writer
-from tests.training.conftest import STEPS, stop_after, tiny_request, train
+from tests.training.conftest import STEPS, resume, stop_after, tiny_request, train
 from tools.kill_test import read_final_files
 
 
@@ -44,6 +45,17 @@ def test_writer_does_one_piece_of_work_at_a_time_and_raises_its_error_later() ->
     with pytest.raises(ConvnextError, match="cannot write"), Writer() as writer:
         writer.start(fail)
     assert done == [0, 1]
+
+
+def test_image_that_vanishes_while_a_run_trains_is_to_be_restored(few_digits: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(few_digits, tmp_path / "data")
+    with pytest.raises(
+        ImageError, match=r"0/.*png does not exist\. Restore the file\. Continue with `convnext finetune"
+    ):
+        stop_after(tiny_request(data, "run"), 2, lambda: shutil.rmtree(data / "0"))
+    shutil.copytree(few_digits / "0", data / "0")
+    resume("run")
+    assert RunFolder(Path("run")).is_finished
 
 
 def test_steps_go_on_while_an_epoch_is_written_and_do_not_change_it(
