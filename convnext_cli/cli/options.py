@@ -88,7 +88,7 @@ def _make_parameter(declared: Declaration) -> inspect.Parameter:
         flag = f"{declared.flag}/--no-{declared.flag[2:]}" if declared.has_negation else declared.flag
         info = typer.Option(flag, *option.flags, **details)
     if kind in (Path, list[Path]):
-        info.click_type = _NonEmptyPath()
+        info.click_type = _NonEmptyPath(readable=False)  # our own errors say what to do
     if option.words or option.parse:
         info.parser = _make_parser(option)
     if option.words:

@@ -109,7 +109,9 @@ def _walk(root: Path, exclude: str) -> tuple[Folder, list[Path], set[str], Count
     try:
         tree = walk_folder(str(root), skipped)
     except OSError as error:
-        raise DataError(f"cannot read {root}: {error}", "Check the folder's permissions") from error
+        raise DataError(
+            f"the folder {error.filename or root} cannot be read ({error.strerror or error})", "Check its permissions"
+        ) from error
     lists = list_split_lists(tree)  # also those in a folder that is left out, such as annotations
     excluded = _exclude_from(tree, root, exclude) if exclude != NONE else set()
     skipped[EXCLUDED] = len(excluded)

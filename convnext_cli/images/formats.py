@@ -65,9 +65,15 @@ class SpecialFileError(OSError):
 
 
 def explain_missing(paths: Sequence[Path]) -> ImageError:
-    """Return the error for paths that do not exist; addresses are called so."""
+    """Return the error for paths that do not exist; addresses are called so, and paths that may not be seen."""
     if address := find_address(paths[0]):
         return ImageError(f"{address} is an address, and images are not downloaded", "Download it, and give the file")
+    try:
+        paths[0].stat()
+    except PermissionError as error:
+        return ImageError(f"{paths[0]} cannot be read ({error.strerror})", "Check the permissions of its folders")
+    except (OSError, ValueError):  # it does not exist, is a loop of links, or is no path
+        pass
     return ImageError(f"{', '.join(map(str, paths[:5]))} does not exist", "Correct the path, or restore the file")
 
 

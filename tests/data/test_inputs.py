@@ -85,6 +85,17 @@ def test_unreadable_folder_is_named(tmp_path: Path) -> None:
     assert "cannot be read" in error.problem
 
 
+def test_image_in_a_folder_that_may_not_be_entered_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0)
+    user = os.geteuid()
+    os.seteuid(user or 65534)  # root may enter every folder
+    try:
+        with pytest.raises(ImageError, match=r"a.png cannot be read \(Permission denied\)"):
+            find_inputs([str(tmp_path / "locked/deep/a.png")])
+    finally:
+        os.seteuid(user)
+
+
 def test_failing_folder_is_named(tmp_path: Path) -> None:
     deep = save_image(tmp_path / "a.png").parent
     for _ in range(18):  # each name is short enough, the path to the last is not
