@@ -50,9 +50,10 @@ def scan_folder(
             raise DataError(f"{root} is packed, and only zip files are unpacked", f"Run: {command} {quote(root)}")
         if root.suffix.lower() in (".json", ".mat", ".npz", ".xml") and root.exists():
             remedy = (
-                "Write what it says into a CSV file with path and label; docs/how-to/data.md has the lines for some"
+                "Write what it says into a CSV file with path and label; docs/how-to/public-sets.md has "
+                "the lines for some public sets"
             )
-            raise DataError(f"{root} is not a table that can be read", f"{remedy} public sets")
+            raise DataError(f"{root} is not a table that can be read", remedy)
         problem = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(
             f"{root} {problem}",

@@ -116,5 +116,5 @@ def describe_others(tree: Folder) -> str:
         return ""
     return (
         f". Its {' and '.join(kinds)} files are not read: if they name classes, write these into a CSV file, as "
-        "docs/how-to/data.md shows for public sets (this program does not train detection or segmentation)"
+        "docs/how-to/public-sets.md shows (this program does not train detection or segmentation)"
     )
