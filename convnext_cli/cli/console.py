@@ -198,7 +198,8 @@ class Bar:
         self._next_line = time.monotonic() + PLAIN_EVERY
 
     def update(self, done: int, total: int, text: str = "") -> None:
-        """Show that `done` of `total` is reached."""
+        """Show that `done` of `total` is reached; `text` is the activity, where the label does not say it."""
+        text = "" if text == self._label else text
         if self._draw is not None:
             self._draw(completed=done, total=total, text=text)
         elif time.monotonic() >= self._next_line:

@@ -432,7 +432,7 @@ class RunFolder:
         try:
             append_json_line(self.tests, entry | {"digest": digest_values(entry)})
         except OSError as error:
-            remedy = "Make the run folder writable: each evaluation on the test split is recorded there"
+            remedy = "Free disk space, or make the folder writable: each evaluation on the test split is recorded there"
             raise RunError(f"cannot write {self.tests}: {error.strerror}", remedy) from error
         # A damaged line was an evaluation too.
         return sum(bool(line.strip()) for line in self.tests.read_bytes().splitlines())

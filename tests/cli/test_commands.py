@@ -427,6 +427,8 @@ def test_several_runs_are_compared_and_reported(
     monkeypatch.setattr(console, "PLAIN_EVERY", 0)
     outcome = convnext("eval", "one", "two", "--no-report", "--target", "sensitivity=0.9:1")
     assert "comparing 0/1 bootstrapping the 95% CIs" in outcome.err
+    progress = convnext("eval", "one", "--no-report").err.splitlines()
+    assert any(re.fullmatch(r"evaluating \d+/\d+", line) for line in progress), "the activity is not said twice"
     assert outcome.code == 0, outcome.err
     assert "two compared with one" in outcome.out
     assert "Evaluation 2 on the test split. Choosing a model by these results biases them upward." in outcome.out
