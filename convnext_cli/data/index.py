@@ -1,7 +1,6 @@
 """The index of a data set: its images with their targets, splits and groups."""
 
 import hashlib
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -278,10 +277,14 @@ def _check_class_number(index: Index) -> None:
 def find_alike(classes: Iterable[str]) -> list[list[str]]:
     """Return the sets of classes whose names may mean the same.
 
-    They differ only in case, hyphens, width, zeros or alphabet, or in the mark of a copy or part, as `cat (1)`, or all
-    say yes or all no.
+    They differ only in case, hyphens, width, zeros or alphabet, or in the mark of a copy or part, as `cat (1)`. Of
+    classes that all say yes or no, those of one meaning are a set; among letters, `n` is not `0`.
     """
-    return [names for names in group_by(classes, _fold_meaning).values() if len(names) > 1]
+    names = list(classes)
+    flags = {name: parse_flag(name) for name in names}
+    are_flags = set(flags.values()) <= {0.0, 1.0}
+    alike = group_by(names, lambda name: str(flags[name]) if are_flags else fold_name(_COPY.sub("", name)))
+    return [same for same in alike.values() if len(same) > 1]
 
 
 def find_no_classes(classes: Iterable[str]) -> list[str]:
@@ -289,12 +292,6 @@ def find_no_classes(classes: Iterable[str]) -> list[str]:
     names = list(classes)
     known = {"-"} if "+" in names else set()
     return [name for name in names if name not in known and _NO_CLASS.fullmatch(_COPY.sub("", name))]
-
-
-def _fold_meaning(name: str) -> str:
-    flag = parse_flag(name)
-    folded = fold_name(_COPY.sub("", name))
-    return folded if flag is None or math.isnan(flag) else str(flag)
 
 
 def digest_images(index: Index) -> str:

@@ -363,7 +363,7 @@ def _note_other_classes(layout: Layout) -> None:
         return
     files = [name_findings(map(os.path.basename, islice(top.list_images(), SAMPLE))) for top in tops]
     if len(common := set.intersection(*files)) > 1:
-        pattern = "|".join(sorted(common, key=len, reverse=True))  # `abnormal` before `normal`
+        pattern = "|".join(sorted(sorted(common), key=len, reverse=True))  # `abnormal` before `normal`
         layout.notes.append(
             f"files of every class are named by findings ({', '.join(sorted(common))}): if those are the classes, "
             f"--label-from '(?i){pattern}' reads them"

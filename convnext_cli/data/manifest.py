@@ -4,6 +4,7 @@ Columns are recognised by name and by content. Notes name the columns that are n
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,9 @@ from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import AUTO_OPTIONS, RawTargets, Table, TableOptions, fold_column, parse_flag
 from convnext_cli.text import format_count, quote, shorten_names
+
+_JOINT = re.compile(r"(?<=[^\W\d_]) (?=\d)|(?<=\d) (?=[^\W\d_])")
+"""A blank between a letter and a digit, which may be missing: `P 1`, `P1`; unlike those of `1 12` and `11 2`."""
 
 
 def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
@@ -343,7 +347,7 @@ def _describe_groups(column: str, groups: Sequence[str]) -> list[str]:
         rows = f"{blank:,} of {format_count(len(groups), 'row')}"
         effect = "each of these images counts as a group of its own, so leakage between splits cannot be excluded"
         notes.append(f"column {column!r} is blank in {rows}: {effect}")
-    names = group_by(sorted(set(groups)), lambda group: fold_name(group).replace(" ", ""))
+    names = group_by(sorted(set(groups)), lambda group: _JOINT.sub("", fold_name(group)))
     if alike := [same for same in names.values() if len(same) > 1]:
         notes.append(
             f"column {column!r} has {format_count(len(alike), 'group')} under several names, such as "

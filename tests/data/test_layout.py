@@ -744,6 +744,7 @@ def test_remedies_of_folders_that_are_no_classes_read_them(tmp_path: Path, image
         (
             ("train/2023-05-01/x/ train/2023-05-08/y/ test/2023-05-01/x/", ("2023-05-01", "2023-05-08")),
             ("train_normal/ train_abnormal/ test_normal/ test_abnormal/", ("abnormal", "normal")),
+            ("NoFinding_train/ Edema_train/ NoFinding_test/ Edema_test/", ("Edema", "NoFinding")),
             ("data/L1/OK/ data/L1/NOK/ data/L2/OK/ data/L2/NOK/", ("NOK", "OK")),
         )
     ):

@@ -106,7 +106,7 @@ def find_split_folders(folders: Iterable[Folder]) -> SplitFolders:
     ]
     if len(complete) > 1:
         words = sorted((" ".join(others) for others, splits in sets.items() if splits in complete), key=len)
-        pattern = "|".join(reversed(words)).replace(" ", ".")  # `abnormal` before `normal`
+        pattern = "|".join(reversed(words)).replace(" ", ".?")  # `abnormal` before `normal`
         raise AmbiguousLayoutError(
             f"{' and '.join(list_split_folders(splits) for splits in complete[:2])} are two sets of splits",
             f"Give a folder that has one of them, --label-from '(?i){pattern}' if these are the classes, or a CSV file "

@@ -74,7 +74,7 @@ _OCCASIONS = frozenset(
 
 
 def describe_units(names: Iterable[str], *, certain: bool) -> str:
-    """Return what folders are whose names are all dates (`2023-05-01`), or one word and numbers (`batch1`); else "".
+    """Return the unit that all folders are named by: dates (`2023-05-01`), or one word and numbers (`batch1`); else "".
 
     Args:
         names: of the folders.

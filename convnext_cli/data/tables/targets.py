@@ -62,8 +62,8 @@ def _check_presence(table: Table, label: str) -> None:
             raise DataError(
                 f"{table.path} has 0 in column {name!r} in {format_count(flags.count(0.0), 'row')}: these seem to say "
                 f"that the {label!r} of the row is absent, and would count as present",
-                "Remove these rows; or write a column of 1 and 0 per label, as docs/how-to/data.md shows for Open "
-                "Images; or rename the column if it means something else",
+                "Remove these rows; or write a column of 1 and 0 per label, as docs/how-to/public-sets.md shows for "
+                "Open Images; or rename the column if it means something else",
             )
 
 
