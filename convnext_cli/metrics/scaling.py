@@ -1,4 +1,4 @@
-"""Fit what calibrates a task's outputs on validation images: a temperature, Platt scaling, the margin of intervals."""
+"""Calibration fitted on validation images: a temperature, Platt scaling, the margin of intervals."""
 
 import math
 from collections.abc import Sequence

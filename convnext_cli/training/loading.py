@@ -52,7 +52,7 @@ def read_augmentation(settings: Settings) -> Augmentation:
     return Augmentation(**{name: getattr(settings, name) for name in AUGMENTATION_SETTINGS})
 
 
-def load_for_validation(
+def load_as_evaluated(
     context: TrainingContext, rows: Sequence[int], batch_size: int
 ) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
     """Yield this rank's part of rows in batches, with their images as evaluation sees them, (B, H, W, 3) uint8."""

@@ -12,7 +12,7 @@ from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.models.forward import forward_batches
 from convnext_cli.training.compute.ranks import agree, gather_rows
 from convnext_cli.training.context import TrainingContext
-from convnext_cli.training.loading import load_for_validation
+from convnext_cli.training.loading import load_as_evaluated
 from convnext_cli.training.state import TrainingState
 
 
@@ -40,7 +40,7 @@ def _compute_logits(
 ) -> tuple[NDArray[np.float32] | None, int]:
     """Return the logits of rows, (N, K), and 0; after a signal, None and its number."""
     context.model.eval()
-    images = load_for_validation(context, rows, state.micro_batch_size)
+    images = load_as_evaluated(context, rows, state.micro_batch_size)
     batches = forward_batches(context.model, images, context.preprocessing, context.accelerator.device)
     parts = [torch.empty(0, context.index.task.count_outputs(len(context.index.classes)))]
     images_per_round = context.accelerator.num_processes * state.micro_batch_size

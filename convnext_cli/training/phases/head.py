@@ -19,7 +19,7 @@ from convnext_cli.training.checkpoint import gather_result, put_weights
 from convnext_cli.training.compute.ranks import gather_rows
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone
-from convnext_cli.training.loading import draw_rows, load_for_validation
+from convnext_cli.training.loading import draw_rows, load_as_evaluated
 from convnext_cli.training.parts.distillation import PROJECTION
 from convnext_cli.training.parts.optimizer import BETAS, Schedule
 
@@ -129,7 +129,7 @@ def _compute_features(context: TrainingContext, rows: Sequence[int]) -> Steps[Te
     network.eval()
     parts = [torch.empty(0, int(network.num_features))]  # type: ignore[arg-type]
     done = 0
-    batches = load_for_validation(context, rows, BATCH_SIZE)
+    batches = load_as_evaluated(context, rows, BATCH_SIZE)
     for batch, features in forward_batches(forward, batches, context.preprocessing, accelerator.device):
         parts.append(features)
         done += len(batch) * accelerator.num_processes
