@@ -328,8 +328,8 @@ def _describe_choices(table: Table, unused: Sequence[str]) -> list[str]:
     """Return a note on each unused column that says by its name and its numbers which rows to use, or their splits."""
     columns = {name: list(map(parse_flag, table.columns[name])) for name in unused if name and is_choice(name)}
     return [
-        f"column {name!r} has 1 in {flags.count(1.0):,} and 0 in {flags.count(0.0):,} of {len(table):,} rows, and all "
-        "rows are used: remove those that are to be left out"
+        f"column {name!r} says yes in {flags.count(1.0):,} and no in {flags.count(0.0):,} of {len(table):,} rows, and "
+        "all rows are used: remove those that are to be left out"
         for name, flags in columns.items()
         if {0.0, 1.0} <= set(flags) <= {0.0, 1.0, -1.0}
     ] + [

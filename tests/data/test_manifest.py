@@ -373,7 +373,8 @@ def test_labels_that_are_absent_are_refused(name: str, images: Path) -> None:
 def test_columns_that_choose_rows_are_noted(images: Path) -> None:
     text = "path,label,exclude\nimages/a,x,1\nimages/b,y,0\nimages/c,y,0\n"
     note = (
-        "column 'exclude' has 1 in 1 and 0 in 2 of 3 rows, and all rows are used: remove those that are to be left out"
+        "column 'exclude' says yes in 1 and no in 2 of 3 rows, and all rows are used: remove those that are to be left "
+        "out"
     )
     assert note in scan_data(write(images / "t.csv", text)).notes
     assert note not in scan_data(write(images / "t.csv", text.replace("exclude", "old"))).notes
