@@ -95,6 +95,8 @@ def _show_exported(exported: "ExportedFile") -> None:
     if exported.cost and (difference := exported.cost.differences[metric.key]):
         change = metric.format_difference(difference)
         console.show(f"8 bits change the {metric.title} by {change}, on these validation images")
+    for note in exported.notes:
+        console.note(note)
     if exported.format == "onnx":
         console.show(f"Next: convnext predict IMAGE --run {quote(path)}")
     else:

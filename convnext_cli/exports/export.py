@@ -60,6 +60,8 @@ class ExportedFile:
     """Key of the task's first metric."""
     cost: Comparison | None
     """With `int8`, 8 bits minus float32 on the run's validation images; None where other images were given."""
+    notes: tuple[str, ...]
+    """On rows of the split that were changed since the training: the cost is measured with their new values."""
 
 
 class FileOptions(TypedDict, total=False):
@@ -171,7 +173,7 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
     check_single(run.path)
     output = request.output or run.exported(request.format, int8=request.int8)
     index = run.read_split()
-    check_split(run, index)
+    notes = tuple(notice.text for notice in check_split(run, index))
     check_cache_outside(list_data_folders(index))
     if request.output is not None:
         check_outside_data(output, index)
@@ -219,6 +221,7 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
         headline=headline,
         parity=parity,
         cost=cost,
+        notes=notes,
     )
 
 

@@ -293,6 +293,14 @@ def test_split_with_moved_images_is_refused(run_copy: RunFolder, tmp_path: Path,
     assert not (tmp_path / "out").exists()
 
 
+def test_changed_label_of_the_split_is_noted(run_copy: RunFolder, convnext: Convnext) -> None:
+    index = run_copy.read_split()
+    run_copy.write_split(replace(index, labels=((index.labels[0] + 1) % 3, *index.labels[1:])))
+    outcome = convnext("export", run_copy.path)
+    assert outcome.code == 0, outcome.err
+    assert "note: split.csv was changed since the training, and counts as it is now: 1 row differs" in outcome.err
+
+
 def test_invalid_files_and_outputs_raise_errors(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(RunError, match=r"text\.onnx cannot be read: it is damaged, or not an ONNX file"):
