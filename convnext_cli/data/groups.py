@@ -86,7 +86,9 @@ def group_steps(index: Index, group_from: str) -> Steps[tuple[Index, Grouping]]:
         )
     for guess in _group_by_folder(index):
         if groups := _keep_plausible(index, guess, are_folders=True)[0]:
-            place = "that holds the image" if are_single_folders(index, guess) else "inside the class folder"
+            place = "inside the class folder"
+            if index.values or are_single_folders(index, guess):
+                place = "in the path" if index.values else "that holds the image"
             return _apply(index, groups, "folders", f"the folder {place}")
     groups, note = _keep_plausible(index, group_by_name(index))
     if groups:
@@ -178,8 +180,9 @@ def _keep_plausible(index: Index, guess: Mapping[int, str], *, are_folders: bool
 
     If most repeated identifiers occur once in each of several classes (`1_cat`, `1_dog`, `2_cat` ...), their numbers
     restart in each class, and an identifier then means something else in each. Only images of one class are kept
-    together. Nothing is kept if there are too few identifiers. Of numbered folders, such as clips, those of each class
-    count, if there are more than views of one subject.
+    together. Nothing is kept if there are too few identifiers: for targets that are no class, folders without numbers
+    need `MIN_GROUPS`, as few are rather the classes of another task. Of numbered folders, such as clips, those of each
+    class count, if there are more than views of one subject.
     """
     counts = Counter(guess.values())
     numbers = index.class_numbers
@@ -187,9 +190,12 @@ def _keep_plausible(index: Index, guess: Mapping[int, str], *, are_folders: bool
     repeated = [group for group, count in counts.items() if count > 1]
     if not repeated:
         return {}, "no identifier repeats in the file names" + ("" if index.values else " of one class")
-    are_numbered = len(counts) > MAX_VIEWS and all(re.search(r"\d", group) for group in counts)
-    identifiers = classes.total() if are_folders and are_numbered else len(counts)
-    if identifiers + len(index) - len(guess) < min(MIN_PER_CLASS * len(index.classes), MIN_GROUPS):
+    have_numbers = all(re.search(r"\d", group) for group in counts)
+    are_numbered = are_folders and len(counts) > MAX_VIEWS and have_numbers
+    identifiers = classes.total() if are_numbered else len(counts)
+    are_words = are_folders and bool(index.values) and not have_numbers
+    least = MIN_GROUPS if are_words else min(MIN_PER_CLASS * len(index.classes), MIN_GROUPS)
+    if identifiers + len(index) - len(guess) < least:
         return {}, f"the file names have {len(counts):,} identifiers only, such as {repeated[0]}: too few to be groups"
     restarted = [group for group in repeated if counts[group] == classes[group]]
     if len(restarted) <= len(repeated) / 2 or are_single_folders(index, guess):

@@ -32,6 +32,20 @@ def test_repeated_identifiers_are_groups(name: str) -> None:
     assert len(grouping.examples) == 3
 
 
+def test_few_folders_of_words_are_no_groups_of_numbers() -> None:
+    """Such as the classes of another task: every image would be in the training split."""
+
+    def group(folders: list[str]) -> tuple[int, str]:
+        paths = tuple(f"images/{folder}/{folder[0]}{chr(97 + k)}.png" for folder in folders for k in range(9))
+        index = replace(make_index(*paths), classes=("age",), values=tuple((float(k),) for k in range(len(paths))))
+        grouping = group_index(index, "auto")[1]
+        return grouping.groups, grouping.rule
+
+    assert group(["NORMAL", "SICK", "VIRUS"])[0] == 0
+    assert group(["p1", "p2", "p3"]) == (3, "the folder in the path")
+    assert group([letter * 2 for letter in "ABCDEFGHIJ"])[0] == 10
+
+
 @pytest.mark.parametrize("name", WITHOUT_GROUPS)
 def test_names_without_identifier_give_no_groups(name: str) -> None:
     index, grouping = group_index(make_index(*WITHOUT_GROUPS[name]), "auto")
