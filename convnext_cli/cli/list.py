@@ -35,7 +35,7 @@ TAG_LEGEND = (
     "0 classes: a backbone without a classifier",
 )
 MODEL_LEGEND = (
-    "names: <family>_<size>[_<modifier>...][.<tag>]; `convnext list NAME` explains the parts",
+    "names: <family>_<size>[_<modifier>...][.<tag>]; see `convnext list NAME`",
     "tier: the specification author's ranking, not a benchmark (docs/explanation/specification.md)",
     "GMACs at 224 px (FLOPs are twice that); accuracy: the default weights' best published on ImageNet-1k",
     "ImageNet's own terms may apply beside any licence",

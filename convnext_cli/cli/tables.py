@@ -101,9 +101,23 @@ def _stack(grid: Sequence[Sequence[str]], width: int) -> Iterator[tuple[str, boo
     for row in rows:
         for line in _fold(row[0], width):
             yield line, False
-        facts = (f"{title} {cell.strip()}".strip() for title, cell in zip(titles[1:], row[1:], strict=True) if cell)
-        for line in _fold("; ".join(facts), max(1, width - len(_GAP))):
+        facts = [
+            f"{title.strip()} {cell.strip()}".strip() for title, cell in zip(titles[1:], row[1:], strict=True) if cell
+        ]
+        for line in _join_facts(facts, max(1, width - len(_GAP))):
             yield _GAP + line, False
+
+
+def _join_facts(facts: Sequence[str], cells: int) -> Iterator[str]:
+    """Yield lines of at most `cells` of facts, of which one is folded only if it does not fit a line of its own."""
+    line = ""
+    for at, fact in enumerate(facts, start=1):
+        ended = f"{fact};" if at < len(facts) else fact
+        if line and count_cells(f"{line} {ended}") > cells:
+            yield from _fold(line, cells)
+            line = ""
+        line = f"{line} {ended}".lstrip()
+    yield from _fold(line, cells)
 
 
 def _find_least(grid: Sequence[Sequence[str]], kept: Sequence[int]) -> int:

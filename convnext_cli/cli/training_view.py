@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from convnext_cli.training.request import TrainRequest
 
 VALUE_WIDTH = 6  # at least, of a metric of each epoch
+MAX_HEADING = 20  # of such a metric; longer titles are shortened: a line of an epoch fits into 80 columns
 
 
 def follow(
@@ -224,7 +225,7 @@ def _show_started(started: "Started", planned: "Planned | None") -> None:
         f"{'epoch':>9}",
         f"{'train loss':>10}",
         f"{f'val {loss.short}' if loss.has_target_unit else 'val loss':>8}",
-        *(f"{METRICS[key].heading:>{VALUE_WIDTH}}" for key in display.epoch),
+        *(f"{head_epoch(METRICS[key]):>{VALUE_WIDTH}}" for key in display.epoch),
     ]
     console.say("  ".join([*columns, f"{'images/s':>8}"]), style="bold")
 
@@ -240,6 +241,11 @@ def _describe_start(started: "Started") -> str:
     return f"{origin}, {new}"
 
 
+def head_epoch(metric: "Metric") -> str:
+    """Return the title of a metric's column in the table of epochs."""
+    return metric.heading if len(metric.heading) <= MAX_HEADING else metric.short_heading
+
+
 def _describe_epoch(event: "EpochDone", epochs: int, display: "Display") -> str:
     val, loss = event.val, METRICS[display.loss]
     metrics = [METRICS[key] for key in display.epoch]
@@ -248,7 +254,7 @@ def _describe_epoch(event: "EpochDone", epochs: int, display: "Display") -> str:
         f"{event.train_loss:>10.4f}",
         f"{loss.format(getattr(val, loss.key, None)):>8}",
         *(
-            f"{metric.format(getattr(val, metric.key, None)):>{max(VALUE_WIDTH, len(metric.heading))}}"
+            f"{metric.format(getattr(val, metric.key, None)):>{max(VALUE_WIDTH, len(head_epoch(metric)))}}"
             for metric in metrics
         ),
         f"{event.images / event.seconds:>8.1f}",

@@ -9,8 +9,10 @@ import pytest
 
 from convnext_cli.cli import console, predict
 from convnext_cli.cli.tables import fold_line, lay_out
+from convnext_cli.cli.training_view import VALUE_WIDTH, head_epoch
 from convnext_cli.inference.prediction import Prediction
-from convnext_cli.tasks.registry import SINGLE
+from convnext_cli.metrics.registry import METRICS
+from convnext_cli.tasks.registry import SINGLE, TASKS
 from convnext_cli.text import MAX_NAME
 
 ROWS: list[list[Any]] = [["cat", 0.5, "a word or two"], ["開発", None, "x\x1b[31my\nz"]]
@@ -77,8 +79,25 @@ def test_a_number_is_not_separated_from_its_unit() -> None:
 
 
 def test_rows_become_blocks_if_words_do_not_fit() -> None:
-    assert lines_of(26)[:3] == ["cat", "  share 0.5; why a word or", "  two"]
+    assert lines_of(26)[:3] == ["cat", "  share 0.5;", "  why a word or two"]
     assert max(map(len, lines_of(12))) <= 12
+
+
+def test_facts_of_a_block_are_not_broken() -> None:
+    columns = ["group", "images", "AUC %", "95% CI", "ECE %", "95% CI "]
+    rows = [["sex f", 15, 62.8, "[36.3, 84.2]", 48.9, " [0.0, 48.9]"]]
+    assert [line for line, _ in lay_out(columns, rows, columns[1:], 34)] == [
+        "sex f",
+        "  images 15; AUC % 62.8;",
+        "  95% CI [36.3, 84.2]; ECE % 48.9;",
+        "  95% CI [0.0, 48.9]",
+    ]
+
+
+def test_the_epochs_of_every_task_fit_80_columns() -> None:
+    for task in TASKS.values():
+        titles = [head_epoch(METRICS[key]).rjust(VALUE_WIDTH) for key in task.display.epoch]
+        assert len("    epoch  train loss  val loss  " + "  ".join([*titles, "images/s"])) <= 80
 
 
 def test_zero_columns_are_no_width(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
