@@ -295,7 +295,7 @@ def join_decimals(cells: Sequence[str]) -> list[str]:
 def unite_flags(cells: Sequence[str], known: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return cells that all say yes or no with one word for each, and notes on those that had several.
 
-    It is the most frequent word, or the one of `known`, the classes of a run.
+    It is the most frequent word, or one of `known`, the classes of a run, whose words stay as they are.
     """
     counts = Counter(cells)
     words = [*counts, *known]
@@ -304,9 +304,10 @@ def unite_flags(cells: Sequence[str], known: Sequence[str]) -> tuple[list[str], 
         return list(cells), []
     order = sorted(flags, key=lambda word: (word in known, counts[word], word))
     chosen = {flags[word]: word for word in order}  # the last one stays
-    united = {word: sorted(cell for cell in counts if chosen[flags[cell]] == word) for word in chosen.values()}
+    word_of = {cell: cell if cell in known else chosen[flags[cell]] for cell in counts}
+    united = {word: sorted(cell for cell in counts if word_of[cell] == word) for word in chosen.values()}
     notes = [f"{', '.join(same)} are read as {word!r}" for word, same in united.items() if {*same} - {word}]
-    return [chosen[flags[cell]] for cell in cells], notes
+    return [word_of[cell] for cell in cells], notes
 
 
 def is_measure(table: Table, name: str) -> bool:

@@ -342,6 +342,7 @@ def test_rows_of_several_readers_name_images_under_any_heading(images: Path) -> 
         ("Yes yes yes No", {}, "yes yes yes No"),
         ("pos neg positive Negative", {}, "positive neg positive neg"),
         ("ja no yes 0", {"known_labels": ("0", "1")}, "1 0 1 0"),
+        ("yes 1 no 1", {"known_labels": ("1", "no", "yes")}, "yes 1 no 1"),
         ("True 0 1 False", {"task": "single"}, "True 0 1 False"),
         ("True 0 2 False", {}, "True 0 2 False"),
         ("True True False False", {}, "True True False False"),
