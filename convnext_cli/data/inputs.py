@@ -72,6 +72,8 @@ def find_inputs(words: Iterable[str]) -> Inputs:
     if not paths:
         raise ImageError("no images given", "Give images, folders or patterns, or a list of them on standard input")
     if missing == len(paths):
+        if all(glob.has_magic(str(path)) for path in paths):
+            raise ImageError(f"no file matches {', '.join(map(str, paths))}", "Correct the pattern")
         raise explain_missing(paths)
     return Inputs(
         paths=tuple(paths), errors=tuple(errors), folders=tuple(folders), skipped=dict(sorted(skipped.items()))

@@ -175,12 +175,15 @@ def explain_small_validation(index: Index) -> str | None:
     return f"the validation split has only {format_count(len(rows), 'image')}{f' ({few})' if few else ''}"
 
 
-def advise_on_validation(own: Collection[str], val_fraction: float) -> str:
-    """Return what makes the validation split larger, where the data have the splits `own`."""
+def advise_on_validation(index: Index, own: Collection[str], val_fraction: float) -> str:
+    """Return what makes the validation split of an index larger, where the data have the splits `own`."""
     if "val" in own:
         return "--resplit-val draws a larger one from train and val"
     if not val_fraction:
         return "A --val-fraction above 0, or a val folder, gives one"
+    if index.groups and not index.rows("val"):
+        number = format_count(len(set(index.groups)), "group")
+        return f"The images are of {number}, which stay whole: collect more groups, or correct them by --group-from"
     return f"Collect more images, or raise --val-fraction (now {val_fraction:g})"
 
 

@@ -286,7 +286,7 @@ def _summarise_data(request: RecommendRequest) -> _DataSummary:
     drawn = split_index(index, **splitting)
     has_folds = values["folds"] or values["leave_out"] != NONE
     reason = None if has_folds else explain_small_validation(drawn)
-    advice = advise_on_validation(index.splits, values["val_fraction"])
+    advice = advise_on_validation(drawn, index.splits, values["val_fraction"])
     return _DataSummary(
         counts=DataCounts.from_index(drawn, fingerprint),
         classes=len(index.classes),

@@ -95,7 +95,7 @@ class Preparation:
         if settings.folds and not self.index.fold_names:
             return "Fewer folds make it larger"
         own = () if self.dataset is None or self.index.fold_names else self.dataset.index.splits
-        return advise_on_validation(own, settings.val_fraction)
+        return advise_on_validation(self.index, own, settings.val_fraction)
 
     def _list_split_notices(self) -> list[Notice]:
         """Return notices about a small validation split, missing test images, and skipped files."""

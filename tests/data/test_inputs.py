@@ -120,6 +120,8 @@ def test_patterns_are_expanded(tmp_path: Path) -> None:
 def test_only_missing_files_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"nowhere\.png, none\.png does not exist"):
         find_inputs(["nowhere.png", "none.png"])
+    with pytest.raises(ImageError, match=r"no file matches no\*\.png"):
+        find_inputs(["no*.png"])
     with pytest.raises(ImageError, match="no images given"):
         find_inputs([])
     (tmp_path / "empty").mkdir()

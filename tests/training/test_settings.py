@@ -120,6 +120,11 @@ def test_training_without_validation_images_says_what_gives_some(few_digits: Pat
         ("{}/{}.png", {}, "Collect more images, or raise --val-fraction (now 0.15)"),
         ("val/{}/{}.png train/{}/x{}.png", {}, "--resplit-val draws a larger one from train and val"),
         ("{}/{}.png", {"folds": 2, "patience": 3}, "Fewer folds make it larger"),
+        (
+            "{}/{}.png",
+            {"group_from": ".*/"},
+            "The images are of 2 groups, which stay whole: collect more groups, or correct them by --group-from",
+        ),
     ],
 )
 def test_a_small_validation_split_is_a_warning_with_advice_that_makes_it_larger(
