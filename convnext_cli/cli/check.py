@@ -112,7 +112,7 @@ def _show_facts(audit: "Audit") -> None:
     sizes = ", ".join(f"{name} {width} x {height}" for name, (width, height) in audit.sizes.items())
     console.show(f"sizes     {sizes} px")
     parts = [
-        f"{unseen} at --crop-pct {crop_pct:g}" for crop_pct, unseen in audit.unseen.items() if unseen.area >= 0.005
+        f"{unseen} at --crop-pct {crop_pct:g}" for crop_pct, unseen in audit.unseen.items() if not unseen.rounds_to_none
     ]
     if parts:
         console.show(f"unseen    by a square centre crop: {'; '.join(parts)}")

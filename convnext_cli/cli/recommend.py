@@ -179,7 +179,7 @@ def _show_best(recommendation: "Recommendation", data: str) -> None:
         others = [
             f"{format_percent(unseen.area)}% with a centre crop of {pct:g}"
             for pct, unseen in crops.items()
-            if unseen.area >= 0.005
+            if not unseen.rounds_to_none
         ]
         more = f" ({', '.join(others)})" if others else ""
         console.show(f"never seen by evaluation: {recommendation.unseen} with this plan{more}")

@@ -38,7 +38,7 @@ from convnext_cli.data.folders.words import (
     PATIENT_FOLDER,
     UNKNOWN_WORDS,
     describe_joined,
-    describe_units,
+    describe_occasions,
     is_table,
     list_names,
     list_words,
@@ -354,10 +354,10 @@ def _note_other_classes(layout: Layout) -> None:
             f"the classes ({list_names(tops)}) are numbered as patients are: if they are patients, parts or "
             "examinations, give a CSV file with path, label and patient"
         )
-    elif units := describe_units((top.name for top in tops), certain=False):
+    elif occasions := describe_occasions(top.name for top in tops):
         layout.notes.append(
-            f"the classes ({list_names(tops)}) are {units}: if the model is not to learn these, give a CSV file with "
-            "path and label"
+            f"the classes ({list_names(tops)}) are {occasions}: if the model is not to learn these, give a CSV file "
+            "with path and label"
         )
     if name_findings(top.name for top in tops):
         return

@@ -26,6 +26,11 @@ class Unseen:
     """True if the classes differ by more than `MAX_GAP`."""
 
     @property
+    def rounds_to_none(self) -> bool:
+        """True if the area is shown as 0%."""
+        return self.area < 0.005
+
+    @property
     def is_notable(self) -> bool:
         """True if it is more than `MAX_UNSEEN`, or if the classes differ."""
         return self.area > MAX_UNSEEN or self.is_uneven

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
 
 from convnext_cli.files import replace_file
 from convnext_cli.inference.evaluation import Evaluation
@@ -155,8 +156,7 @@ def plot_roc(evaluation: Evaluation) -> Figure:
     figure, axes = _square("ROC, one-vs-rest", "false positive rate (1 - specificity)", "sensitivity")
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
     metric = METRICS["roc_auc"]
-    for entry, colour in _choose_classes(evaluation):
-        scores, positive, _ = evaluation.images.select_class(entry.name)
+    for entry, colour, scores, positive in _list_curves(evaluation):
         false, true = _thin(*trace_roc(scores, positive))
         axes.plot(false, true, color=colour, label=f"{_label(entry.name)}: {metric.format(entry.roc_auc)}")
     _add_legend(axes, "lower right", metric.heading)
@@ -168,8 +168,7 @@ def plot_pr(evaluation: Evaluation) -> Figure:
     """Plot the precision-recall curve of each class against the rest."""
     figure, axes = _square("Precision-recall, one-vs-rest", "sensitivity (recall)", "precision")
     metric = METRICS["pr_auc"]
-    for entry, colour in _choose_classes(evaluation):
-        scores, positive, _ = evaluation.images.select_class(entry.name)
+    for entry, colour, scores, positive in _list_curves(evaluation):
         recall, precision = _thin(*trace_pr(scores, positive))
         axes.plot(recall, precision, color=colour, label=f"{_label(entry.name)}: {metric.format(entry.pr_auc)}")
     _add_legend(axes, "lower left", metric.heading)
@@ -359,6 +358,15 @@ def _add_legend(axes: Axes, location: Any, title: str | None = None) -> None:
     """Add a legend unless there is no curve, as with a single class."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc=location, title=title, title_fontsize=8)
+
+
+def _list_curves(evaluation: Evaluation) -> Iterator[tuple[ClassMetrics, str, Floats, NDArray[np.bool_]]]:
+    """Yield each class to draw, its colour, its probabilities, and which images are of it, where that is known."""
+    probabilities = evaluation.probabilities
+    for entry, colour in _choose_classes(evaluation):
+        k = evaluation.images.classes.index(entry.name)
+        positive, known = evaluation.images.select_known(k)
+        yield entry, colour, probabilities[known, k], positive[known]
 
 
 def _choose_classes(evaluation: Evaluation) -> list[tuple[ClassMetrics, str]]:

@@ -178,7 +178,7 @@ def check_units(classes: Sequence[tuple[Folder, str]], tree: Folder) -> None:
         AmbiguousLayoutError: all of them look like these.
     """
     names = sorted({normalise_name(name) for _, name in classes})
-    if units := describe_units(names, certain=True):
+    if units := describe_units(names):
         raise AmbiguousLayoutError(
             f"the folders ({shorten_names(names)}) look like {units}, not like classes{describe_others(tree)}",
             f"{suggest_table(tree)}; {suggest_level(tree, classes[0][0])} reads them as the classes",

@@ -55,7 +55,9 @@ _PLACES: tuple[Callable[[Path], tuple[object, str]], ...] = (
     lambda path: ((path.parent.parent, path.stem), path.parent.name),
     lambda path: ((path.parent.parent, path.name), path.parent.name),
 )
-"""What all tables of one set of splits share, and the text with the split's name; the first that fits is used."""
+"""Of a table's path, the part that the tables of all splits share and the part with the split's name.
+
+The first function by which tables make a set of splits is used."""
 
 SplitFolders = dict[str, list[Folder]]
 """The folders of one set of splits, by split."""

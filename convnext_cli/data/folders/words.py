@@ -73,29 +73,35 @@ _OCCASIONS = frozenset(
 """Words for occasions, places and objects, which may be classes: an embryo's day 3 and day 5."""
 
 
-def describe_units(names: Iterable[str], *, certain: bool) -> str:
-    """Return the unit that all folders are named by: dates (`2023-05-01`), or one word and numbers (`batch1`); else "".
-
-    Args:
-        names: of the folders.
-        certain: True for names that no class has, False for those that one may have, also of wells and views.
-    """
+def describe_units(names: Iterable[str]) -> str:
+    """Return the unit that all folders are named by, which is no class: dates, patients, `batch1`; "" if none."""
     names = set(map(normalise_name, names))
-    shapes = {tuple("#" if word.isdigit() else word for word in list_words(name) if word != "id") for name in names}
     if len(names) < 2:
         return ""
-    if certain and all(map(_DATE.fullmatch, names)):
+    if all(map(_DATE.fullmatch, names)):
         return "dates"
-    if certain and len(names) >= _MIN_PATIENTS and all(map(PATIENT_FOLDER.fullmatch, names)):
+    if len(names) >= _MIN_PATIENTS and all(map(PATIENT_FOLDER.fullmatch, names)):
         return "patients or studies"
+    return _describe_numbered(names, _UNITS)
+
+
+def describe_occasions(names: Iterable[str]) -> str:
+    """Return what all folders are named by where it may be the class: wells, views, `day1`; "" if nothing."""
+    names = set(map(normalise_name, names))
+    if len(names) < 2:
+        return ""
     wells = [match[1] for name in names if (match := _WELL.fullmatch(name))]
-    if not certain and len(wells) == len(names) >= _MIN_WELLS and len(set(wells)) > 1:
+    if len(wells) == len(names) >= _MIN_WELLS and len(set(wells)) > 1:
         return "named as wells of a plate are"
-    if not certain and {name.casefold() for name in names} <= VIEWS:
+    if {name.casefold() for name in names} <= VIEWS:
         return "named as views of one subject are"
-    words = _UNITS if certain else _OCCASIONS
-    is_numbered = len(shapes) == 1 and len(shape := min(shapes)) == 2 and shape[0] in words and shape[1] == "#"
-    return f"{shape[0]} numbers" if is_numbered else ""
+    return _describe_numbered(names, _OCCASIONS)
+
+
+def _describe_numbered(names: Iterable[str], words: frozenset[str]) -> str:
+    """Return `day numbers` where each name is one of `words`, the same, with a number; else ""."""
+    shapes = {tuple("#" if word.isdigit() else word for word in list_words(name) if word != "id") for name in names}
+    return next((f"{word} numbers" for word in words if shapes == {(word, "#")}), "")
 
 
 def list_words(name: str) -> list[str]:
