@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convnext_cli.data.folders.remedies import (
     choose_example,
@@ -26,12 +27,15 @@ from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import OtherTaskError, TableOptions, fold_column
 from convnext_cli.text import format_count, format_part, shorten_names
 
+if TYPE_CHECKING:
+    from convnext_cli.data.manifest import FileColumns
+
 Files = tuple[Path, ...]
 """A table, or the tables of the splits."""
 Pair = tuple[int, int]
 """The label of an image by its folder, and by a table."""
 MAX_BESIDE, MAX_TABLES = 64 * 1024**2, 20
-"""Bytes and number of other tables in which groups are searched."""
+"""Bytes and number of other tables in which groups and splits are searched."""
 
 
 def choose_class_source(
@@ -40,8 +44,8 @@ def choose_class_source(
     """Return the index of the folders, or that of a table beside or around them.
 
     Folders that name classes decide; a table that agrees may add its other columns. If they name none, the only table
-    that can be read decides, or where there is none, the lists of images. Another table may still add groups, and lists
-    splits. Submission forms of competitions are left out, as their labels are dummies.
+    that can be read decides, or where there is none, the lists of images. Other tables may still add groups and
+    splits, and lists splits. Submission forms of competitions are left out, as their labels are dummies.
 
     Args:
         layout: of the data folder.
@@ -86,8 +90,8 @@ def choose_class_source(
     else:
         raise _explain_missing_classes(layout, folders, errors, source, options)
     others = [path for path in paths if path not in files]
-    index, group_table = add_groups(index, others, options)
-    if unused := [path.name for path in others if path != group_table]:
+    index, used = add_columns(index, others, options)
+    if unused := [path.name for path in others if path not in used]:
         index = replace(index, notes=(*index.notes, f"tables that are not used: {shorten_names(unused)}"))
     return apply_split_lists(index, [path for path in lists if path not in files])
 
@@ -151,44 +155,74 @@ def _name_files(files: Files) -> str:
     return " + ".join(name_tables(files))
 
 
-def add_groups(index: Index, others: Sequence[Path], options: TableOptions) -> tuple[Index, Path | None]:
-    """Return the index with the groups that one of other tables gives its images, and that table; None without one.
+def add_columns(index: Index, others: Sequence[Path], options: TableOptions) -> tuple[Index, list[Path]]:
+    """Return the index with the groups and the splits that other tables give its images, and these tables.
+
+    The first table with groups is used, and the first one with splits. An index that has groups or splits keeps them.
 
     Raises:
         DataError: the class folders are these groups.
     """
-    from convnext_cli.data.manifest import read_file_groups
-    from convnext_cli.data.tables.columns import GROUP_COLUMNS
+    from convnext_cli.data.manifest import read_file_columns
 
-    if any(index.groups) or options.group_column == NONE:
-        return index, None
-    others = [path for path in others if path.stat().st_size <= MAX_BESIDE]
+    needs_groups = not any(index.groups) and options.group_column != NONE
+    needs_splits = not any(index.splits) and options.split_column != NONE
+    others = [path for path in others if path.stat().st_size <= MAX_BESIDE] if needs_groups or needs_splits else []
     if unread := [path.name for path in others if lacks_reader(path)]:
         index = replace(index, notes=(*index.notes, f"tables not read: {shorten_names(unread)}, which {INSTALL}"))
-    is_known = not set(index.classes).isdisjoint(options.known_labels)
+    used: list[Path] = []
     for path in others[:MAX_TABLES]:
-        file_groups = read_file_groups(path, options.image_root)
-        if file_groups is None:
+        columns = read_file_columns(path, options.image_root)
+        if columns is None:
             continue
-        groups = tuple(file_groups.of_files.get(file, "") for file in _list_files(index))
-        if index.table is None and not is_known and _are_groups(index, groups, file_groups.groups):
-            if fold_column(file_groups.column) in GROUP_COLUMNS:  # such as control and treated
-                continue
-            raise DataError(
-                f"the folders ({shorten_names(index.classes)}) are the groups of {path.name} (column "
-                f"{file_groups.column!r}), not classes",
-                f"Give the table itself, {path}; --label-column names its column of classes"
-                if file_groups.of_files
-                else "Give a CSV file with path, label and patient",
-            )
-        if not any(groups):
-            continue
-        lacking = groups.count("")
-        lack = format_part(lacking, len(index), "image", "lacks", "lack")
-        note = f"groups by column {file_groups.column!r} of {path.name}" + (f", which {lack}" if lacking else "")
-        groups = tuple(group or file for group, file in zip(groups, index.paths, strict=True))
-        return replace(index, groups=groups, notes=(*index.notes, note)), path
-    return index, None
+        if needs_groups and (with_groups := _add_groups(index, columns, path, options)):
+            index, needs_groups = with_groups, False
+            used.append(path)
+        if needs_splits and (with_splits := _add_splits(index, columns, path)):
+            index, needs_splits = with_splits, False
+            used.append(path)
+    return index, used
+
+
+def _add_groups(index: Index, columns: "FileColumns", path: Path, options: TableOptions) -> Index | None:
+    """Return the index with the groups of a table; None if it gives its images none.
+
+    Raises:
+        DataError: the class folders are these groups.
+    """
+    from convnext_cli.data.tables.columns import GROUP_COLUMNS
+
+    groups = tuple(columns.group_of.get(file, "") for file in _list_files(index))
+    is_known = not set(index.classes).isdisjoint(options.known_labels)
+    if index.table is None and not is_known and _are_groups(index, groups, columns.groups):
+        if fold_column(columns.names["group"]) in GROUP_COLUMNS:  # such as control and treated
+            return None
+        raise DataError(
+            f"the folders ({shorten_names(index.classes)}) are the groups of {path.name} (column "
+            f"{columns.names['group']!r}), not classes",
+            f"Give the table itself, {path}; --label-column names its column of classes"
+            if columns.group_of
+            else "Give a CSV file with path, label and patient",
+        )
+    if not any(groups):
+        return None
+    note = _describe_column("groups", groups, columns.names["group"], path)
+    groups = tuple(group or file for group, file in zip(groups, index.paths, strict=True))
+    return replace(index, groups=groups, notes=(*index.notes, note))
+
+
+def _add_splits(index: Index, columns: "FileColumns", path: Path) -> Index | None:
+    """Return the index with the splits of a table; None if it gives its images no training split and another."""
+    splits = tuple(columns.split_of.get(file, "") for file in _list_files(index))
+    if not {"train"} < {*splits} - {""}:
+        return None
+    note = _describe_column("splits", splits, columns.names["split"], path)
+    return replace(index, splits=splits, notes=(*index.notes, note))
+
+
+def _describe_column(kind: str, cells: Sequence[str], column: str, path: Path) -> str:
+    lack = format_part(cells.count(""), len(cells), "image", "lacks", "lack")
+    return f"{kind} by column {column!r} of {path.name}" + (f", which {lack}" if "" in cells else "")
 
 
 def _are_groups(folders: Index, groups: Sequence[str], known: Set[str]) -> bool:

@@ -6,6 +6,7 @@ Columns are recognised by name and by content. Notes name the columns that are n
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -236,17 +237,20 @@ def _read_folder_splits(paths: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class FileGroups:
-    """The groups of a table that may have no labels."""
+class FileColumns:
+    """The groups and splits of files, by a table that may have no labels."""
 
-    column: str
+    names: dict[str, str]
+    """The table's columns, as `find_columns` gives them."""
     groups: frozenset[str]
-    of_files: dict[str, str]
+    group_of: dict[str, str]
     """The group of each file, by its absolute path; empty if the table has no column for these."""
+    split_of: dict[str, str]
+    """Likewise the split."""
 
 
-def read_file_groups(path: Path, image_root: str) -> FileGroups | None:
-    """Return the groups of a table that need not have labels; None if it cannot be read or has no column of groups.
+def read_file_columns(path: Path, image_root: str) -> FileColumns | None:
+    """Return the groups and splits of a table that need not have labels; None if it cannot be read or has neither.
 
     `image_root` is that of the options.
     """
@@ -264,15 +268,18 @@ def read_file_groups(path: Path, image_root: str) -> FileGroups | None:
             columns = {"group": columns["path"]} | columns
     except DataError:
         columns = {"group": patients[0]} if patients else {}
-    groups = read_groups(table, columns)
-    if not groups:
+    groups = read_groups(table, columns) or [""] * len(table)
+    splits = [""] * len(table)
+    with suppress(DataError):
+        splits = read_splits(table, columns)
+    if not any(groups) and not any(splits):
         return None
-    of_files = {
-        os.path.abspath(os.path.join(finder.root, path)): groups[row]  # noqa: PTH100, PTH118
-        for path, row in zip(images.paths, images.rows, strict=True)
-        if path and groups[row]
-    }
-    return FileGroups(columns["group"], frozenset(groups) - {""}, of_files)
+    files = [os.path.abspath(os.path.join(finder.root, path)) if path else "" for path in images.paths]  # noqa: PTH100, PTH118
+    group_of, split_of = (
+        {file: cells[row] for file, row in zip(files, images.rows, strict=True) if file and cells[row]}
+        for cells in (groups, splits)
+    )
+    return FileColumns(columns, frozenset(groups) - {""}, group_of, split_of)
 
 
 def _join_rows(paths: Sequence[str], targets: RawTargets) -> tuple[RawTargets, list[str]]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from convnext_cli.data.class_source import add_groups
+from convnext_cli.data.class_source import add_columns
 from convnext_cli.data.exclusion import find_excluded
 from convnext_cli.data.folders.splits import find_split_tables, is_split_list
 from convnext_cli.data.index import EXCLUDED, GIVEN_SUFFIXES, NONE, Index, number_targets, select_rows
@@ -45,7 +45,7 @@ def scan_data(
             raise DataError(problem, "Give the table of the classes, or its folder; the splits beside it are used")
         index = replace(read_manifest(data, table_options), source=data)
         others = [path for path in list_tables(data.parent) if path != data]
-        index, _ = add_groups(index, others, table_options)
+        index, _ = add_columns(index, others, table_options)
         beside = (path for pattern in ("*.[tT][xX][tT]", "*/*.[tT][xX][tT]") for path in data.parent.glob(pattern))
         lists = [path for path in beside if is_split_list(path.name) and path != data]
         index = _exclude(apply_split_lists(index, lists), exclude)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from convnext_cli.data.folders.splits import find_split_lists, is_split_list
+from convnext_cli.data.folders.splits import PARTITION, find_split_lists, is_split_list
 from convnext_cli.data.folders.words import list_words
 from convnext_cli.data.index import Index, group_by
 from convnext_cli.data.tree import Folder
@@ -17,8 +17,6 @@ from convnext_cli.text import format_count, format_part, shorten_names
 
 _FLAGS, _NUMBERS = "train_test_split.txt", "images.txt"
 """The files of CUB-200 and of sets in its form: number and flag, number and name."""
-_PARTITION = {"0": "train", "1": "val", "2": "test"}
-"""The numbers of splits in a file such as CelebA's `list_eval_partition.txt`."""
 _AFTER_NAME = r"[\s,;]+"
 """Separator of the name of an image and its class in a line."""
 
@@ -100,7 +98,7 @@ def _list_flag_files(paths: Sequence[Path]) -> list[dict[str, Path]]:
     partitions = [path for path in paths if is_partition(path)]
     return [
         *({"train": path, "test": path} for path in flags),
-        *(dict.fromkeys(_PARTITION.values(), path) for path in partitions),
+        *(dict.fromkeys(PARTITION.values(), path) for path in partitions),
     ]
 
 
@@ -112,7 +110,7 @@ def is_partition(path: Path) -> bool:
         words = [line.rsplit(maxsplit=1) for line in _read_lines(path)]
     except DataError:
         return False
-    return {len(line) for line in words} == {2} and {number for _, number in words} == _PARTITION.keys()
+    return {len(line) for line in words} == {2} and {number for _, number in words} == PARTITION.keys()
 
 
 def _read_split(path: Path, split: str) -> list[str]:
@@ -122,7 +120,7 @@ def _read_split(path: Path, split: str) -> list[str]:
     lines = _read_lines(path)
     if not is_partition(path):
         return lines
-    return [name for name, number in (line.rsplit(maxsplit=1) for line in lines) if _PARTITION[number] == split]
+    return [name for name, number in (line.rsplit(maxsplit=1) for line in lines) if PARTITION[number] == split]
 
 
 def _read_flags(path: Path, split: str) -> list[str]:

@@ -284,9 +284,12 @@ RECOGNISED = {
         {"": 3},
     ),
     "a table that names splits beside one of attributes": (
-        "img_align/ attributes.csv:image_id,cat,dog|0,1,1|1,1,0|2,0,1 partition.csv:image_id,partition|0,0|1,1|2,2",
+        (
+            "img/0.png img/1.png img/2.png img/3.png attributes.csv:image_id,cat,dog|0,1,0|1,0,1|2,1,1|3,0,1 "
+            "partition.csv:image_id,partition|0,0|1,0|2,1|3,2"
+        ),
         "cat dog",
-        {"": 3},
+        {"train": 2, "val": 1, "test": 1},
     ),
     "a table beside one folder of images": ("images/ labels.csv:file,label|0.png,x|1.png,y|2.png,x", "x y", {"": 3}),
     "a table that says the folders' classes": ("a/ b/ t.csv:path,label|a/0.png,0|b/0.png,1", "a b", {"": 6}),
@@ -593,6 +596,34 @@ def test_table_without_labels_adds_groups(tmp_path: Path, image: Path) -> None:
     assert (index.groups, index.notes[-1]) == (("k", "k", "m"), "groups by column 'patient' of meta.csv")
     assert scan_data(tmp_path / "isic/truth.csv", table_options=TableOptions(group_column="none")).groups == ()
     assert scan_data(tmp_path / "isic", table_options=TableOptions(task="multilabel")).groups == ("k", "k", "m")
+
+
+def test_table_without_labels_adds_splits(tmp_path: Path, image: Path) -> None:
+    words = [["train", "train", "val"], ["train", "test", ""]]
+    rows = "|".join(
+        f"{c}/{k}.png,{word},p{k}" for c, cells in zip("ab", words, strict=True) for k, word in enumerate(cells)
+    )
+    data = make(tmp_path / "data", f"a/ b/ meta.csv:file,split,patient|{rows}", image)
+    index = scan_data(data)
+    assert index.splits == ("train", "train", "val", "train", "test", "")
+    assert index.notes == (
+        "groups by column 'patient' of meta.csv",
+        "splits by column 'split' of meta.csv, which 1 of 6 images lacks",
+    )
+    assert scan_data(data, table_options=TableOptions(split_column="none")).splits == ("",) * 6
+    (data / "meta.csv").write_text((data / "meta.csv").read_text().replace("val", "early"))
+    assert scan_data(data).splits == ("",) * 6  # an unknown word
+    official = make(tmp_path / "official", f"train/a/ test/a/ train/b/ meta.csv:file,split|{rows}", image)
+    assert {*scan_data(official).splits} == {"train", "test"}
+    assert "tables that are not used: meta.csv" in scan_data(official).notes
+
+
+def test_numbers_of_splits_beside_a_table_are_read_as_in_celeba(tmp_path: Path, image: Path) -> None:
+    tables = "list_attr.csv:image_id,cat,dog|0.png,1,-1|1.png,1,1|2.png,-1,1 "
+    tables += "list_eval_partition.csv:image_id,partition|0.png,0|1.png,1|2.png,2"
+    index = scan_data(make(tmp_path, f"img/img/ {tables}", image) / "list_attr.csv")
+    assert (index.classes, index.splits) == (("cat", "dog"), ("train", "val", "test"))
+    assert "splits by column 'partition' of list_eval_partition.csv" in index.notes
 
 
 def test_one_patient_per_class_is_no_error_in_small_data_nor_in_an_evaluation(tmp_path: Path, image: Path) -> None:

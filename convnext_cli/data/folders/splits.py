@@ -38,6 +38,8 @@ SPLIT_NAMES = ENGLISH_NAMES | {
     "essais": "test", "testowy": "test", "тестовая": "test", "評価": "test", "評価用": "test", "テスト用": "test",
     "시험": "test", "평가": "test", "اختبار": "test", "परीक्षण": "test", "uji": "test", "δοκιμή": "test",
 }  # fmt: skip
+PARTITION = {"0": "train", "1": "val", "2": "test"}
+"""The numbers of splits in a `partition` such as CelebA's."""
 UNLABELLED = "unlabelled"
 _BOTH = re.compile(r"train[ _-]?val(?:idation)?(?![a-z])", re.IGNORECASE)
 """In the name of a list: the images for training and validation."""

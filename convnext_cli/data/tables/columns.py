@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 from convnext_cli.data.folders.masks import has_mask_words
-from convnext_cli.data.folders.splits import UNLABELLED, find_simple_split, find_split
+from convnext_cli.data.folders.splits import PARTITION, UNLABELLED, find_simple_split, find_split
 from convnext_cli.data.folders.words import list_words
 from convnext_cli.data.index import NONE, SPLITS
 from convnext_cli.data.split import name_fold
@@ -121,7 +121,9 @@ def _guess_columns(table: Table, name_of: dict[str, str], columns: dict[str, str
     columns = dict(columns)
     for known_name in SPLIT_COLUMNS:
         name = name_of.get(known_name)
-        if name and (known_name == "split" or _most(table.columns[name], lambda cell: _parse_split(cell) is not None)):
+        if name and (
+            known_name == "split" or _most(_read_split_cells(table, name), lambda cell: _parse_split(cell) is not None)
+        ):
             columns["split"] = name
             break
     if "split" not in columns and (split := next((n for n in table.columns if _holds_splits(table.columns[n])), None)):
@@ -199,7 +201,7 @@ def read_splits(table: Table, columns: dict[str, str]) -> list[str]:
     """
     if "split" not in columns:
         return [""] * len(table)
-    cells = table.columns[columns["split"]]
+    cells = _read_split_cells(table, columns["split"])
     if split := find_flagged_split(table, columns["split"], is_chosen=True):
         return [split if parse_flag(cell) else "test" if split == "train" else "train" for cell in cells]
     splits = [_parse_split(cell) for cell in cells]
@@ -235,6 +237,13 @@ def join_split_columns(table: Table) -> tuple[Table, list[str]]:
     splits = [*split_of.values(), ""]
     columns["split"] = [splits[(*flags, 1.0).index(1.0)] for flags in rows]
     return replace(table, columns=columns), [f"the columns {', '.join(split_of)} are read as one column, split"]
+
+
+def _read_split_cells(table: Table, name: str) -> list[str]:
+    """Return the cells of a column of splits; the numbers 0, 1 and 2 of a `partition` by their names."""
+    cells = table.columns[name]
+    is_numbered = fold_column(name) == "partition" and set(cells) == PARTITION.keys()
+    return [PARTITION[cell] for cell in cells] if is_numbered else cells
 
 
 def _parse_split(cell: str) -> str | None:
