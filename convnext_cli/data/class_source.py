@@ -90,10 +90,7 @@ def choose_class_source(
     else:
         raise _explain_missing_classes(layout, folders, errors, source, options)
     others = [path for path in paths if path not in files]
-    index, used = add_columns(index, others, options)
-    if unused := [path.name for path in others if path not in used]:
-        index = replace(index, notes=(*index.notes, f"tables that are not used: {shorten_names(unused)}"))
-    return apply_split_lists(index, [path for path in lists if path not in files])
+    return add_tables(index, others, [path for path in lists if path not in files], options)
 
 
 def _names_classes(folders: Index, tables: Sequence[Path | Files], options: TableOptions) -> bool:
@@ -155,13 +152,25 @@ def _name_files(files: Files) -> str:
     return " + ".join(name_tables(files))
 
 
+def add_tables(index: Index, tables: Sequence[Path], lists: Sequence[Path], options: TableOptions) -> Index:
+    """Return the index with the groups and splits that tables and lists of splits give it, and notes on the others.
+
+    Raises:
+        DataError: the classes are these groups.
+    """
+    index, used = add_columns(index, tables, options)
+    if unused := [path.name for path in tables if path not in used]:
+        index = replace(index, notes=(*index.notes, f"tables that are not used: {shorten_names(unused)}"))
+    return apply_split_lists(index, lists)
+
+
 def add_columns(index: Index, others: Sequence[Path], options: TableOptions) -> tuple[Index, list[Path]]:
     """Return the index with the groups and the splits that other tables give its images, and these tables.
 
     The first table with groups is used, and the first one with splits. An index that has groups or splits keeps them.
 
     Raises:
-        DataError: the class folders are these groups.
+        DataError: the classes are these groups.
     """
     from convnext_cli.data.manifest import read_file_columns
 
@@ -188,7 +197,7 @@ def _add_groups(index: Index, columns: "FileColumns", path: Path, options: Table
     """Return the index with the groups of a table; None if it gives its images none.
 
     Raises:
-        DataError: the class folders are these groups.
+        DataError: the classes are these groups.
     """
     from convnext_cli.data.tables.columns import GROUP_COLUMNS
 
@@ -197,8 +206,9 @@ def _add_groups(index: Index, columns: "FileColumns", path: Path, options: Table
     if index.table is None and not is_known and _are_groups(index, groups, columns.groups):
         if fold_column(columns.names["group"]) in GROUP_COLUMNS:  # such as control and treated
             return None
+        what = "folders" if options.label_from == AUTO else "matches of --label-from"
         raise DataError(
-            f"the folders ({shorten_names(index.classes)}) are the groups of {path.name} (column "
+            f"the {what} ({shorten_names(index.classes)}) are the groups of {path.name} (column "
             f"{columns.names['group']!r}), not classes",
             f"Give the table itself, {path}; --label-column names its column of classes"
             if columns.group_of

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from convnext_cli.data.class_source import choose_class_source
+from convnext_cli.data.class_source import add_tables, choose_class_source
 from convnext_cli.data.exclusion import find_excluded
 from convnext_cli.data.folders.checks import check_masks
 from convnext_cli.data.folders.masks import drop_masks
@@ -16,7 +16,8 @@ from convnext_cli.data.index import EXCLUDED, GIVEN_SUFFIXES, NONE, Index, selec
 from convnext_cli.data.layout import Layout, recognise_layout
 from convnext_cli.data.outside import check_cache_outside
 from convnext_cli.data.patterns import search_paths
-from convnext_cli.data.split_lists import apply_split_lists, list_split_lists
+from convnext_cli.data.split_lists import list_split_lists
+from convnext_cli.data.tables.table import list_tables
 from convnext_cli.data.tree import Folder, walk_folder
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError, UsageError
@@ -61,7 +62,8 @@ def scan_folder(
         )
     tree, lists, excluded, skipped = _walk(root, exclude)
     if table_options.label_from != AUTO:
-        return apply_split_lists(_label_by_path(root, tree, skipped, table_options.label_from), lists)
+        index = _label_by_path(root, tree, skipped, table_options.label_from)
+        return add_tables(index, list_tables(root), lists, table_options)
     layout = recognise_layout(tree, archive.stem if archive else root.name, table_options.known_labels)
     if archive:
         root = Path(layout.start.path)

@@ -130,6 +130,19 @@ def test_classes_by_a_pattern_in_the_path(tmp_path: Path) -> None:
     assert scan_data(tmp_path, table_options=numbers).values == ((10.0,), (2.0,), (0.0,), (1.0,)) * 2
 
 
+def test_table_beside_adds_groups_and_splits_to_a_pattern(tmp_path: Path) -> None:
+    for name in NAMES[:4]:
+        save_image(tmp_path / name)
+    rows = "\n".join(f"{name},p{k % 2},{'train' if k % 2 else 'test'}" for k, name in enumerate(NAMES[:4]))
+    (tmp_path / "meta.csv").write_text(f"file,patient,split\n{rows}\n")
+    (tmp_path / "prices.csv").write_text("dollars\n1\n")
+    index = scan_data(tmp_path, table_options=TableOptions(label_from="cat|dog"))
+    assert dict(zip(index.paths, zip(index.groups, index.splits, strict=True), strict=True)) == {
+        name: (f"p{k % 2}", "train" if k % 2 else "test") for k, name in enumerate(NAMES[:4])
+    }
+    assert "tables that are not used: prices.csv" in index.notes
+
+
 def test_pattern_has_no_effect_on_a_table(tmp_path: Path) -> None:
     for name in NAMES:
         save_image(tmp_path / name)
