@@ -92,7 +92,7 @@ class Single(Task):
         if options.task == AUTO:
             odd = list_odd_numbers(table, name)
             table.refuse(
-                f"numbers in column {name!r}, but none",
+                f"no plain number in column {name!r}",
                 odd,
                 sorted({repr(cells[row]) for row in odd})[:EXAMPLES],
                 "Correct or remove these rows; or --task single reads each value as a class",

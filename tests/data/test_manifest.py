@@ -381,12 +381,32 @@ def test_columns_that_choose_rows_are_noted(images: Path) -> None:
     assert note not in scan_data(write(images / "t.csv", text.replace("exclude", "old"))).notes
 
 
+def test_positions_are_no_labels(images: Path) -> None:
+    """As of tiles in a slide; y is a label beside x if x has the images."""
+    text = rows("0,256,fat", "0,512,tumor", head="path,x,y,tissue")
+    with pytest.raises(DataError, match=r"no column for the labels \(it has x, y, tissue beside the paths\)"):
+        scan_data(write(images / "t.csv", text))
+    text = rows("0,256,fat", "0,512,tumor", head="path,x,y,tissue_type")
+    assert scan_data(write(images / "t.csv", text), table_options=TableOptions(label_column="y")).classes
+    assert scan_data(write(images / "t.csv", rows("fat", "tumor", head="x,y"))).classes == ("fat", "tumor")
+
+
+def test_a_column_of_splits_called_fold_has_no_folds(images: Path) -> None:
+    index = scan_data(write(images / "t.csv", rows("x,train", "y,train", "x,test", "y,test", head="path,label,fold")))
+    assert index.list_splits() == ["train", "test"]
+    assert not index.folds
+    assert "folds" not in " ".join(index.notes)
+
+
 def test_files_that_cannot_be_found_have_a_true_reason(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_image(images / "images/007.png")
     with pytest.raises(
         DataError, match=r"file that does not exist in 1 row: 7\. Write .* zeros .*: 007, as of images/007"
     ):
         scan_data(write(images / "t.csv", "path,label\n7,x\n"))
+    for name, found in (("images/a.dcm", "images/a.png"), ("007.0", "images/007.png")):
+        with pytest.raises(DataError, match=rf"Write the names as .*, or without suffix: {found} in place of {name}"):
+            scan_data(write(images / "t.csv", f"path,label\n{name},x\n"))
     with pytest.raises(DataError, match="has addresses in column 'image_url', which are not downloaded"):
         scan_data(write(images / "t.csv", "image_url,label\nhttps://a.org/a.png?x=1,x\nhttps://a.org/b.png?x=1,y\n"))
     scandir = os.scandir
@@ -619,7 +639,7 @@ def test_numbers_among_which_a_few_cells_are_none_are_no_classes(images: Path, o
         save_image(images / f"images/{row}.png", seed=row)
     text = "\n".join(["path,label", *(f"images/{row}.png,{cell}" for row, cell in enumerate(cells))])
     table = write(images / "list.csv", text)
-    with pytest.raises(DataError, match=f"has numbers in column 'label', but none in {count} rows?: '{odd}'"):
+    with pytest.raises(DataError, match=f"has no plain number in column 'label' in {count} rows?: '{odd}'"):
         scan_data(table)
     assert len(scan_data(table, table_options=TableOptions(task="single")).classes) == len(set(cells))
 

@@ -132,7 +132,8 @@ def _guess_columns(table: Table, name_of: dict[str, str], columns: dict[str, str
     if "split" not in columns and len(flags) == 1:
         columns["split"] = flags[0]
     for known_name in _FOLD_NAMES:
-        if (name := name_of.get(known_name)) and 1 < len(set(table.columns[name]) - {""}) <= MAX_FOLDS:
+        name = name_of.get(known_name)
+        if name and name != columns.get("split") and 1 < len(set(table.columns[name]) - {""}) <= MAX_FOLDS:
             is_split = "split" not in columns and all(_parse_split(cell) is not None for cell in table.columns[name])
             columns["split" if is_split else "fold"] = name
             break
@@ -140,6 +141,8 @@ def _guess_columns(table: Table, name_of: dict[str, str], columns: dict[str, str
         columns["group"] = group
     free = [name for known in _LABEL_NAMES if (name := name_of.get(known)) and name not in columns.values()]
     labels = [name for name in free if fold_column(name) not in GROUP_COLUMNS or not is_flag(table, name)]
+    if name_of.get("x", columns["path"]) != columns["path"]:  # y is a position, as of a tile in a slide
+        labels = [name for name in labels if fold_column(name) != "y"]
     varied = [
         name
         for name in labels

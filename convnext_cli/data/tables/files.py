@@ -265,7 +265,7 @@ def find_files(table: Table, finder: FileFinder, column: str) -> Images:
         missing,
         [names[row] for row in missing[:EXAMPLES]],
         suggest_root(finder, [[names[row] for row in missing]])
-        or _suggest_zeros(finder, [names[row] for row in missing])
+        or _suggest_name(finder, [names[row] for row in missing])
         or "Correct these rows, or name the folder of the paths with --image-root DIR",
     )
     return images
@@ -292,9 +292,15 @@ def suggest_root(finder: FileFinder, columns: Iterable[Sequence[str]]) -> str:
     return ""
 
 
-def _suggest_zeros(finder: FileFinder, names: Sequence[str]) -> str:
-    """Return the remedy for numbers whose leading zeros a spreadsheet program has cut; empty if no file has them."""
+def _suggest_name(finder: FileFinder, names: Sequence[str]) -> str:
+    """Return the remedy for names of another suffix, and for numbers as other programs write them; empty if none helps.
+
+    These write `12.0`, or cut leading zeros.
+    """
     name = names[0] if names else ""
+    stem = name.rpartition(".")[0]
+    if stem and (found := finder.find_all([stem])[0]):
+        return f"Write the names as the files have them, or without suffix: {found} in place of {name}"
     for width in range(len(name) + 1, MAX_DIGITS) if name.isdecimal() else ():
         filled = name.zfill(width)
         if found := finder.find_images([filled]).paths[0]:
