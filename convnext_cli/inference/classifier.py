@@ -140,7 +140,8 @@ class Classifier(ABC):
         if unknown:
             raise DataError(
                 f"{source} has classes that the run does not know: {', '.join(unknown[:5])}",
-                f"Name them as in training: {', '.join(self.classes[:10])}",
+                f"Name them as in training: {', '.join(self.classes[:10])}"
+                + ("; or leave out their images" if len(unknown) < len(positions) else ""),
             )
         numbers = [position for position in positions.values() if position is not None]
         return self.task.align(index.targets(rows), numbers, len(self.classes))

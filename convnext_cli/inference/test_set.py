@@ -1,8 +1,9 @@
 """The images that a run is evaluated on: one split of its own data, of a copy of these, or of new data."""
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,10 +190,25 @@ def _scan_like_run(settings: Mapping[str, Any], trained_on: Index, data: Path, r
     errors = {}
     for options, exclude in dict.fromkeys(((TableOptions(**columns | fixed), NONE), plain, like_run)):
         try:
-            return scan_data(data, exclude=exclude, table_options=options)
+            index = scan_data(data, exclude=exclude, table_options=options)
         except ConvnextError as error:
             errors[options, exclude] = error
-    raise errors[plain]
+        else:  # the evaluation has no such options
+            return replace(index, notes=tuple(re.sub(r"\s*[;:(]\s*--.*", "", note) for note in index.notes))
+    raise _name_missing_options(errors[plain])
+
+
+def _name_missing_options(error: ConvnextError) -> ConvnextError:
+    """Return an error of reading data; if its remedy names options that an evaluation lacks, with another one."""
+    own = {f"--{option.name.replace('_', '-')}" for option in fields(EvalRequest)}
+    others = [option for option in dict.fromkeys(re.findall(r"--[a-z-]+", error.remedy)) if option not in own]
+    if not others:
+        return error
+    remedy = (
+        f"{error.remedy}. `convnext eval` has no {' or '.join(others)}: give a CSV file with path and label, or with "
+        "the columns of the training data"
+    )
+    return type(error)(error.problem, remedy)
 
 
 def _read_settings(run: RunFolder) -> dict[str, Any]:

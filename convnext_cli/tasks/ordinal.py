@@ -233,6 +233,8 @@ def _sort_grades(names: Sequence[str], source: str, options: TableOptions) -> tu
 
     `source` is where the names are, for errors.
     """
+    if options.known_labels:
+        return tuple(names)  # the order is that of the run's grades
     remedy = f"Name all in --grades, the lowest first, such as {quote(','.join(names[:EXAMPLES]))}"
     if options.grades == AUTO:
         order = sort_by_number(names)

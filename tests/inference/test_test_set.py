@@ -84,6 +84,21 @@ def test_split_without_images_is_refused_with_those_there_are(run: RunFolder) ->
         choose(run, split="val")
 
 
+def test_remedies_and_notes_name_no_options_that_eval_lacks(run: RunFolder, tmp_path: Path) -> None:
+    table = tmp_path / "new/t.csv"
+    for name in "abc":
+        save_image(table.parent / f"{name}.png")
+    table.write_text("path,sex,kind\na.png,f,a\nb.png,m,b\n")
+    with pytest.raises(DataError, match=r"`convnext eval` has no --label-column or --label-columns: give a CSV file"):
+        choose(run, data=table)
+    table.write_text("path,split,label\na.png,odd,a\nb.png,test,b\n")
+    with pytest.raises(DataError, match=r"another column, or none\. `convnext eval` has no --split-column: give"):
+        choose(run, data=table)
+    table.write_text("path,a,b,c\na.png,1,0,0\nb.png,0,1,0\nc.png,0,0,1\n")
+    _, notes = choose(run, data=table)
+    assert [note.text for note in notes][-1] == "each row has exactly one 1 in 3 columns: read as classes"
+
+
 def test_training_images_are_evaluated_with_a_warning(run: RunFolder) -> None:
     for split, rows, images in (
         ("train", [0, 2], "these images"),

@@ -333,6 +333,11 @@ def test_grades_in_words_keep_their_order_in_other_data(tmp_path: Path) -> None:
     evaluation = evaluate(tmp_path / "run", other)
     images = {entry.name: entry.images for entry in evaluation.metrics.per_class}
     assert images == {name: sum(row.endswith(name) for row in named) for name in words} | {"grave": 0}
+    other.write_text("\n".join([head, *named]).replace("grave", "fatal") + "\n")
+    with pytest.raises(
+        DataError, match=r"does not know: fatal\. Name them as in training: none, mild, severe, grave; or"
+    ):
+        evaluate(tmp_path / "run", other)
 
 
 def test_folders_of_patients_are_groups_for_any_targets(tmp_path: Path) -> None:
