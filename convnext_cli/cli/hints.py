@@ -90,7 +90,7 @@ def _explain_option(context: typer.Context, option: str, words: Sequence[str], k
     if Path(typed).exists():
         return f"No such option: {option}. Write ./{typed} for the file"
     if known_to:
-        return f"No such option: {typed}. It is an option of {' and '.join(known_to)}"
+        return f"No such option: {typed}. It is an option of {', '.join(known_to)}"
     near = suggest(f"--{name}", sorted(known)).strip()
     return f"No such option: {typed}. {near}" if near else None
 

@@ -66,7 +66,7 @@ def test_an_argument_that_is_written_as_an_option_is_named(convnext: Convnext, w
 
 @pytest.mark.parametrize("option", ["--resplit-val", "--val-fraction"])  # which notes of recommend name
 def test_an_option_of_another_command_is_named_with_that_command(convnext: Convnext, option: str) -> None:
-    owners = {"--resplit-val": "check and finetune", "--val-fraction": "finetune"}
+    owners = {"--resplit-val": "check, finetune", "--val-fraction": "finetune"}
     assert f"No such option: {option}. It is an option of {owners[option]} (" in convnext("recommend", "d", option).err
 
 
