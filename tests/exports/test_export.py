@@ -296,7 +296,7 @@ def test_split_with_moved_images_is_refused(run_copy: RunFolder, tmp_path: Path,
 def test_changed_label_of_the_split_is_noted(run_copy: RunFolder, convnext: Convnext) -> None:
     index = run_copy.read_split()
     run_copy.write_split(replace(index, labels=((index.labels[0] + 1) % 3, *index.labels[1:])))
-    outcome = convnext("export", run_copy.path)
+    outcome = convnext("export", run_copy.path, "--format", "hub", "-o", "hub")
     assert outcome.code == 0, outcome.err
     assert "note: split.csv was changed since the training, and counts as it is now: 1 row differs" in outcome.err
 
