@@ -4,16 +4,15 @@ Zip files are not trusted. Files outside of the archive, links, repeated names a
 anything is written.
 """
 
-import fcntl
 import os
 import shutil
 import stat
 import tempfile
+import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO
 
 from convnext_cli.cache_folder import UNPACKED, find_cache_folder, name_entry
 from convnext_cli.errors import DataError, shorten_error
@@ -26,6 +25,8 @@ SMALL = GIB // 4
 MAX_FREE = 0.9  # of the disk's free space
 MAX_NAME = 255  # bytes of a file's or folder's name, as Linux has it
 MAX_PATH = 2000  # bytes of a path inside the archive
+DAY = 24 * 3600  # seconds
+_UNPACKING = ".unpacking-"
 _UTF8 = 0x800  # the flag of a name that is UTF-8
 _ENCRYPTED = 0x1
 _DOS = 0  # ZipInfo.create_system
@@ -37,7 +38,7 @@ def unpack(archive: Path) -> Path:
     """Unpack an archive unless it is unpacked already; return the folder of its files.
 
     The folder's name is a hash of the names, sizes and checksums in the archive, so that another archive gets another
-    folder. It appears under its name only when it is complete. Of two processes, one unpacks and the other waits.
+    folder. It appears under its name only when it is complete. Of two processes that unpack, the first one's is kept.
 
     Raises:
         DataError: the archive is no zip file, damaged, encrypted, too large, or has files outside of itself.
@@ -47,15 +48,12 @@ def unpack(archive: Path) -> Path:
             files, folders = _list_members(archive, opened.infolist())
             listing = "\n".join(f"{member.filename} {member.file_size} {member.CRC}" for member in files.values())
             key = name_entry(os.fsencode(listing))
-            target = find_cache_folder() / UNPACKED / f"{_shorten(archive.stem)}-{key}"
+            target = find_cache_folder() / UNPACKED / f"{os.fsdecode(os.fsencode(archive.stem)[:100])}-{key}"
             if not target.exists():
-                with _lock(target, key) as is_alone:
-                    if not target.exists():
-                        prefix = f".unpacking-{key}-"
-                        for leftover in target.parent.glob(f"{prefix}*") if is_alone else ():  # of a killed process
-                            shutil.rmtree(leftover, ignore_errors=True)
-                        _check_size(archive, files.values(), target.parent)
-                        _extract(opened, files, folders, target, prefix)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _remove_leftovers(target.parent)
+                _check_size(archive, files.values(), target.parent)
+                _extract(opened, files, folders, target)
     except DataError:
         raise
     except OSError as error:
@@ -170,33 +168,12 @@ def _check_size(archive: Path, members: Iterable[zipfile.ZipInfo], folder: Path)
         )
 
 
-@contextmanager
-def _lock(target: Path, key: str) -> Iterator[bool]:
-    """Prevent other processes from unpacking the same archive; yield False if the file system has no locks."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path = target.parent / f".{key}.lock"
-    file = _open_locked(path)
-    try:
-        yield file is not None
-    finally:
-        path.unlink(missing_ok=True)  # before the lock is released: a waiting process sees that it is gone
-        if file is not None:
-            file.close()
-
-
-def _open_locked(path: Path) -> IO[str] | None:
-    while True:
-        file = path.open("w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        except FileNotFoundError:  # removed between opening and locking it
-            pass
-        except OSError:
-            file.close()
-            return None
-        file.close()
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed had unpacked, a day ago or more."""
+    for leftover in folder.glob(f"{_UNPACKING}*"):
+        with suppress(OSError):  # renamed meanwhile
+            if leftover.stat().st_mtime < time.time() - DAY:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _extract(
@@ -204,9 +181,8 @@ def _extract(
     files: dict[PurePosixPath, zipfile.ZipInfo],
     folders: Iterable[PurePosixPath],
     target: Path,
-    prefix: str,
 ) -> None:
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=_UNPACKING))
     try:
         for folder in folders:
             (temporary / folder).mkdir(parents=True, exist_ok=True)
@@ -219,7 +195,3 @@ def _extract(
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _shorten(stem: str) -> str:
-    return os.fsdecode(os.fsencode(stem)[:100])
