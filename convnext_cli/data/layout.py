@@ -37,8 +37,8 @@ from convnext_cli.data.folders.words import (
     GENERIC_WORDS,
     PATIENT_FOLDER,
     UNKNOWN_WORDS,
+    describe_doubt,
     describe_joined,
-    describe_occasions,
     is_table,
     list_names,
     list_words,
@@ -55,10 +55,6 @@ from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.text import shorten_names
 
 _OUTSIDE = "image outside any class folder"
-_NUMBERED_FOLDER = re.compile(
-    r"(?!(?:class|cls|cat|category|type|grade|stage|level|label|kl)\d)([a-z]{2,})\d{2,}", re.IGNORECASE
-)
-_MANY_OBJECTS = 5
 _DOCUMENTS = frozenset(
     (
         ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".xls", ".xlsx",
@@ -347,17 +343,10 @@ def _note_other_classes(layout: Layout) -> None:
             f"all classes have a table beside their images (as {tables[0]}): if these tables name the classes, write "
             "them into one CSV file"
         )
-    numbered = [match for top in tops if (match := _NUMBERED_FOLDER.fullmatch(top.name))]
-    are_objects = len({match[1] for match in numbered}) == 1 and len(numbered) == len(tops) >= _MANY_OBJECTS
-    if are_objects or all(PATIENT_FOLDER.fullmatch(top.name) for top in tops):
+    if doubt := describe_doubt(top.name for top in tops):
         layout.notes.append(
-            f"the classes ({list_names(tops)}) are numbered as patients are: if they are patients, parts or "
-            "examinations, give a CSV file with path, label and patient"
-        )
-    elif occasions := describe_occasions(top.name for top in tops):
-        layout.notes.append(
-            f"the classes ({list_names(tops)}) are {occasions}: if the model is not to learn these, give a CSV file "
-            "with path and label"
+            f"the classes ({list_names(tops)}) are {doubt}: if the model is not to learn these, but they are patients, "
+            "objects, days or places, give a CSV file with path and label (and patient)"
         )
     if name_findings(top.name for top in tops):
         return

@@ -14,10 +14,8 @@ from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.folders.words import describe_joined
 from convnext_cli.data.index import NONE, SPLITS, Index, group_by, number_targets
 from convnext_cli.data.tables.columns import (
-    SPLIT_COLUMNS,
     find_columns,
     find_flagged_split,
-    is_choice,
     join_split_columns,
     list_patients,
     read_folds,
@@ -41,7 +39,7 @@ from convnext_cli.encoding import UTF_8, fold_name, normalise_name
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.options import AUTO
-from convnext_cli.tasks.reading import AUTO_OPTIONS, RawTargets, Table, TableOptions, fold_column, parse_flag
+from convnext_cli.tasks.reading import AUTO_OPTIONS, RawTargets, Table, TableOptions, fold_column
 from convnext_cli.text import format_count, quote, shorten_names
 
 _JOINT = re.compile(r"(?<=[^\W\d_]) (?=\d)|(?<=\d) (?=[^\W\d_])")
@@ -325,25 +323,9 @@ def _describe_columns(
         if marked and "split" not in columns and options.split_column == AUTO:
             option = f"--split-column {quote(marked[0])}"
             notes.append(f"column {marked[0]!r} has 0 and 1: if they mark the images of a split, {option} uses them")
-        notes += _describe_choices(table, unused)
         if "group" not in columns and options.group_column == AUTO:
             notes += suggest_groups(table, unused, targets.labels or targets.values)
     return notes
-
-
-def _describe_choices(table: Table, unused: Sequence[str]) -> list[str]:
-    """Return a note on each unused column that says by its name and its numbers which rows to use, or their splits."""
-    columns = {name: list(map(parse_flag, table.columns[name])) for name in unused if name and is_choice(name)}
-    return [
-        f"column {name!r} says yes in {flags.count(1.0):,} and no in {flags.count(0.0):,} of {len(table):,} rows, and "
-        "all rows are used: remove those that are to be left out"
-        for name, flags in columns.items()
-        if {0.0, 1.0} <= set(flags) <= {0.0, 1.0, -1.0}
-    ] + [
-        f"column {name!r} has 0, 1 and 2: if they number splits, write train, val and test"
-        for name in unused
-        if fold_column(name) in SPLIT_COLUMNS and set(table.columns[name]) == {"0", "1", "2"}
-    ]
 
 
 def _describe_groups(column: str, groups: Sequence[str]) -> list[str]:

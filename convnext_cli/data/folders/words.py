@@ -61,16 +61,8 @@ _UNITS = frozenset(
     )
 )  # fmt: skip
 """Words for what several images are of or from; with a number they name no class."""
-_OCCASIONS = frozenset(
-    (
-        "day", "tag", "jour", "día", "dia", "week", "woche", "semaine", "semana", "month", "monat", "mois", "mes",
-        "year", "jahr", "visit", "run", "camera", "cam", "kamera", "caméra", "cámara", "sensor", "scanner", "site",
-        "station", "location", "standort", "line", "linie", "machine", "lot", "los", "lote", "well", "plot", "field",
-        "pot", "topf", "tray", "frame", "scene", "series", "serie", "série", "movie", "animal", "mouse", "plant",
-        "sample", "probe", "specimen", "donor", "person", "group", "gruppe", "part", "folder", "ordner",
-    )
-)  # fmt: skip
-"""Words for occasions, places and objects, which may be classes: an embryo's day 3 and day 5."""
+_CLASS_WORDS = frozenset(("class", "cls", "cat", "category", "type", "grade", "stage", "level", "label", "kl"))
+"""Words that name a class with a number; others rather count patients, objects, days or places."""
 
 
 def describe_units(names: Iterable[str]) -> str:
@@ -82,11 +74,12 @@ def describe_units(names: Iterable[str]) -> str:
         return "dates"
     if len(names) >= _MIN_PATIENTS and all(map(PATIENT_FOLDER.fullmatch, names)):
         return "patients or studies"
-    return _describe_numbered(names, _UNITS)
+    word = _find_numbered_word(names)
+    return f"{word} numbers" if word in _UNITS else ""
 
 
-def describe_occasions(names: Iterable[str]) -> str:
-    """Return what all folders are named by where it may be the class: wells, views, `day1`; "" if nothing."""
+def describe_doubt(names: Iterable[str]) -> str:
+    """Return what all folders are named by where it may be the class: wells, views, numbers as `day1`; "" if none."""
     names = set(map(normalise_name, names))
     if len(names) < 2:
         return ""
@@ -95,13 +88,15 @@ def describe_occasions(names: Iterable[str]) -> str:
         return "named as wells of a plate are"
     if {name.casefold() for name in names} <= VIEWS:
         return "named as views of one subject are"
-    return _describe_numbered(names, _OCCASIONS)
+    word = _find_numbered_word(names)
+    return "numbered" if len(word) > 1 and word not in _CLASS_WORDS else ""
 
 
-def _describe_numbered(names: Iterable[str], words: frozenset[str]) -> str:
-    """Return `day numbers` where each name is one of `words`, the same, with a number; else ""."""
+def _find_numbered_word(names: Iterable[str]) -> str:
+    """Return the word of names that are all this word and a number, as `day1` and `day2`; else ""."""
     shapes = {tuple("#" if word.isdigit() else word for word in list_words(name) if word != "id") for name in names}
-    return next((f"{word} numbers" for word in words if shapes == {(word, "#")}), "")
+    word, *rest = shapes.pop() or ("",)
+    return word if not shapes and rest == ["#"] else ""
 
 
 def list_words(name: str) -> list[str]:

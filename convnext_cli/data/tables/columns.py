@@ -64,18 +64,10 @@ _OBJECT_WORDS = (
 leaves are counted anew on each plant."""
 _VECTOR = re.compile(r"\[[\d.,\s]+\]")
 """A list of numbers, such as a one-hot vector beside its columns."""
-_CHOICE_WORDS = frozenset(
-    (
-        "exclude", "excluded", "exclusion", "ignore", "ignored", "discard", "discarded", "drop", "dropped", "invalid",
-        "reject", "rejected", "skip", "use", "used", "usable", "unusable", "include", "included", "inclusion", "keep",
-        "gradable", "ungradable", "gradeable", "ungradeable", "adequate", "ausschluss", "ausschließen", "verwenden",
-    )
-)  # fmt: skip
 MIN_OBJECTS = 10  # values of a column that may be groups
 MAX_ARMS = 3  # values of a column `group` that are the arms of a study, such as control and treated
 MAX_FOLDS = 50
 MAX_READERS = 10  # rows of an image, each with the finding of one reader
-MAX_TITLES = 5  # rows among which a header is searched
 
 
 def find_columns(table: Table, finder: FileFinder, options: TableOptions) -> dict[str, str]:
@@ -87,25 +79,9 @@ def find_columns(table: Table, finder: FileFinder, options: TableOptions) -> dic
     chosen = _find_chosen(table, options)
     name_of = {fold_column(name): name for name in table.columns if name not in chosen.values()}
     columns = {"path": chosen.get("path") or _find_path_column(table, chosen.values(), finder)}
-    _check_header(table, columns["path"], finder)
     columns |= _guess_columns(table, name_of, columns)
     columns |= chosen
     return {role: name for role, name in columns.items() if getattr(options, f"{role}_column", AUTO) != NONE}
-
-
-def _check_header(table: Table, path_column: str, finder: FileFinder) -> None:
-    """Check that no row below the first line is the header."""
-    for row, cell in enumerate(table.columns[path_column][:MAX_TITLES]):
-        if fold_column(cell) in PATH_NAMES and finder.find(cell) is None:
-            first, names = (
-                shorten(", ".join(filter(None, cells)))
-                for cells in (table.columns, (values[row] for values in table.columns.values()))
-            )
-            raise DataError(
-                f"{table.path}: its first line ({first}) is read as the header, but line {table.lines[row]} ({names}) "
-                "looks like it",
-                "Remove the lines above the header",
-            )
 
 
 def _find_chosen(table: Table, options: TableOptions) -> dict[str, str]:
@@ -178,13 +154,6 @@ def _find_path_column(table: Table, chosen: Collection[str], finder: FileFinder)
         raise DataError(
             f"{table.path} has one column only ({shorten(min(table.columns))})",
             "Separate path and label with a comma, a semicolon, a tab or |",
-        )
-    if path is None and (
-        address := next((name for name in table.columns if _most(table.columns[name], _is_address)), "")
-    ):
-        raise DataError(
-            f"{table.path} has addresses in column {address!r}, which are not downloaded, and no column of files",
-            "Download the images, and add a column path with their files",
         )
     if path is None:
         names = ", ".join(list_columns(table.columns)[:10]) or "none"
@@ -312,17 +281,8 @@ def holds_identifiers(table: Table, name: str) -> bool:
     return is_called_so and len(set(cells)) >= MIN_OBJECTS and _may_name(cells) and _most(cells, _has_digit)
 
 
-def is_choice(name: str) -> bool:
-    """Return True if the name of a column says that it tells which rows to use."""
-    return not _CHOICE_WORDS.isdisjoint(list_words(name))
-
-
 def _is_one_to_one(cells: Sequence[str], others: Sequence[str]) -> bool:
     return len(set(cells)) == len(set(others)) == len(set(zip(cells, others, strict=True)))
-
-
-def _is_address(cell: str) -> bool:
-    return "://" in cell
 
 
 def _has_digit(cell: str) -> bool:

@@ -104,7 +104,6 @@ def _read_csv(path: Path, text: str) -> tuple[list[list[str]], list[int], str]:
         remedy = "Open it in a spreadsheet program, and save it as XLSX or CSV"
         raise DataError(f"{path} is a page in HTML or XML, not a spreadsheet", remedy)
     text = re.sub(r"\Asep=.\r?\n", "\n", text)  # Excel's own first line; an empty one keeps the lines' numbers
-    text = _double_quotes(text)
     rows, lines = [], []
     try:
         delimiter = find_delimiter(text)
@@ -117,23 +116,6 @@ def _read_csv(path: Path, text: str) -> tuple[list[list[str]], list[int], str]:
         raise DataError(f"cannot read {path}: {error}", _REMEDY) from error
     _check_quotes(path, text, rows, lines)
     return rows, lines, delimiter
-
-
-def _double_quotes(text: str) -> str:
-    """Return a text with quotation marks doubled where each has a backslash instead, as R, Spark and MySQL write."""
-    doubled = text.replace('\\"', '""')
-    return doubled if doubled != text and not _is_valid(text) and _is_valid(doubled) else text
-
-
-def _is_valid(text: str) -> bool:
-    """Return True if all quoted cells end at a delimiter."""
-    lines = io.StringIO(text, newline="")
-    try:
-        for _ in csv.reader(lines, delimiter=find_delimiter(text), skipinitialspace=True, strict=True):
-            pass
-    except csv.Error:
-        return False
-    return True
 
 
 def _check_quotes(path: Path, text: str, rows: list[list[str]], lines: list[int]) -> None:
