@@ -88,33 +88,22 @@ class ExportWrapper(nn.Module):
         """Return the OOD score (B,), as `NoveltyModel.score` computes it."""
         similarity = nn.functional.normalize(features, eps=1e-12) @ self.bank.to(torch.float32).T
         nearest = torch.topk(similarity, min(NEIGHBOUR, len(self.bank)), dim=1).values[:, -1]
-        statistics = _measure_inside(pixels, self.fill) if self.is_padded else _measure_pixels(pixels)
+        statistics = _measure_pixels(pixels, self.fill if self.is_padded else None)
         numbers = [torch.log((1 - nearest).clamp_min(0) + FLOOR_DISTANCE), *statistics]
         offset = torch.stack(numbers, dim=1) - self.novelty_mean
         products = offset[:, :, None] * self.precision * offset[:, None, :]  # not a MatMul, which --int8 would quantise
         return products.sum(dim=(1, 2)).clamp_min(0).sqrt()
 
 
-def _measure_pixels(pixels: Tensor) -> list[Tensor]:
-    """Return the six statistics of `metrics.novelty.measure_pixels`, each (B,), of pixels (B, H, W, 3)."""
-    values = pixels.to(torch.float32) / 255
-    grey = values.mean(dim=3)
-    mean = grey.mean(dim=(1, 2))
-    contrast = (grey - mean[:, None, None]).square().mean(dim=(1, 2)).sqrt()
-    saturation = (values.amax(dim=3) - values.amin(dim=3)).mean(dim=(1, 2))
-    columns = [mean, torch.log(contrast + FLOOR_CONTRAST), torch.log(saturation + FLOOR_SATURATION)]
-    for step in STEPS:
-        part = grey[:, ::step, ::step]
-        vertical = (part[:, 1:] - part[:, :-1]).abs().mean(dim=(1, 2))
-        horizontal = (part[:, :, 1:] - part[:, :, :-1]).abs().mean(dim=(1, 2))
-        columns.append(torch.log(vertical + horizontal + FLOOR_STEP))
-    return columns
+def _measure_pixels(pixels: Tensor, fill: Tensor | None) -> list[Tensor]:
+    """Return the six statistics of `metrics.novelty.measure_pixels`, each (B,), of pixels (B, H, W, 3).
 
-
-def _measure_inside(pixels: Tensor, fill: Tensor) -> list[Tensor]:
-    """Return the statistics of padded images, as `measure_pixels` computes them with `fill`, (3,)."""
+    Padding with the value `fill`, (3,), does not count; None for images without padding.
+    """
     values = pixels.to(torch.float32)
-    inside = (values != fill).to(torch.float32).amax(dim=3)  # ONNX Runtime compares uint8 from 1.21 only
+    inside = torch.ones_like(values[..., 0])
+    if fill is not None:
+        inside = (values != fill).to(torch.float32).amax(dim=3)  # ONNX Runtime compares uint8 from 1.21 only
     rows, columns = inside.amax(dim=2), inside.amax(dim=1)
     has_none = 1 - rows.amax(dim=1, keepdim=True)  # 1 for an image of that value
     rows, columns = torch.maximum(rows, has_none), torch.maximum(columns, has_none)

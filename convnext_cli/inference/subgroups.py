@@ -79,17 +79,6 @@ class SubgroupMetric:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SubgroupClass:
-    """One class against the rest, within a subgroup. Gaps of classes are not tested."""
-
-    name: str
-    images: int
-    prevalence: Estimate
-    estimates: dict[str, Estimate]
-    """By key of the metric."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Subgroup:
     """The images with one value of an attribute."""
 
@@ -100,8 +89,6 @@ class Subgroup:
     prevalence: Estimate | None
     """Fraction of the positive class, of two classes; else None."""
     metrics: tuple[SubgroupMetric, ...]
-    classes: tuple[SubgroupClass, ...]
-    """Empty for a number."""
     small: str | None
     """Reason to call the subgroup small; None if it is not."""
 
@@ -271,7 +258,6 @@ def _measure_subgroup(
         groups=count_units(len(selection), selection.groups),
         prevalence=None if positive is None else _estimate_prevalence(selection, positive),
         metrics=tuple(results),
-        classes=_describe_classes(selection),
         small=_explain_small(selection),
     )
 
@@ -348,26 +334,6 @@ def _subtract(one: Estimate, two: Estimate) -> Estimate:
 
 def _estimate_prevalence(images: EvaluatedImages, k: int) -> Estimate:
     return estimate_fraction(*images.select_known(k), images.groups)
-
-
-def _describe_classes(images: EvaluatedImages) -> tuple[SubgroupClass, ...]:
-    """Return each class or label against the rest."""
-    calculator = images.make_calculator()
-    keys = [key for key in ("recall", "specificity", "roc_auc") if key in calculator.per_class]
-    if not keys:
-        return ()
-    metrics = [_Metric(key=key, k=k) for k in range(calculator.num_classes) for key in keys]
-    estimates = iter(_estimate(images, metrics))
-    return tuple(
-        SubgroupClass(
-            name=name,
-            images=int((positive & known).sum()),
-            prevalence=_estimate_prevalence(images, k),
-            estimates={key: next(estimates) for key in keys},
-        )
-        for k, name in enumerate(images.classes)
-        for positive, known in [images.select_known(k)]
-    )
 
 
 def _explain_small(images: EvaluatedImages) -> str | None:

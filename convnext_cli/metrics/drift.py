@@ -53,10 +53,8 @@ def measure_corners(images: NDArray[np.uint8], fill: tuple[int, int, int] | None
 
 
 def _measure_corners(image: NDArray[np.uint8], fill: tuple[int, int, int] | None) -> NDArray[np.float32]:
-    if fill is not None:
-        rows, columns = find_inside(image, fill)
-        image = image[rows][:, columns]
-    grey = image.sum(axis=2, dtype=np.int16)
+    rows, columns = find_inside(image, fill)
+    grey = image[rows][:, columns].sum(axis=2, dtype=np.int16)
     tall, wide = (max(2, round(CORNER * side)) for side in grey.shape)
     corners = (grey[:tall, :wide], grey[:tall, -wide:], grey[-tall:, :wide], grey[-tall:, -wide:])
     pairs = [[np.abs(np.diff(part, axis=axis)) for axis in (0, 1)] for part in corners]

@@ -49,10 +49,6 @@ class MultilabelMetrics(MetricSet):
     macro_brier: Fraction | None
     macro_ece: Fraction | None
     per_class: tuple[LabelMetrics, ...]
-    cooccurrence: tuple[tuple[int, ...], ...]
-    """Images that are known to have both labels; the diagonal has the positive images of each."""
-    predicted_together: tuple[tuple[int, ...], ...]
-    """Images for which both labels are predicted."""
     confusion: tuple[tuple[int, ...], ...] = ()
 
 
@@ -182,15 +178,12 @@ def summarise_labels(calculator: MultilabelCalculator, classes: Sequence[str]) -
             )
             for k, name in enumerate(classes)
         ),
-        cooccurrence=count_together(positive),
-        predicted_together=count_together(calculator.predicted),
     )
 
 
-def count_together(labels: NDArray[np.bool_]) -> tuple[tuple[int, ...], ...]:
+def count_together(labels: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return the number of images with each pair of labels, (K, K), of labels (N, K)."""
-    counts = labels.T.astype(np.int64) @ labels.astype(np.int64)
-    return tuple(tuple(int(n) for n in row) for row in counts)
+    return labels.T.astype(np.int64) @ labels.astype(np.int64)
 
 
 def logit(probabilities: Floats) -> NDArray[np.float64]:

@@ -79,44 +79,33 @@ def measure_pixels(images: NDArray[np.uint8], fill: tuple[int, int, int] | None 
 
     Padding with the value `fill` does not count; None for images without padding.
     """
-    if fill is not None:
-        return np.stack([_measure_inside(image, fill) for image in images])
-    columns, grey = _measure_colours(images)
-    for step in STEPS:
-        part = grey[:, ::step, ::step]
-        vertical, horizontal = (np.abs(np.diff(part, axis=axis)).mean(axis=(1, 2)) / 765 for axis in (1, 2))
-        columns.append(np.log(vertical + horizontal + FLOOR_STEP))
-    return np.stack(columns, axis=1).astype(np.float32)
+    return np.stack([_measure_image(image, fill) for image in images])
 
 
-def _measure_colours(images: NDArray[np.uint8]) -> tuple[list[Floats], NDArray[np.int16]]:
-    """Return mean brightness, contrast and saturation of images (N, H, W, 3), each (N,); and 765 times brightness."""
-    red, green, blue = (np.ascontiguousarray(images[..., channel]) for channel in range(3))
-    largest, smallest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
-    grey = red.astype(np.int16) + green + blue  # 0 to 765
-    flat = grey.reshape(len(grey), -1)
-    columns = [flat.mean(axis=1) / 765, np.log(flat.std(axis=1) / 765 + FLOOR_CONTRAST)]
-    columns.append(np.log((largest - smallest).mean(axis=(1, 2)) / 255 + FLOOR_SATURATION))
-    return columns, grey
-
-
-def _measure_inside(image: NDArray[np.uint8], fill: tuple[int, int, int]) -> NDArray[np.float32]:
+def _measure_image(image: NDArray[np.uint8], fill: tuple[int, int, int] | None) -> NDArray[np.float32]:
     """Return the statistics of an image (H, W, 3), (6,), without rows and columns of the padding's value only."""
     rows, columns = find_inside(image, fill)
-    colours, _ = _measure_colours(image[rows][:, columns][None])
-    statistics = [float(column[0]) for column in colours]
+    red, green, blue = (np.ascontiguousarray(image[rows][:, columns, channel]) for channel in range(3))
+    largest, smallest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    inner = (red.astype(np.int16) + green + blue).ravel()  # 0 to 765
+    contrast, saturation = inner.std() / 765, (largest - smallest).mean() / 255
+    statistics = [inner.mean() / 765, np.log(contrast + FLOOR_CONTRAST), np.log(saturation + FLOOR_SATURATION)]
     grey = image.sum(axis=2, dtype=np.int16)
     for step in STEPS:
         part, tall, wide = grey[::step, ::step], rows[::step], columns[::step]
         vertical = np.abs(np.diff(part, axis=0))[tall[1:] & tall[:-1]][:, wide]
         horizontal = np.abs(np.diff(part, axis=1))[tall][:, wide[1:] & wide[:-1]]
         total = sum(float(pairs.sum()) / max(1, pairs.size) / 765 for pairs in (vertical, horizontal))
-        statistics.append(math.log(total + FLOOR_STEP))
+        statistics.append(np.log(total + FLOOR_STEP))
     return np.array(statistics, np.float32)
 
 
-def find_inside(image: NDArray[np.uint8], fill: tuple[int, int, int]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def find_inside(
+    image: NDArray[np.uint8], fill: tuple[int, int, int] | None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return the rows (H,) and columns (W,) of an image (H, W, 3) that are not of the padding's value only."""
+    if fill is None:
+        return np.ones(image.shape[0], np.bool_), np.ones(image.shape[1], np.bool_)
     inside = (image != np.array(fill, np.uint8)).any(axis=2)
     rows, columns = inside.any(axis=1), inside.any(axis=0)
     return (rows, columns) if rows.any() else (~rows, ~columns)  # else an image of that value

@@ -5,7 +5,6 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from numpy.typing import NDArray
 
 from convnext_cli.files import replace_file
 from convnext_cli.inference.evaluation import Evaluation
+from convnext_cli.inference.subgroups import SubgroupMetric
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.curves import measure_reliability, trace_pr, trace_roc
 from convnext_cli.metrics.decision import DecisionCurve
-from convnext_cli.metrics.intervals import Interval
 from convnext_cli.metrics.registry import METRICS, Metric
 from convnext_cli.metrics.summary import ClassMetrics
 from convnext_cli.runs.files import CURVES, RANGE_TEST_PLOT
@@ -261,31 +260,19 @@ def plot_decision(curve: DecisionCurve) -> Figure:
     return figure
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ForestRow:
-    """A row of a forest plot."""
-
-    name: str
-    value: float | None
-    interval: Interval | None
-    is_marked: bool
-    """True to set it off from the others."""
-
-
 @_quietly()
-def plot_forest(title: str, metric: Metric, rows: Sequence[ForestRow]) -> Figure:
-    """Plot a metric of several subgroups with its 95% CIs, a row each, the first one on top."""
+def plot_forest(title: str, metric: Metric, rows: Sequence[tuple[str, SubgroupMetric]]) -> Figure:
+    """Plot a metric of several named subgroups with its 95% CIs, a row each, the first one on top."""
     figure, axes = _start(4.6, 0.9 + 0.28 * len(rows), make_visible(title))
-    for place, row in enumerate(rows):
-        colour = COLOURS[3] if row.is_marked else COLOURS[0]
-        if row.interval is not None:
-            ends = (metric.scale * row.interval.low, metric.scale * row.interval.high)
-            axes.plot(ends, (place, place), color=colour)
-        if row.value is not None:
-            fill = colour if row.is_marked else "none"
-            value = metric.scale * row.value
-            axes.plot([value], [place], "o", color=colour, markerfacecolor=fill, markersize=5)
-    axes.set_yticks(range(len(rows)), [_label(row.name) for row in rows])
+    for place, (_, result) in enumerate(rows):
+        colour = COLOURS[3] if result.is_significant else COLOURS[0]
+        value, interval = result.estimate.value, result.estimate.interval
+        if interval is not None:
+            axes.plot((metric.scale * interval.low, metric.scale * interval.high), (place, place), color=colour)
+        if value is not None:
+            fill = colour if result.is_significant else "none"
+            axes.plot([metric.scale * value], [place], "o", color=colour, markerfacecolor=fill, markersize=5)
+    axes.set_yticks(range(len(rows)), [_label(name) for name, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(metric.unit)

@@ -4,7 +4,6 @@ from convnext_cli.inference.subgroups import Subgroup, SubgroupEvaluation, Subgr
 from convnext_cli.metrics.registry import METRICS, MISSING, Metric
 from convnext_cli.progress import Notice
 from convnext_cli.reports import plots
-from convnext_cli.reports.plots import ForestRow
 from convnext_cli.reports.section import Cell, Column, Plot, Plots, ReportData, Section, Table, make_cell
 from convnext_cli.text import capitalise
 
@@ -35,17 +34,8 @@ def _draw_forest(rows: list[Row]) -> Plots:
     """Return a forest plot of each metric."""
     drawn = []
     for place, result in enumerate(rows[0][1].metrics):
-        metric, results = METRICS[result.key], [subgroup.metrics[place] for _, subgroup in rows]
-        points = [
-            ForestRow(
-                name=name,
-                value=result.estimate.value,
-                interval=result.estimate.interval,
-                is_marked=result.is_significant,
-            )
-            for (name, _), result in zip(rows, results, strict=True)
-        ]
-        drawn.append(Plot(f"forest_{place + 1}", plots.plot_forest(result.title, metric, points)))
+        points = [(name, subgroup.metrics[place]) for name, subgroup in rows]
+        drawn.append(Plot(f"forest_{place + 1}", plots.plot_forest(result.title, METRICS[result.key], points)))
     return Plots(
         title="Forest plots",
         plots=drawn,

@@ -441,8 +441,8 @@ class Multilabel(Task):
         self, training: Targets, scores: Floats, classes: Sequence[str], scaling: Scaling | None
     ) -> list[str]:
         """Return warnings on labels that are predicted together though no training image has both."""
-        together = np.array(count_together(training == 1))
-        predicted = np.array(count_together(self.decide(scores, scaling)))
+        together = count_together(training == 1)
+        predicted = count_together(self.decide(scores, scaling))
         by_chance = np.outer(np.diag(together), np.diag(together)) / max(1, len(training))
         pairs = np.argwhere(np.triu((together == 0) & (predicted > 0) & (by_chance >= MIN_TO_EXCLUDE), 1))
         return [

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data import create_transform
 
-from convnext_cli.exports.wrapper import _measure_inside
+from convnext_cli.exports.wrapper import _measure_pixels
 from convnext_cli.images.preprocessing import Augmentation, Preprocessing, join_size, parse_size, split_size
 from convnext_cli.images.transforms import (
     fit_image,
@@ -144,7 +144,7 @@ def test_the_padding_does_not_count_in_the_statistics_of_the_ood_score() -> None
     assert np.abs(statistics[2:5, 0] - plain[0, 0]).max() < 0.02, "mean brightness of noise, without the padding"
     assert np.abs(measure_pixels(images)[6:, 2] - plain[0, 2]).max() > 0.5, "with it"
     images = np.concatenate([images, np.full((1, 64, 64, 3), framing.fill, np.uint8)])
-    exported = _measure_inside(torch.from_numpy(images), torch.tensor(framing.fill, dtype=torch.uint8))
+    exported = _measure_pixels(torch.from_numpy(images), torch.tensor(framing.fill, dtype=torch.uint8))
     np.testing.assert_allclose(torch.stack(exported, dim=1), measure_pixels(images, framing.fill), atol=2e-5)
 
 

@@ -13,9 +13,10 @@ from markupsafe import Markup
 from convnext_cli import evaluate, write_report
 from convnext_cli.data.audit.findings import Kind
 from convnext_cli.inference.evaluation import Evaluation
+from convnext_cli.inference.subgroups import SubgroupMetric
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.formulas import ClassCalculator
-from convnext_cli.metrics.intervals import Interval, compute_intervals
+from convnext_cli.metrics.intervals import UNDEFINED, Estimate, Interval, compute_intervals
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.thresholds import Bound, Target, apply_threshold, find_threshold
 from convnext_cli.progress import Notice
@@ -23,7 +24,6 @@ from convnext_cli.reports.gallery import IMAGES, draw_images
 from convnext_cli.reports.performance import MAX_CONFUSION, show_calibration, show_metrics, show_mistakes
 from convnext_cli.reports.plots import (
     MAX_POINTS,
-    ForestRow,
     plot_accuracy,
     plot_confusion,
     plot_forest,
@@ -414,11 +414,9 @@ def test_range_test_is_drawn_whatever_its_result(
 
 
 def test_forest_plot_has_a_row_for_a_metric_that_is_not_defined() -> None:
-    values = {"both": (0.9, Interval(0.8, 0.95)), "point": (0.7, None), "none": (None, None)}
-    rows = [
-        ForestRow(name=name, value=value, interval=interval, is_marked=False)
-        for name, (value, interval) in values.items()
-    ]
+    values = {"both": Estimate(0.9, Interval(0.8, 0.95)), "point": Estimate(0.7, None), "none": UNDEFINED}
+    row = SubgroupMetric(key="recall", of="", target="", estimate=UNDEFINED, rest=UNDEFINED, gap=UNDEFINED)
+    rows = [(name, replace(row, estimate=estimate)) for name, estimate in values.items()]
     [axes] = plot_forest("recall", METRICS["recall"], rows).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == list(values)
     drawn = [(list(map(float, line.get_xdata())), set(line.get_ydata())) for line in axes.lines]  # type: ignore[arg-type]
