@@ -25,7 +25,7 @@ from convnext_cli.encoding import fold_name
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import OtherTaskError, TableOptions, fold_column
-from convnext_cli.text import format_count, format_part, shorten_names
+from convnext_cli.text import format_part, shorten_names
 
 if TYPE_CHECKING:
     from convnext_cli.data.manifest import FileColumns
@@ -64,18 +64,17 @@ def choose_class_source(
     paths = [path for path in paths if not is_form(path.name)]
     if not (paths or lists) and options.image_root != AUTO:
         raise UsageError(f"--image-root is for a table, and {source} has none", "Leave it out, or give the table")
-    tables, errors = _read_tables(paths, options)
     texts = [path for path in lists if not {"partition", "split"}.intersection(list_words(path.stem))]
-    if not tables and not _names_classes(folders, [*paths, *texts], options):
+    folders_decide = _names_classes(folders, [*paths, *texts], options)
+    tables, errors = _read_tables(paths, options)
+    if not tables and not folders_decide:
         tables, _ = _read_tables(texts, options)
     tables = _drop_copies(tables)
 
     files: Files = ()
     names_column = options.label_column != AUTO or options.label_columns != AUTO
-    if _names_classes(folders, [*paths, *tables], options) and not (tables and names_column):
+    if folders_decide and not (tables and names_column):
         index, files = _find_extension(tables, folders, source, options.known_labels) or (folders, ())
-        if not files:
-            index = replace(index, notes=(*index.notes, *_note_further_images(tables, folders)))
     elif len(tables) == 1:
         [(files, table)] = tables.items()
         index = _describe_only_table(files, table, layout, forms)
@@ -93,7 +92,7 @@ def choose_class_source(
     return add_tables(index, others, [path for path in lists if path not in files], options)
 
 
-def _names_classes(folders: Index, tables: Sequence[Path | Files], options: TableOptions) -> bool:
+def _names_classes(folders: Index, tables: Sequence[Path], options: TableOptions) -> bool:
     """Return True if the folders name the classes: a single one beside a table does not, unless a run has it."""
     return bool(folders) and (
         not tables or len(folders.classes) > 1 or not set(folders.classes).isdisjoint(options.known_labels)
@@ -124,26 +123,15 @@ def _read_tables(paths: Sequence[Path], options: TableOptions) -> tuple[dict[Fil
 
 
 def _drop_copies(tables: dict[Files, Index]) -> dict[Files, Index]:
-    """Return the tables without those that only repeat others.
-
-    They have rows of one with splits, as a `full.csv` beside those of splits, or all that an earlier one has, as a
-    `labels.xlsx` beside a `labels.csv`.
-    """
-    if len(tables) < 2:
-        return tables
-    targets = {
-        files: dict(zip(_list_files(table), map(table.describe_target, range(len(table))), strict=True))
+    """Return the tables without copies of another one, and without `full.csv` beside those of the splits."""
+    rows_of = {
+        files: set(zip(_list_files(table), map(table.describe_target, range(len(table))), strict=True))
         for files, table in tables.items()
     }
-    whole = [files for files, table in tables.items() if any(table.splits)]
     kept: dict[Files, Index] = {}
-    for files, table in tables.items():
-        is_part = not any(table.splits) and any(targets[files].items() <= targets[other].items() for other in whole)
-        is_copy = any(
-            (targets[files], table.splits, table.groups) == (targets[other], earlier.splits, earlier.groups)
-            for other, earlier in kept.items()
-        )
-        if not is_part and not is_copy:
+    for files, table in sorted(tables.items(), key=lambda item: not any(item[1].splits)):
+        rows = rows_of[files]
+        if not any(rows <= rows_of[other] if any(kept[other].splits) else rows == rows_of[other] for other in kept):
             kept[files] = table
     return kept
 
@@ -255,12 +243,8 @@ def _find_extension(
         pairs = Counter(
             (label_of[file], label) for file, label in zip(files, table.labels, strict=True) if file in label_of
         )
-        if table.row_folders and pairs and table.values and not table.task.is_continuous:
-            raise DataError(
-                f"the folders ({shorten_names(folders.classes)}) are the rows of {_name_files(names)}, not classes",
-                _suggest_itself(names),
-            )
-        if pairs and table.values and not table.task.is_continuous and all(map(str.isdecimal, folders.classes)):
+        are_codes = bool(table.row_folders) or all(map(str.isdecimal, folders.classes))  # such as patients
+        if pairs and table.values and not table.task.is_continuous and are_codes:
             raise DataError(
                 f"{source} has folders ({shorten_names(folders.classes)}) and a table ({_name_files(names)}: "
                 f"{shorten_names(table.classes)}) that may both name classes",
@@ -278,17 +262,6 @@ def _find_extension(
             named = table if set(table.classes) & set(known_labels) else _rename_numbers(table, folders, pairs)
             extensions.append((replace(named, notes=(note, *table.notes)), names))
     return extensions[0] if extensions else None
-
-
-def _note_further_images(tables: dict[Files, Index], folders: Index) -> list[str]:
-    """Return notes on tables that give other images the classes of the folders, as GTSRB's `Test.csv` does."""
-    known = set(_list_files(folders))
-    return [
-        f"{_name_files(files)} gives {format_count(len(table), 'image')} outside the class folders their classes: to "
-        "use them, write all images into one CSV file with path, label and split"
-        for files, table in tables.items()
-        if set(table.classes) <= set(folders.classes) and known.isdisjoint(_list_files(table))
-    ]
 
 
 def _rename_numbers(table: Index, folders: Index, pairs: Iterable[Pair]) -> Index:
