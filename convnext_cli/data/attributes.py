@@ -197,7 +197,6 @@ def _read_dicom(index: Index, name: str) -> Steps[Attribute | None]:
 
 
 def _explain_missing(index: Index, tables: Sequence[Table], name: str, option: str) -> DataError:
-    """Return the error for an attribute that is nowhere."""
     columns = [column for table in tables for column in table.columns]
     having = [table for table in tables if fold_column(name) in map(fold_column, table.columns)]
     if having:

@@ -11,7 +11,6 @@ from convnext_cli.data.folders.remedies import (
     choose_example,
     describe_others,
     find_tables,
-    suggest_beside,
     suggest_pattern,
 )
 from convnext_cli.data.folders.splits import find_split_tables
@@ -281,7 +280,6 @@ def _is_one_to_one(pairs: Iterable[tuple[object, object]]) -> bool:
 def _describe_contradiction(
     files: Files, table: Index, folders: Index, pairs: Counter[Pair], source: Path
 ) -> DataError:
-    """Return the error of a table that gives the images other classes than their folders do."""
     (by_folder, by_table), _ = min(
         pairs.items(),
         key=lambda pair: (fold_name(folders.classes[pair[0][0]]) == fold_name(table.classes[pair[0][1]]), pair[1]),
@@ -296,7 +294,6 @@ def _describe_contradiction(
 
 
 def _suggest_itself(files: Files) -> str:
-    """Return the remedy of a folder whose table decides."""
     if len(files) == 1:
         return f"Give the table itself, {files[0]}"
     return "Name the tables' column of labels with --label-column"
@@ -331,7 +328,7 @@ def _explain_missing_classes(
         error = DataError(
             f"no images in class folders under {source}{skipped}{describe_others(layout.tree)}",
             f"Put them into {source}/<class>/, as JPEG, PNG, TIFF, DICOM or another readable format, "
-            f"{suggest_pattern(layout.tree)}{suggest_beside(layout.tree)}or give a CSV file with path and label",
+            f"{suggest_pattern(layout.tree)}or give a CSV file with path and label",
         )
     if errors:
         files = min(errors)
@@ -341,5 +338,4 @@ def _explain_missing_classes(
 
 
 def _list_files(index: Index) -> list[str]:
-    """Return the absolute path of each row's file."""
     return [os.path.abspath(os.path.join(index.root, path)) for path in index.paths]  # noqa: PTH100, PTH118

@@ -127,7 +127,6 @@ def read_index(request: DatasetRequest) -> Index:
 
 
 def _check_effects(chosen: Sequence[str], index: Index) -> None:
-    """Check that the chosen settings have an effect on data as they were read."""
     for name in chosen:
         flag, reason = f"--{name.replace('_', '-')}", (index.ignored | index.task.ignored).get(name)
         if reason:

@@ -86,8 +86,6 @@ def find_excluded(option: str, paths: Sequence[str], root: Path) -> set[int]:
 
 
 class _Finder:
-    """Finds rows by path, folder or pattern."""
-
     def __init__(self, paths: Sequence[str], root: Path) -> None:
         self.root = os.path.abspath(root)  # noqa: PTH100
         self.paths = [compose_name(path) for path in paths]

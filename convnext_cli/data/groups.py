@@ -180,9 +180,7 @@ def _keep_plausible(index: Index, guess: Mapping[int, str], *, are_folders: bool
 
     If most repeated identifiers occur once in each of several classes (`1_cat`, `1_dog`, `2_cat` ...), their numbers
     restart in each class, and an identifier then means something else in each. Only images of one class are kept
-    together. Nothing is kept if there are too few identifiers: for targets that are no class, folders without numbers
-    need `MIN_GROUPS`, as few are rather the classes of another task. Of numbered folders, such as clips, those of each
-    class count, if there are more than views of one subject.
+    together. Nothing is kept if there are too few identifiers.
     """
     counts = Counter(guess.values())
     numbers = index.class_numbers
@@ -190,12 +188,7 @@ def _keep_plausible(index: Index, guess: Mapping[int, str], *, are_folders: bool
     repeated = [group for group, count in counts.items() if count > 1]
     if not repeated:
         return {}, "no identifier repeats in the file names" + ("" if index.values else " of one class")
-    have_numbers = all(re.search(r"\d", group) for group in counts)
-    are_numbered = are_folders and len(counts) > MAX_VIEWS and have_numbers
-    identifiers = classes.total() if are_numbered else len(counts)
-    are_words = are_folders and bool(index.values) and not have_numbers
-    least = MIN_GROUPS if are_words else min(MIN_PER_CLASS * len(index.classes), MIN_GROUPS)
-    if identifiers + len(index) - len(guess) < least:
+    if not _are_enough(index, guess, are_folders=are_folders):
         return {}, f"the file names have {len(counts):,} identifiers only, such as {repeated[0]}: too few to be groups"
     restarted = [group for group in repeated if counts[group] == classes[group]]
     if len(restarted) <= len(repeated) / 2 or are_single_folders(index, guess):
@@ -205,6 +198,22 @@ def _keep_plausible(index: Index, guess: Mapping[int, str], *, are_folders: bool
     if not kept:
         return {}, f"{ambiguous}, and none repeats in one class"
     return kept, f"; {ambiguous}, so only images of one class are together"
+
+
+def _are_enough(index: Index, guess: Mapping[int, str], *, are_folders: bool) -> bool:
+    """Return True if there are identifiers enough for every split to get some; other images are groups of their own.
+
+    Numbered folders, such as clips, count in each class, if there are more than views of one subject. Where the target
+    is no class, few folders of words are rather the classes of another task.
+    """
+    groups = set(guess.values())
+    have_numbers = all(re.search(r"\d", group) for group in groups)
+    identifiers, least = len(groups), min(MIN_PER_CLASS * len(index.classes), MIN_GROUPS)
+    if are_folders and have_numbers and len(groups) > MAX_VIEWS:
+        identifiers = len({(group, index.class_numbers[row]) for row, group in guess.items()})
+    if are_folders and index.values and not have_numbers:
+        least = MIN_GROUPS
+    return identifiers + len(index) - len(guess) >= least
 
 
 def cut_groups(groups: Mapping[int, str], cells: Sequence[str]) -> dict[int, str]:

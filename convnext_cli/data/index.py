@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from convnext_cli.data.patterns import NUMBERED, are_numbered
+from convnext_cli.data.patterns import DATE, NUMBERED, are_numbered
 from convnext_cli.encoding import compose_name, fold_name
 from convnext_cli.errors import DataError
 from convnext_cli.tasks.reading import RawTargets, parse_flag
@@ -28,7 +28,7 @@ MAX_RARE_CLASSES = 20
 """Classes of which there may be more than one for every two images."""
 _COPY = re.compile(
     r"(?<=\S)(?:\s*\(\d{1,2}\)|[\s_-]+(?:(?:copy|kopie|copie|copia|cópia)(?:\s*\(?\d+\)?)?"
-    r"|(?:part|batch|teil|lot)[\s_-]*\d+|(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?[0-3]\d"
+    rf"|(?:part|batch|teil|lot)[\s_-]*\d+|{DATE}"
     r"|aug(?:mented)?|resized|cropped|enhanced|(?:pre)?processed))$",
     re.IGNORECASE,
 )
@@ -257,7 +257,6 @@ def list_untrained_classes(index: Index) -> list[str]:
 
 
 def _check_class_number(index: Index) -> None:
-    """Check that there are two classes or more, and not more of them than images."""
     if len(index.classes) < 2:
         skipped = f"; skipped: {describe_skipped(index.skipped)}" if index.skipped else ""
         raise DataError(

@@ -55,12 +55,10 @@ from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.text import shorten_names
 
 _OUTSIDE = "image outside any class folder"
-_DOCUMENTS = frozenset(
-    (
-        ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".xls", ".xlsx",
-        ".ods", ".doc", ".docx", ".log",
-    )
-)  # fmt: skip
+_DOCUMENTS = frozenset((
+    ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".xls", ".xlsx",
+    ".ods", ".doc", ".docx", ".log",
+))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +140,6 @@ def recognise_layout(tree: Folder, name: str, known_classes: Iterable[str]) -> L
 
 
 def _place(layout: Layout, known_classes: set[str]) -> list[Placement]:
-    """Return the class folders, with their splits."""
     start = layout.start
     layout.skipped[_OUTSIDE] += len(start.images)
     documents = {folder.path for folder in start.folders if _holds_documents(folder)}

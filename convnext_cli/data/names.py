@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import TypeAlias
 
 from convnext_cli.data.index import Index
+from convnext_cli.data.patterns import DATE
 
 Cell: TypeAlias = tuple[str, int]  # a split and a class
 MIN_SHARING = 0.05  # fraction of the images that must share their identifier with another image
@@ -36,8 +37,7 @@ COUNTERS = frozenset((
 # fmt: on
 
 _DATE = re.compile(
-    r"(?:19|20)\d\d(?P<s>[-_.]?)(?:0[1-9]|1[0-2])(?P=s)(?:0[1-9]|[12]\d|3[01])"
-    r"(?P<time>(?:[-_ T.]|[ _-]at[ _-])(?:[01]\d|2[0-3])(?P<c>[-_.h]?)[0-5]\d(?P=c)[0-5]\d(?:\d{3})?)?"
+    DATE + r"(?P<time>(?:[-_ T.]|[ _-]at[ _-])(?:[01]\d|2[0-3])(?P<c>[-_.h]?)[0-5]\d(?P=c)[0-5]\d(?:\d{3})?)?"
 )
 _TOKEN = re.compile(rf"(?<![^\W_]){_DATE.pattern}(?![^\W_])|[^\W_]+")
 _CODE = re.compile(r"\d|^[a-f]{4,}$|^[A-F]{4,}$")  # digits, or a part of a UUID without any
@@ -170,7 +170,6 @@ def _list_candidates(starts: Sequence[str], columns: Sequence[_Column]) -> Itera
 
 
 def _are_shared(keys: Sequence[str], shared: Set[str]) -> bool:
-    """Return True if enough of the identifiers are among the `shared` ones."""
     return sum(key in shared for key in keys) >= MIN_SHARING * len(keys)
 
 

@@ -10,6 +10,8 @@ from convnext_cli.errors import UsageError
 MAX_SECONDS_PATH, MAX_SECONDS = 2.0, 60.0  # for a user's pattern on one path, and on all paths
 NUMBERED = r"([^/]+?)[._ -]*\d+\.\w+$"
 """The class in `cat.0.jpg` and `american_bulldog_12.jpg`: all before the number."""
+DATE = r"(?:19|20)\d\d(?P<mark>[-_. ]?)(?:0[1-9]|1[0-2])(?P=mark)(?:0[1-9]|[12]\d|3[01])"
+"""Year, month and day."""
 _EXAMPLES = {"--group-from": r"person\d+", "--label-from": NUMBERED}
 
 

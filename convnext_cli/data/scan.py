@@ -92,7 +92,6 @@ def scan_unlabelled(root: Path, *, exclude: str = NONE) -> Index:
 
 
 def _list_paths(root: Path, tree: Folder) -> list[str]:
-    """Return the sorted paths of all images, relative to `root`."""
     start = len(os.path.join(root, ""))  # noqa: PTH118
     paths = sorted(path[start:] for path in tree.list_images())
     if not paths:
@@ -146,7 +145,6 @@ def _find_split_in(path: str) -> str:
 
 
 def _place_images(root: Path, layout: Layout, skipped: Counter[str]) -> Index:
-    """Return the index of the images in class folders; of none if the folders name no classes."""
     start = len(os.path.join(root, ""))  # noqa: PTH118  (strings throughout: a Path per file is slow)
     images = [
         (path[start:], placement.name, placement.split)
@@ -163,7 +161,6 @@ def _make_index(
     skipped: Counter[str],
     notes: Sequence[str] = (),
 ) -> Index:
-    """Return the index of images, each a path, a class and a split."""
     labels = {name: label for label, name in enumerate(classes)}
     return Index(
         root=root,

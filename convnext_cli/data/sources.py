@@ -113,7 +113,6 @@ def apply_task(index: Index, options: TableOptions) -> Index:
 
 
 def _exclude(index: Index, exclude: str) -> Index:
-    """Return the index of a manifest without the images that `exclude` names."""
     if exclude == NONE:
         return index
     excluded = find_excluded(exclude, index.paths, index.root)

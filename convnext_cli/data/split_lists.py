@@ -114,7 +114,6 @@ def is_partition(path: Path) -> bool:
 
 
 def _read_split(path: Path, split: str) -> list[str]:
-    """Return the names of the images of a split, from a list of it or of all splits."""
     if path.name == _FLAGS:
         return _read_flags(path, split)
     lines = _read_lines(path)

@@ -13,20 +13,16 @@ CLOSED = "folder that cannot be read"
 MAX_LINKS = 20  # times that links may lead into one folder; more would keep a walk going for ever
 HIDDEN = "hidden or system file"
 
-_NOT_DATA = frozenset(
-    {
-        "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found",
-        "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot",  # of Synology and QNAP storage
-    }
-)  # fmt: skip
-_KNOWN_SUFFIXES = frozenset(  # of files that are known not to be images without opening them
-    {
-        ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".md", ".html", ".htm", ".pdf",
-        ".py", ".ipynb", ".log", ".zip", ".gz", ".tar", ".tgz", ".7z", ".rar", ".npy", ".npz", ".mat", ".pkl", ".h5",
-        ".hdf5", ".pt", ".pth", ".onnx", ".xls", ".xlsx", ".ods", ".doc", ".docx", ".parquet", ".db", ".mp4", ".avi",
-        ".mov",
-    }
-)  # fmt: skip
+_NOT_DATA = frozenset({
+    "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found",
+    "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot",  # of Synology and QNAP storage
+})  # fmt: skip
+_KNOWN_SUFFIXES = frozenset({  # of files that are known not to be images without opening them
+    ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".md", ".html", ".htm", ".pdf",
+    ".py", ".ipynb", ".log", ".zip", ".gz", ".tar", ".tgz", ".7z", ".rar", ".npy", ".npz", ".mat", ".pkl", ".h5",
+    ".hdf5", ".pt", ".pth", ".onnx", ".xls", ".xlsx", ".ods", ".doc", ".docx", ".parquet", ".db", ".mp4", ".avi",
+    ".mov",
+})  # fmt: skip
 
 
 @dataclass(slots=True)

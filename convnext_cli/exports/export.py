@@ -151,7 +151,6 @@ def export_steps(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile |
 
 
 def _check_options(request: ExportRequest) -> None:
-    """Check that the options go with the format."""
     if request.format == "hub":
         if request.output is None:
             raise UsageError("--format hub needs --output", "Give a new folder")
@@ -270,7 +269,6 @@ def _list_quantisation_images(index: Index) -> list[Path]:
 
 
 def _summarise_checks(parity: Parity, cost: Comparison | None, headline: str) -> dict[str, Any]:
-    """Return the results of the checks, for the metadata."""
     summary: dict[str, Any] = {
         "images": parity.images,
         "same_top1": parity.same_top1,

@@ -94,7 +94,6 @@ def render_card(run: RunFolder, evaluation: Evaluation | None, license: License)
 
 
 def _render_header(license: License, base: str | None) -> str:
-    """Return the YAML header; `base` is the name of the base weights on the Hub."""
     lines = ["---", "library_name: timm", "pipeline_tag: image-classification", "tags:", "- image-classification"]
     lines += ["- timm", "- transformers"]
     if license.name in HUB_LICENSES:
@@ -115,7 +114,6 @@ def _describe_restriction(license: License) -> str:
 
 
 def _describe_data(index: Index) -> str:
-    """Return a table of the images by class and split."""
     splits = index.list_splits()
     counts = [index.count_classes(split) for split in splits]
     rows = [
@@ -250,5 +248,4 @@ def _as_code(text: str) -> str:
 
 
 def _quote_yaml(word: str) -> str:
-    """Return a word as a YAML scalar."""
     return word if re.fullmatch(r"[A-Za-z][\w./-]*", word) else json.dumps(word)

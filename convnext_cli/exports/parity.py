@@ -123,5 +123,4 @@ def check_parity_steps(
 
 
 def _load(paths: Sequence[Path], preprocessing: Preprocessing) -> Callable[[int], Pixels]:
-    """Return a function from a row to its preprocessed image."""
     return lambda row: transform_for_eval(decode_image(paths[row]), preprocessing)

@@ -76,7 +76,6 @@ def open_calibrated(run: Path, request: PredictRequest, num_images: int) -> Cali
 
 
 def _open_with_own_calibration(run: Path, request: PredictRequest, num_images: int) -> CalibratedClassifier:
-    """Return a model with its own calibration."""
     if run.is_file() and run.suffix != ONNX_SUFFIX:
         raise RunError(f"{run} is neither a run folder nor an {ONNX_SUFFIX} file", "Give one of them")
     if run.suffix == ONNX_SUFFIX and not run.is_dir():
@@ -138,12 +137,10 @@ def _open_folds(folder: FoldsFolder, request: PredictRequest, num_images: int) -
 
 
 def _needs_torch(request: PredictRequest) -> str:
-    """Return the reason why torch is needed, or an empty string."""
     return "--explain needs torch" if request.explain is not None else "--tta needs torch" if request.tta else ""
 
 
 def _get_ood_threshold(run: Path, calibration: Calibration | None) -> float:
-    """Return the threshold of the OOD score."""
     if calibration is not None and calibration.novelty_threshold is not None:
         return calibration.novelty_threshold
     if calibration is not None and calibration.unfitted_reason:

@@ -107,7 +107,6 @@ _Either = TypeVar("_Either", Calibration, Pooling)
 
 
 def _drop_empty(values: dict[str, Any]) -> dict[str, Any]:
-    """Return values without those that are None or empty."""
     return {key: value for key, value in values.items() if value not in (None, (), [])}
 
 

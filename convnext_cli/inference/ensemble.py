@@ -136,7 +136,6 @@ class Ensemble(Classifier):
 
 
 def _shift_progress(event: Progress, *, offset: int, total: int) -> Progress:
-    """Return the progress of a part as progress of the whole."""
     return replace(event, done=offset + event.done, total=total)
 
 

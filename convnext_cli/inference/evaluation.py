@@ -318,7 +318,6 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
 
 
 def _check_targets(run: RunFolder, request: EvalRequest) -> None:
-    """Check that thresholds can be set for targets, if there are some."""
     if request.targets and request.recalibrate is None and isinstance(run, FoldsFolder):
         raise UsageError(
             f"{run.path} is a cross-validation, which has no validation images of its own to set a threshold on",
@@ -327,7 +326,6 @@ def _check_targets(run: RunFolder, request: EvalRequest) -> None:
 
 
 def _check_calibration_file(request: EvalRequest, test_set: TestSet) -> None:
-    """Check that the new calibration can be written where the request says."""
     path, option = request.save_calibration, "--save-calibration"
     if path is None:
         return
@@ -371,7 +369,6 @@ def _choose_images(
 
 
 def _list_warnings(evaluation: Evaluation, trained_on: Index) -> list[Notice]:
-    """Return warnings on the metrics of an evaluation."""
     images, metrics, points = evaluation.images, evaluation.metrics, evaluation.operating_points
     task, calibration, fitted_on = images.task, evaluation.calibration, evaluation.fitted_on
     worse = describe_worse_calibration(images, evaluation.uncalibrated, metrics, fitted_on) if calibration else None

@@ -113,7 +113,6 @@ def prepare_heat_maps(
 
 
 def _make_folder(folder: Path, run: Path, sources: Sequence[Source], *, overwrite: bool) -> None:
-    """Make the folder for heat maps."""
     parents = sorted(
         {resolve_links(path).parent for path in (source.path for source in sources) if path and os.path.lexists(path)}
     )

@@ -303,5 +303,4 @@ def _list_fields(outcome: Outcome) -> dict[str, Any]:
 def _decide(
     thresholds: Sequence[Threshold], classes: tuple[str, ...], probabilities: NDArray[np.float64]
 ) -> dict[str, bool]:
-    """Return the decision for each target."""
     return {str(t.target): bool(probabilities[classes.index(t.target.name)] >= t.threshold) for t in thresholds}

@@ -137,8 +137,6 @@ class SubgroupEvaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Metric:
-    """A metric that is computed of each subgroup."""
-
     key: str
     k: int | None = None
     """The class; None for an overall metric."""
@@ -368,7 +366,6 @@ def _correct(groupings: Sequence[AttributeSubgroups]) -> tuple[list[AttributeSub
 
 
 def _is_worse(result: SubgroupMetric) -> bool:
-    """Return True if the subgroup's metric is worse than that of the rest."""
     gap = result.gap.value or 0.0
     return gap < 0 if METRICS[result.key].higher_is_better else gap > 0
 

@@ -151,7 +151,6 @@ def check_source(name: str, *, offline: bool) -> None:
 
 
 def _open_run(name: str, path: Path) -> Teacher:
-    """Return a run or a cross-validation as a teacher."""
     folder = open_folder(path)
     runs = folder.list_runs() if isinstance(folder, FoldsFolder) else [folder]
     licenses = tuple(dict.fromkeys(license for run in runs for license in _list_licenses(run)))

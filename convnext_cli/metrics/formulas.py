@@ -83,7 +83,6 @@ class ClassCalculator(Calculator):
         }[key]  # fmt: skip
 
     def _compute_from_counts(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        """Compute the metrics of the confusion matrix."""
         actual, predicted, correct = (
             sums(weights) for sums in (self.count_actual, self.count_predicted, self._count_correct)
         )

@@ -155,7 +155,6 @@ class Threshold:
     """Of the target's further bounds."""
 
     def __post_init__(self) -> None:
-        """Check that each bound has its value."""
         if len(self.also) != len(self.target.also):
             values, bounds = format_count(1 + len(self.also), "value"), format_count(len(self.target.bounds), "bound")
             raise ValueError(f"{values} for {bounds}")
@@ -354,7 +353,6 @@ def _choose(candidates: _Candidates, target: Target, prevalence: float) -> int:
 
 
 def _reach(candidates: _Candidates, bound: Bound, prevalence: float, confidence: float | None) -> NDArray[np.bool_]:
-    """Return which candidates reach a bound, with the confidence that is asked for."""
     reached = candidates.measure(bound.metric, prevalence) >= bound.least
     if confidence is not None:
         numbers = np.flatnonzero(reached)

@@ -81,7 +81,6 @@ def draw_images(evaluation: Evaluation, positions: Sequence[int]) -> dict[int, G
 
 
 def _encode(pixels: Pixels) -> str:
-    """Return a thumbnail as a data URI."""
     image = Image.fromarray(pixels)
     image.thumbnail((SIDE, SIDE))
     data = io.BytesIO()

@@ -55,7 +55,6 @@ def show_mistakes(report: ReportData) -> Section | None:
 
 
 def _describe_mistakes(report: ReportData) -> list[str]:
-    """Return the number of mistakes, and the worst one."""
     evaluation = report.evaluation
     task, targets = evaluation.task, evaluation.images.targets
     decisions = task.decide(evaluation.probabilities, evaluation.calibration)
@@ -103,7 +102,6 @@ def show_metrics(report: ReportData) -> Section:
 
 
 def _tabulate_classes(evaluation: Evaluation) -> list[Table | Plots]:
-    """Return the metrics of each class, and which classes are confused."""
     metrics, display = evaluation.metrics, evaluation.task.display
     if not metrics.per_class:
         return []
@@ -141,7 +139,6 @@ def _show_confusion(evaluation: Evaluation) -> list[Table | Plots]:
 
 
 def _make_count(count: int, total: int) -> Cell:
-    """Return the cell of a number of images, with its percentage of the row."""
     rate = count / total if total else 0.0
     return Cell(f"{count:,}", note=f"{format_percent(rate)}%", shade=0.06 + 0.5 * rate)
 

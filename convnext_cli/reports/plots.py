@@ -364,7 +364,6 @@ def _choose_classes(evaluation: Evaluation) -> list[tuple[ClassMetrics, str]]:
 
 
 def _thin(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Return at most `MAX_POINTS` points of a curve."""
     if len(x) <= MAX_POINTS:
         return x, y
     kept = np.unique(np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int))

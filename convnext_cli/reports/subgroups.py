@@ -31,7 +31,6 @@ def show_subgroups(report: ReportData) -> Section | None:
 
 
 def _draw_forest(rows: list[Row]) -> Plots:
-    """Return a forest plot of each metric."""
     drawn = []
     for place, result in enumerate(rows[0][1].metrics):
         points = [(name, subgroup.metrics[place]) for name, subgroup in rows]
@@ -44,7 +43,6 @@ def _draw_forest(rows: list[Row]) -> Plots:
 
 
 def _tabulate_metrics(evaluation: SubgroupEvaluation, rows: list[Row]) -> Table:
-    """Return the table of all metrics of each subgroup."""
     columns = [Column("subgroup", is_number=False), Column("images")]
     columns += [Column("groups")] if evaluation.clustered else []
     columns += [Column(f"{evaluation.positive} %")] if evaluation.positive else []
@@ -73,7 +71,6 @@ def _make_column(result: SubgroupMetric) -> Column:
 
 
 def _tabulate_gaps(rows: list[Row]) -> Table:
-    """Return the table of the gaps to the rest, with p values."""
     return Table(
         title="Gaps to the rest",
         columns=[Column("subgroup", is_number=False), *(_make_column(result) for result in rows[0][1].metrics)],

@@ -70,7 +70,6 @@ def describe_point(point: OperatingPoint, fitted_on: str) -> list[str | Notice]:
 
 
 def _describe_bound(bound: Bound, target: Target) -> str:
-    """Return a bound in words."""
     is_stated = bound.metric in PREDICTIVE and target.prevalence is not None
     prevalence = f" at a prevalence of {100 * (target.prevalence or 0):g}%" if is_stated else ""
     return f"{bound.title} of at least {100 * bound.value:g}%{prevalence}"
@@ -148,7 +147,6 @@ def _tabulate_ratios(evaluation: Evaluation) -> list[Table]:
 
 
 def _draw_curves(evaluation: Evaluation) -> list[Plots]:
-    """Return the decision curve of each class that has a target."""
     curves = trace_curves(evaluation.images, evaluation.operating_points, CURVE_POINTS)
     if not curves:
         return []

@@ -21,14 +21,12 @@ def answer_questions(evaluation: Evaluation) -> tuple[Section, ...]:
 
 
 def _describe_quality(evaluation: Evaluation) -> list[str]:
-    """Return what is predicted well and what is confused, with the level of chance."""
     task, metrics, targets = evaluation.task, evaluation.metrics, evaluation.images.targets
     chance = task.measure_chance(metrics, targets)
     return [*task.describe_results(metrics, evaluation.probabilities, targets), f"By chance: {chance.text}."]
 
 
 def _describe_images(evaluation: Evaluation) -> list[str]:
-    """Return the images that were measured, by class, and how many are independent."""
     metrics, intervals = evaluation.metrics, evaluation.intervals
     classes = [f"{entry.images:,} labelled {entry.name}" for entry in metrics.per_class]
     shown = f"; {', '.join(classes)}" if 0 < len(classes) <= MAX_CLASSES else ""
@@ -46,7 +44,6 @@ def _describe_images(evaluation: Evaluation) -> list[str]:
 
 
 def _describe_trust(evaluation: Evaluation) -> list[str | Notice]:
-    """Return all warnings, then what was checked without one."""
     points = evaluation.operating_points
     fitted_on = evaluation.fitted_on
     unreachable = {describe_unreachable(point.threshold, fitted_on) for point in points}

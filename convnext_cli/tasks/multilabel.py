@@ -496,7 +496,6 @@ def _split_labels(cell: str, separator: str) -> list[str]:
 
 
 def _unite_rows(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-    """Return 1 for each label that any of an image's rows has."""
     return tuple(map(max, zip(*rows, strict=True)))
 
 

@@ -29,42 +29,31 @@ MAX_FRACTIONS = 10
 """Values with a fraction: more of them are a measurement, not class names."""
 MAX_GAPPED = 20
 """Whole numbers that do not count up from 0 or 1: more of them are a measurement."""
-_MEASURES = frozenset(
-    (
-        "age", "ages", "years", "year", "weight", "height", "width", "bmi", "score", "price", "count", "length", "size",
-        "temperature", "pressure", "distance", "angle", "area", "volume", "dose", "value", "index", "idx", "bone_age",
-        "boneage", "unnamed", "", "no", "nr", "number", "row", "rating",
-    )
-)  # fmt: skip
+_MEASURES = frozenset((
+    "age", "ages", "years", "year", "weight", "height", "width", "bmi", "score", "price", "count", "length", "size",
+    "temperature", "pressure", "distance", "angle", "area", "volume", "dose", "value", "index", "idx", "bone_age",
+    "boneage", "unnamed", "", "no", "nr", "number", "row", "rating",
+))  # fmt: skip
 """Columns that hold measurements or count the rows."""
 NUMBER = re.compile(r"(?:(?<![^\s_])-|\u2212)?\d+(?:[.,]\d+)?")
 """A hyphen after a letter, as in grade-1, is no minus sign."""
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _POINTS = re.compile(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+(?:,\d+)?")
-_QUANTITY = re.compile(
-    r"[<>≤≥~≈]?=?\s*([+\-\u2212]?(?:\d+|\d{1,3}(?:[\s'\u2019.]\d{3})+)(?:[.,]\d+)?)\s*"
-    r"(?:%|°?[CF]|HU|px|[nµumck]?m|[mµu]?g|kg|m?l|mm2|cm2|mm3|cm3|d|days?|months?|y|yrs?|years?)?"
-)
-"""A number with a bound, a unit, or signs between thousands: <0.5, 3.2 mm, 1 000, 1'000.5."""
 MAX_ODD = 0.1
 """Fraction of cells that are no numbers in a column of numbers, at most."""
 _CHOICES = re.compile(r'\{"choices":\s*(\[.*\])\}')
 _LIST_OF_ONE = re.compile(r"""\[\s*(['"]?)([^,'"\[\]]*)\1\s*\]""")
 LIST = "\x1f"
 """The sign between the labels of a cell that is a list in its file: ASCII's separator, which no label has."""
-_YES = frozenset(
-    (
-        "true", "yes", "y", "positive", "pos", "present", "wahr", "ja", "positiv", "vrai", "oui", "positif",
-        "verdadero", "sí", "si", "positivo", "vero", "sì", "verdadeiro", "sim", "waar", "positief", "prawda", "tak",
-        "истина", "да", "是", "はい",
-    )
-)  # fmt: skip
-_NO = frozenset(
-    (
-        "false", "no", "n", "negative", "neg", "absent", "falsch", "nein", "negativ", "faux", "non", "négatif",
-        "falso", "negativo", "não", "onwaar", "nee", "negatief", "fałsz", "nie", "ложь", "нет", "否", "いいえ",
-    )
-)  # fmt: skip
+_YES = frozenset((
+    "true", "yes", "y", "positive", "pos", "present", "wahr", "ja", "positiv", "vrai", "oui", "positif",
+    "verdadero", "sí", "si", "positivo", "vero", "sì", "verdadeiro", "sim", "waar", "positief", "prawda", "tak",
+    "истина", "да", "是", "はい",
+))  # fmt: skip
+_NO = frozenset((
+    "false", "no", "n", "negative", "neg", "absent", "falsch", "nein", "negativ", "faux", "non", "négatif",
+    "falso", "negativo", "não", "onwaar", "nee", "negatief", "fałsz", "nie", "ложь", "нет", "否", "いいえ",
+))  # fmt: skip
 _MISSING = frozenset(("", "na", "n/a", "nan", "<na>", "nat", "null", "."))
 """Cells that hold no value, as pandas, R, SAS, Stata and databases write them."""
 _ERROR_VALUE = re.compile(r"#(?:N/?[ABDV]|[¡¿]?[\w/]+[!?])|err:\d{3}", re.IGNORECASE)
@@ -267,20 +256,11 @@ def is_flag(table: Table, name: str) -> bool:
 
 
 def list_odd_numbers(table: Table, name: str) -> list[int]:
-    """Return the rows whose cells are no numbers, if those of the others measure something; else none.
-
-    A cell with a bound, a unit or signs between thousands, such as <0.5, 3.2 mm or 1'000.5, is returned too; its number
-    counts as measured.
-    """
+    """Return the rows whose cells are no numbers, if those of the others measure something; else none."""
     cells = table.columns[name]
     numbers, _ = parse_numbers(cells)
     odd = [row for row, cell in enumerate(cells) if numbers[row] is None and not is_unknown(cell)]
-    matches = [None if number is None else cell for cell, number in zip(cells, numbers, strict=True)]
-    for row in odd:
-        if match := _QUANTITY.fullmatch(cells[row]):
-            number = re.sub(r"[\s'\u2019]", "", match[1])
-            matches[row] = number.replace(".", "") if "," in number or number.count(".") > 1 else number
-    known = [cell for cell in matches if cell is not None]
+    known = [cell for cell, number in zip(cells, numbers, strict=True) if number is not None]
     if not odd or len(known) < (1 - MAX_ODD) * len(cells):
         return []
     return odd if is_measure(replace(table, columns={name: known}), name) else []

@@ -375,7 +375,6 @@ class Regression(Task):
 
 
 def _show_interval(interval: tuple[float, float]) -> str:
-    """Return a prediction interval in words."""
     low, high = (format_digits(end, 4) for end in interval)
     return f"90% interval [{low}, {high}]"
 
@@ -395,6 +394,5 @@ def _skewness(numbers: Sequence[float]) -> float:
 
 
 def _list_quantiles(numbers: Sequence[float]) -> tuple[float, float]:
-    """Return the 5% and the 95% quantile."""
     ordered = sorted(numbers)
     return ordered[int(0.05 * (len(ordered) - 1))], ordered[int(0.95 * (len(ordered) - 1))]

@@ -125,7 +125,6 @@ def find_similar(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
 
 
 def _group_equal(measurements: Measurements, rows: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
-    """Return the sets of rows with equal pixels."""
     digests = measurements.measures["digest"][rows]
     order = np.lexsort((rows, digests[:, 1], digests[:, 0]))
     digests = digests[order]
@@ -135,7 +134,6 @@ def _group_equal(measurements: Measurements, rows: NDArray[np.int64]) -> tuple[t
 
 
 def _compare_bucket(hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Yield the similar pairs within a bucket."""
     for start in range(0, len(places), _BLOCK):
         left = places[start : start + _BLOCK]
         for other in range(start, len(places), _BLOCK):

@@ -131,7 +131,6 @@ def _measure_rows(index: Index, rows: Sequence[int], digests: ContentDigests, kn
 
 
 def _measure(path: Path) -> tuple[Any, str]:
-    """Measure one image; return its measures and its note."""
     values = np.zeros((), MEASURES)
     try:
         pixels, mode, bits, steps = read_image(path)

@@ -161,7 +161,6 @@ def _restarts_numbering(index: Index) -> bool:
 
 
 def _explain_support(support: Support) -> str:
-    """Describe what the images say about guessed groups."""
     text = {
         "supported": "images of one group are more alike than images of different groups",
         "refuted": "images of one group are no more alike than images of different groups",

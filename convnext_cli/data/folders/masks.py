@@ -11,14 +11,12 @@ from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import compose_name, decode_name
 from convnext_cli.text import format_count, format_part
 
-MASK_WORDS = frozenset(
-    (
-        "mask", "masks", "segmentation", "segmentations", "segmented", "annotation", "annotations", "label", "labels",
-        "gt", "groundtruth", "truth", "contour", "contours", "trimap", "trimaps", "overlay", "overlays", "superpixels",
-        "maske", "masken", "masque", "masques", "máscara", "máscaras", "maschera", "maschere", "маска", "маски", "掩膜",
-        "マスク", "마스크",
-    )
-)  # fmt: skip
+MASK_WORDS = frozenset((
+    "mask", "masks", "segmentation", "segmentations", "segmented", "annotation", "annotations", "label", "labels",
+    "gt", "groundtruth", "truth", "contour", "contours", "trimap", "trimaps", "overlay", "overlays", "superpixels",
+    "maske", "masken", "masque", "masques", "máscara", "máscaras", "maschera", "maschere", "маска", "маски", "掩膜",
+    "マスク", "마스크",
+))  # fmt: skip
 CERTAIN_MASK = re.compile(r"segmentations?|annotations?|ground ?truth|trimaps?|superpixels")
 """Names that no class has beside other classes; `mask`, `label` and `gt` may be classes."""
 NEGATIONS = frozenset(("no", "not", "non", "with", "without", "un"))
@@ -165,7 +163,6 @@ def _drop_certain_masks(parent: Folder, masks: Sequence[Folder]) -> int:
 
 
 def _find_mask_folders(parent: Folder) -> tuple[list[Folder], list[Folder]]:
-    """Return the folders of masks and those of images, by their names."""
     named = [(folder, set(list_words(folder.name))) for folder in parent.filled]
     masks = [folder for folder, words in named if has_mask_words(words)]
     images = [folder for folder, words in named if words & IMAGE_WORDS and folder not in masks]

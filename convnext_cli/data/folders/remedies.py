@@ -3,12 +3,11 @@
 import os
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from convnext_cli.data.folders.splits import find_split, is_split_list
-from convnext_cli.data.folders.words import GENERIC_WORDS, is_form, is_table, list_words
+from convnext_cli.data.folders.words import is_form, is_table
 from convnext_cli.data.patterns import NUMBERED, are_numbered
-from convnext_cli.data.tables.table import list_tables
 from convnext_cli.data.tree import Folder
 from convnext_cli.text import shorten_names
 
@@ -32,10 +31,7 @@ def suggest_table(tree: Folder) -> str:
             f"Give the table itself, such as {choose_example(tables)}, with columns for path and label "
             "(--image-root DIR sets the folder of its paths)"
         )
-    return (
-        f"Give a folder with one folder for each class, {suggest_pattern(tree)}{suggest_beside(tree)}or a "
-        "CSV file with path and label"
-    )
+    return f"Give a folder with one folder for each class, {suggest_pattern(tree)}or a CSV file with path and label"
 
 
 def find_tables(tree: Folder) -> list[str]:
@@ -59,19 +55,6 @@ def suggest_level(tree: Folder, folder: Folder) -> str:
     """Return the option that reads the names of a folder and those beside it as the classes."""
     depth = os.path.relpath(folder.path, tree.path).count("/")
     return f"--label-from '^{'[^/]+/' * depth}([^/]+)/'"
-
-
-def suggest_beside(tree: Folder) -> str:
-    """Return the remedy of a table beside a folder, if their names have a word in common or the folder's is `images`.
-
-    It is empty without one.
-    """
-    folder = Path(os.path.abspath(tree.path))  # noqa: PTH100
-    words = {word for word in list_words(folder.name) if not word.isdigit()}
-    beside = [path for path in list_tables(folder.parent) if not is_form(path.name)]
-    tables = [path for path in beside if words <= GENERIC_WORDS or words.intersection(list_words(path.stem))]
-    example = min(tables, key=lambda path: path.stem != folder.name, default=None)
-    return f"or give {example} if it names the classes, " if example else ""
 
 
 def find_unpacker(name: str) -> str:

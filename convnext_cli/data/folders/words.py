@@ -6,47 +6,39 @@ from collections.abc import Iterable, Sequence
 
 from convnext_cli.data.index import TABLE_SUFFIXES
 from convnext_cli.data.names import VIEWS
+from convnext_cli.data.patterns import DATE
 from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import decode_name, normalise_name
 from convnext_cli.text import shorten_names
 
-PLAIN_IMAGE_WORDS = frozenset(
-    (
-        "image", "images", "img", "imgs", "bild", "bilder", "imágenes", "imagenes", "immagini", "imagens",
-        "изображения", "图像", "图片", "画像", "이미지",
-    )
-)  # fmt: skip
+PLAIN_IMAGE_WORDS = frozenset((
+    "image", "images", "img", "imgs", "bild", "bilder", "imágenes", "imagenes", "immagini", "imagens",
+    "изображения", "图像", "图片", "画像", "이미지",
+))  # fmt: skip
 """The words that are never the name of a class; `photo` may be one."""
 IMAGE_WORDS = PLAIN_IMAGE_WORDS | frozenset(
     ("picture", "pictures", "pics", "photo", "photos", "scans", "jpegs", "pngs")
 )
-GENERIC_WORDS = IMAGE_WORDS | frozenset(
-    (
-        "data", "dataset", "datasets", "files", "raw", "all", "archive", "original", "originals", "classes", "jpg",
-        "jpeg", "png",
-    )
-)  # fmt: skip
+GENERIC_WORDS = IMAGE_WORDS | frozenset((
+    "data", "dataset", "datasets", "files", "raw", "all", "archive", "original", "originals", "classes", "jpg",
+    "jpeg", "png",
+))  # fmt: skip
 UNKNOWN_WORDS = frozenset(("unknown", "unknowns", "none", "unlabelled", "unlabeled"))
-VARIANT_WORDS = frozenset(
-    (
-        "augmented", "augmentation", "aug", "processed", "preprocessed", "resized", "cropped", "enhanced", "color",
-        "colour", "gray", "grey", "grayscale", "greyscale", "segmented", "rgb",
-    )
-)  # fmt: skip
+VARIANT_WORDS = frozenset((
+    "augmented", "augmentation", "aug", "processed", "preprocessed", "resized", "cropped", "enhanced", "color",
+    "colour", "gray", "grey", "grayscale", "greyscale", "segmented", "rgb",
+))  # fmt: skip
 """Words for a processed copy of a whole data set."""
 
-FINDING_WORDS = frozenset(
-    (
-        "normal", "abnormal", "healthy", "sick", "diseased", "positive", "negative", "pos", "neg", "benign",
-        "malignant", "control", "tumor", "tumour", "cancer", "pneumonia", "covid", "good", "bad", "ok", "nok", "ng",
-        "pass", "fail", "defect", "defects", "defective", "intact", "damaged", "infected", "uninfected", "infested",
-    )
-)  # fmt: skip
+FINDING_WORDS = frozenset((
+    "normal", "abnormal", "healthy", "sick", "diseased", "positive", "negative", "pos", "neg", "benign",
+    "malignant", "control", "tumor", "tumour", "cancer", "pneumonia", "covid", "good", "bad", "ok", "nok", "ng",
+    "pass", "fail", "defect", "defects", "defective", "intact", "damaged", "infected", "uninfected", "infested",
+))  # fmt: skip
 """Words for what is found in an image, not for where it comes from or how it was taken."""
 
 _DATE = re.compile(
-    r"(?:(?:19|20)\d\d(?:[-_. ](?:0[1-9]|1[0-2])|([-_. ]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01]))"
-    r"|[0-3]?\d([-_. ])[01]?\d\2(?:19|20)\d\d)(?:[T _-][\d:._-]+)?"
+    rf"(?:{DATE}|(?:19|20)\d\d[-_. ](?:0[1-9]|1[0-2])|[0-3]?\d([-_. ])[01]?\d\2(?:19|20)\d\d)(?:[T _-][\d:._-]+)?"
 )
 PATIENT_FOLDER = re.compile(
     r"(?:p|pat|pt|sub|subj|subject|case|id|study|series|exam|scan|mrn|acc|participant)[ _.-]*\d{2,}", re.IGNORECASE
@@ -54,12 +46,10 @@ PATIENT_FOLDER = re.compile(
 _MIN_PATIENTS = 3
 _WELL = re.compile(r"([A-P])(?:0?[1-9]|1\d|2[0-4])")
 _MIN_WELLS = 6
-_UNITS = frozenset(
-    (
-        "patient", "patients", "patientid", "subject", "participant", "proband", "paciente", "paziente", "study",
-        "exam", "session", "mrn", "batch", "charge", "plate", "platte", "slide", "clip", "video", "sequence",
-    )
-)  # fmt: skip
+_UNITS = frozenset((
+    "patient", "patients", "patientid", "subject", "participant", "proband", "paciente", "paziente", "study",
+    "exam", "session", "mrn", "batch", "charge", "plate", "platte", "slide", "clip", "video", "sequence",
+))  # fmt: skip
 """Words for what several images are of or from; with a number they name no class."""
 _CLASS_WORDS = frozenset(("class", "cls", "cat", "category", "type", "grade", "stage", "level", "label", "kl"))
 """Words that name a class with a number; others rather count patients, objects, days or places."""

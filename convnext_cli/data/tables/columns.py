@@ -42,19 +42,15 @@ _LABEL_NAMES = (
 )  # fmt: skip
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "data_set", "dataset", "phase")
 _FOLD_NAMES = ("fold", "folds", "kfold", "k_fold", "cv_fold", "fold_id")
-_PATIENT_WORDS = frozenset(
-    (
-        "patient", "patients", "patienten", "patientin", "pat", "paciente", "pacientes", "paziente", "pazienti",
-        "patiënt", "pacjent", "pacjenta", "hasta", "пациент", "пациента", "患者", "病人", "환자", "subject",
-        "participant", "proband", "probanden", "mrn", "empi", "patientid", "subjectid",
-    )
-)  # fmt: skip
-_ID_WORDS = frozenset(
-    (
-        "id", "ids", "nr", "no", "num", "number", "nummer", "index", "key", "code", "name", "anon", "uid", "iuid",
-        "instance", "hash", "sn", "barcode", "submitter", "número",
-    )
-)  # fmt: skip
+_PATIENT_WORDS = frozenset((
+    "patient", "patients", "patienten", "patientin", "pat", "paciente", "pacientes", "paziente", "pazienti",
+    "patiënt", "pacjent", "pacjenta", "hasta", "пациент", "пациента", "患者", "病人", "환자", "subject",
+    "participant", "proband", "probanden", "mrn", "empi", "patientid", "subjectid",
+))  # fmt: skip
+_ID_WORDS = frozenset((
+    "id", "ids", "nr", "no", "num", "number", "nummer", "index", "key", "code", "name", "anon", "uid", "iuid",
+    "instance", "hash", "sn", "barcode", "submitter", "número",
+))  # fmt: skip
 GROUP_COLUMNS = ("group", "group_id")
 _OBJECT_WORDS = (
     "person", "donor", "individual", "animal", "mouse", "rat", "cow", "pig", "fish", "bird", "plant", "tree", "case",
@@ -85,7 +81,6 @@ def find_columns(table: Table, finder: FileFinder, options: TableOptions) -> dic
 
 
 def _find_chosen(table: Table, options: TableOptions) -> dict[str, str]:
-    """Return the columns that the options name, by their role."""
     names = {role: getattr(options, f"{role}_column") for role in ("path", "label", "group", "split")}
     return {
         role: find_named(table, name, f"--{role}-column") for role, name in names.items() if name not in (AUTO, NONE)
@@ -330,6 +325,5 @@ def _may_name(cells: Sequence[str], rows: int = MAX_READERS) -> bool:
 
 
 def _most(cells: Sequence[str], matches: Callable[[str], bool]) -> bool:
-    """Return True if most of a column's first cells match."""
     filled = [cell for cell in cells[: 10 * SAMPLE] if cell]
     return bool(filled) and sum(map(matches, filled)) > len(filled) / 2

@@ -99,7 +99,6 @@ def _read_words(text: str) -> tuple[list[list[str]], list[int]]:
 
 
 def _read_csv(path: Path, text: str) -> tuple[list[list[str]], list[int], str]:
-    """Return the rows of a CSV file, the line that each ends in, and the delimiter."""
     if path.suffix.lower() in SPREADSHEET_SUFFIXES and text.lstrip().startswith("<"):
         remedy = "Open it in a spreadsheet program, and save it as XLSX or CSV"
         raise DataError(f"{path} is a page in HTML or XML, not a spreadsheet", remedy)
