@@ -33,13 +33,6 @@ _COPY = re.compile(
     re.IGNORECASE,
 )
 """The mark of a copy or a part: `cat (1)`, `cat - Copy`, `cat_part2`, `cat_2023-05-01`, `cat_augmented`."""
-_NO_CLASS = re.compile(
-    r"[?.\-]+|n\.?\s?[ad]\.?|tbd|todo|unknown|unbekannt|inconnu|desconocido|unclear|unklar|unsure|unlabell?ed"
-    r"|unsorted|unsortiert|(?:new|untitled) folder|neuer ordner|nouveau dossier|nueva carpeta|_(?:old|alt|tmp)|backup"
-    r"|trash|deleted|temp",
-    re.IGNORECASE,
-)
-"""Names of what has no class yet, or is to be left out."""
 NONE = "none"
 COLUMNS = ("paths", "labels", "splits", "groups", "folds", "row_folders", "validation", "values")
 """The fields of an `Index` that have a value for each row, or none."""
@@ -229,14 +222,6 @@ def check_trainable(index: Index) -> None:
         number, examples = format_part(len(missing), len(index.classes), "class", "has", "have"), ", ".join(missing[:5])
         alike = [names for names in find_alike(index.classes) if set(names) & set(missing)]
         hint = f"; {' and '.join(alike[0])} may mean the same" if alike else ""
-        pairs = [
-            (name, other)
-            for name in missing
-            for other in sorted({*index.classes} - {*missing})
-            if fold_name(other).startswith(f"{fold_name(name)} ")
-        ]
-        if pairs and not alike:  # such as adenocarcinoma and adenocarcinoma_left.lower.lobe
-            hint, resplit = "; {} may be the class {}".format(*pairs[0]), ", or rename them"
         raise DataError(
             f"{number} no {where}: {examples}{hint}",
             "Rename them to one name" if alike else f"Add images to these folders, or remove them{resplit}",
@@ -284,13 +269,6 @@ def find_alike(classes: Iterable[str]) -> list[list[str]]:
     are_flags = set(flags.values()) <= {0.0, 1.0}
     alike = group_by(names, lambda name: str(flags[name]) if are_flags else fold_name(_COPY.sub("", name)))
     return [same for same in alike.values() if len(same) > 1]
-
-
-def find_no_classes(classes: Iterable[str]) -> list[str]:
-    """Return the classes by whose names their images have no class, such as `?`, `unsorted` and `backup`."""
-    names = list(classes)
-    known = {"-"} if "+" in names else set()
-    return [name for name in names if name not in known and _NO_CLASS.fullmatch(_COPY.sub("", name))]
 
 
 def digest_images(index: Index) -> str:

@@ -14,9 +14,9 @@ Anything else (splits or folds without classes, a detection or segmentation set)
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
 
@@ -347,19 +347,19 @@ def _note_other_classes(layout: Layout) -> None:
         )
     if name_findings(top.name for top in tops):
         return
-    files = [name_findings(map(os.path.basename, islice(top.list_images(), SAMPLE))) for top in tops]
-    if len(common := set.intersection(*files)) > 1:
+    inside = [chain((inner.name for inner in top.walk() if inner is not top), _list_names(top)) for top in tops]
+    common = set.intersection(*map(name_findings, inside))
+    if len(common) > 1:
         pattern = "|".join(sorted(sorted(common), key=len, reverse=True))  # `abnormal` before `normal`
         layout.notes.append(
-            f"files of every class are named by findings ({', '.join(sorted(common))}): if those are the classes, "
+            f"names inside every class are those of findings ({', '.join(sorted(common))}): if those are the classes, "
             f"--label-from '(?i){pattern}' reads them"
         )
-    deep = [name_findings(folder.name for inner in top.folders for folder in inner.walk()) for top in tops]
-    if len(set.intersection(*deep)) > 1:
-        layout.notes.append(
-            f"folders inside the classes name findings ({', '.join(sorted(set.union(*deep)))}): if those are the "
-            "classes, give a CSV file with path and label"
-        )
+
+
+def _list_names(folder: Folder) -> Iterator[str]:
+    """Yield the names of the first images in a folder and below."""
+    return map(os.path.basename, islice(folder.list_images(), SAMPLE))
 
 
 def looks_like_data(folder: Path) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from convnext_cli.data.attributes import read_attributes
 from convnext_cli.data.groups import group_index
-from convnext_cli.data.index import find_alike, find_no_classes
+from convnext_cli.data.index import find_alike
 from convnext_cli.data.manifest import read_split_manifests
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import Folds, choose_fold, split_index
@@ -411,12 +411,6 @@ def test_class_names_that_may_mean_the_same_are_found() -> None:
     assert find_alike([*"0123456789abcdefghijklmnopqrstuvwxyz"]) == [], "n and y are letters here"
 
 
-def test_classes_that_may_be_none_are_found() -> None:
-    names = ["?", "unknown", "Unsorted (2)", "New folder (3)", "backup", "n.a.", "-"]
-    assert find_no_classes([*names, "none", "other", "old", "alt", "b", "na\u00efve"]) == names
-    assert find_no_classes(["+", "-"]) == []
-
-
 def test_groups_under_several_names_are_noted(images: Path) -> None:
     text = "path,label,patient\nimages/a,x,P001\nimages/b,y,p 1\nimages/c,y,P-2\nimages/d,y,P3\n"
     [note] = [note for note in scan_data(write(images / "t.csv", text)).notes if "several names" in note]
@@ -604,7 +598,7 @@ def test_whole_numbers_and_their_decimals_are_one_group_and_one_class(images: Pa
     ("odd", "count"),
     [
         ("<0.5", 2), ("3.2 mm", 2), ("inf", 1), ("5%", 2), ("failed", 1),
-        ("1 000.5", 30), ("1.000.500", 2), ("\u22121 000", 2),
+        ("1 000.5", 2), ("1.000.500", 2), ("\u22121 000", 2),
     ],
 )  # fmt: skip
 def test_numbers_among_which_a_few_cells_are_none_are_no_classes(images: Path, odd: str, count: int) -> None:
@@ -1197,7 +1191,7 @@ def test_images_beside_the_folder_of_a_list_are_named_and_masks_in_it_are_not_re
     with pytest.raises(DataError, match="Name it with --path-column"):
         scan_data(table)
     table = table.rename(images / "annotations/list.txt")
-    with pytest.raises(DataError, match=f"no column for .* Give --image-root {images}/images, which has them"):
+    with pytest.raises(DataError, match="no column for .* --image-root DIR names the folder"):
         scan_data(table)
     index = scan_data(table, table_options=TableOptions(image_root=str(images / "images")))
     assert index.classes == ("1", "2")

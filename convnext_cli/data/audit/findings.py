@@ -18,7 +18,6 @@ class Kind(StrEnum):
     NEAR_DUPLICATES = "near-duplicates"
     SIMILAR = "very similar images"
     ALIKE_CLASS_NAMES = "class names alike"
-    NO_CLASSES = "classes that may be none"
     SMALL_CLASSES = "small classes"
     SIZE_SHORTCUT = "shortcut: size"
     FORMAT_SHORTCUT = "shortcut: format"

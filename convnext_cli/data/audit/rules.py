@@ -9,7 +9,7 @@ from convnext_cli.data.audit.measurements import Measurements
 from convnext_cli.data.audit.shortcuts import Shortcut
 from convnext_cli.data.audit.support import Support, describe_test
 from convnext_cli.data.groups import Grouping, find_groups_across_splits
-from convnext_cli.data.index import SPLITS, Index, find_alike, find_no_classes, group_by
+from convnext_cli.data.index import SPLITS, Index, find_alike, group_by
 from convnext_cli.data.unseen import Unseen
 from convnext_cli.text import capitalise, format_count, format_percent
 
@@ -47,7 +47,6 @@ def find_notes(
     yield from _find_duplicates(index, duplicates)
     yield from _find_similar(index, duplicates)
     yield from _find_alike_names(index.classes)
-    yield from _find_no_classes(index)
     yield from _find_small_classes(index)
     yield from _find_shortcuts(shortcuts)
     yield from _find_unseen_area(unseen.get(1.0))
@@ -185,19 +184,6 @@ def _find_alike_names(classes: Sequence[str]) -> Iterator[Finding]:
             effect="they differ only in case, hyphens, zeros, alphabet or the mark of a copy or part, or are words for "
             "yes or no; if they mean one class, the model learns a difference that does not exist",
             action="kept as separate classes; rename them if they are one class",
-        )
-
-
-def _find_no_classes(index: Index) -> Iterator[Finding]:
-    if names := find_no_classes(index.classes):
-        yield Finding(
-            kind=Kind.NO_CLASSES,
-            title="class names of images that may have no class",
-            count=len(names),
-            examples=tuple(names[:EXAMPLES]),
-            effect="the model learns to predict them as it does the other classes",
-            action="kept; if they are not to be learned, "
-            + ("remove their rows" if index.table else "--exclude with the folder's name leaves one out"),
         )
 
 

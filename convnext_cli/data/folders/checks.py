@@ -31,7 +31,6 @@ from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import decode_name, normalise_name
 from convnext_cli.text import shorten_names
 
-_FOLD = re.compile(r"(?:cv|k?folds?|split)[ _\-]*\d+|\d+[ _\-]*(?:folds?|split)", re.IGNORECASE)
 _NAME_SPLITS = "Name them train, val and test, or give a CSV file with path, label and split"
 _NO_CLASSES = GENERIC_WORDS - (IMAGE_WORDS - PLAIN_IMAGE_WORDS)  # `scans` and `photos` may be classes
 MAX_VIEWS = 4
@@ -62,11 +61,6 @@ def check_top_folders(tree: Folder, start: Folder) -> None:
         raise AmbiguousLayoutError(
             f"{list_names(tops)} look like splits or parts of one, not like classes{describe_others(tree)}",
             _NAME_SPLITS if any(top.filled for top in tops) else suggest_table(tree),
-        )
-    if all(_FOLD.fullmatch(name) for name in names):
-        raise AmbiguousLayoutError(
-            f"{list_names(tops)} look like folds, not like classes",
-            "Give a folder with one folder for each class, or a CSV file with path, label and fold",
         )
     shapes = {re.sub(r"\d+", "#", name.casefold()) for name in names}
     if len(shapes) == 1 and all(top_words & PLAIN_IMAGE_WORDS for top_words in words):

@@ -49,6 +49,7 @@ _MIN_WELLS = 6
 _UNITS = frozenset((
     "patient", "patients", "patientid", "subject", "participant", "proband", "paciente", "paziente", "study",
     "exam", "session", "mrn", "batch", "charge", "plate", "platte", "slide", "clip", "video", "sequence",
+    "fold", "folds", "kfold", "cv", "split",
 ))  # fmt: skip
 """Words for what several images are of or from; with a number they name no class."""
 _CLASS_WORDS = frozenset(("class", "cls", "cat", "category", "type", "grade", "stage", "level", "label", "kl"))
@@ -83,10 +84,11 @@ def describe_doubt(names: Iterable[str]) -> str:
 
 
 def _find_numbered_word(names: Iterable[str]) -> str:
-    """Return the word of names that are all this word and a number, as `day1` and `day2`; else ""."""
-    shapes = {tuple("#" if word.isdigit() else word for word in list_words(name) if word != "id") for name in names}
-    word, *rest = shapes.pop() or ("",)
-    return word if not shapes and rest == ["#"] else ""
+    """Return the word of names that are all this word and a number, as `day1` and `2_day`; else ""."""
+    words = {tuple(sorted(word for word in list_words(name) if word != "id" and not word.isdigit())) for name in names}
+    numbers = {sum(map(str.isdigit, list_words(name))) for name in names}
+    [word, *others] = words.pop() or ("",)
+    return "" if words or others or numbers != {1} else word
 
 
 def list_words(name: str) -> list[str]:

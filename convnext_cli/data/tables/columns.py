@@ -11,7 +11,7 @@ from convnext_cli.data.folders.splits import PARTITION, UNLABELLED, find_simple_
 from convnext_cli.data.folders.words import list_words
 from convnext_cli.data.index import NONE, SPLITS
 from convnext_cli.data.split import name_fold
-from convnext_cli.data.tables.files import FileFinder, suggest_root
+from convnext_cli.data.tables.files import FileFinder
 from convnext_cli.data.tables.table import SAMPLE, find_named, list_columns
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
@@ -154,8 +154,8 @@ def _find_path_column(table: Table, chosen: Collection[str], finder: FileFinder)
         names = ", ".join(list_columns(table.columns)[:10]) or "none"
         raise DataError(
             f"{table.path} has no column for the images' paths (it has {names})",
-            suggest_root(finder, table.columns.values())
-            or "Name it with --path-column, or add a column path with the file of each row",
+            "Name it with --path-column, or add a column path with the file of each row; --image-root DIR names the "
+            "folder that paths begin in",
         )
     return path
 

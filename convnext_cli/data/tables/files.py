@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +17,8 @@ from convnext_cli.encoding import compose_name, decode_name
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.tasks.reading import EXAMPLES, Table
-from convnext_cli.text import find_address, format_count, quote, shorten_names
+from convnext_cli.text import find_address, format_count, shorten_names
 
-MAX_BESIDE = 50  # folders beside the table's own in which a missing image is searched
 MAX_DIGITS = 16  # of a number that is a file's name
 MAX_DEPTH = 5  # levels of folders below the table's own in which images are searched
 
@@ -264,8 +263,7 @@ def find_files(table: Table, finder: FileFinder, column: str) -> Images:
         + (f", or lies in a folder that cannot be read ({shorten_names(closed)})," if closed else ""),
         missing,
         [names[row] for row in missing[:EXAMPLES]],
-        suggest_root(finder, [[names[row] for row in missing]])
-        or _suggest_name(finder, [names[row] for row in missing])
+        _suggest_name(finder, [names[row] for row in missing])
         or "Correct these rows, or name the folder of the paths with --image-root DIR",
     )
     return images
@@ -274,22 +272,6 @@ def find_files(table: Table, finder: FileFinder, column: str) -> Images:
 def _names_masks(folder: str) -> bool:
     """Return True if a folder's name says that it has masks, which have the names of their images."""
     return bool(CERTAIN_MASK.fullmatch(" ".join(list_words(folder.rpartition("/")[2]))))
-
-
-def suggest_root(finder: FileFinder, columns: Iterable[Sequence[str]]) -> str:
-    """Return the remedy for files that do not exist: the folder beside the table that has those of a column."""
-    filled = [cells for cells in columns if cells]
-    if not filled or not finder.search:
-        return ""
-    around = Path(os.path.abspath(finder.root)).parent  # noqa: PTH100
-    listing = Listing(around)
-    names = sorted(listing.read("")[1])[:MAX_BESIDE]
-    names += [f"{name}/{inner}" for name in names for inner in sorted(listing.read(name)[1])][:MAX_BESIDE]
-    for folder in (around, *(around / name for name in names if not _names_masks(name))):
-        beside = FileFinder(Listing(folder), finder.table, search=False, encoding=finder.encoding)
-        if cells := next((cells for cells in filled if all(map(beside.find, cells[:SAMPLE]))), None):
-            return f"Give --image-root {quote(folder)}, which has {'them' if len(cells) > 1 else 'it'}"
-    return ""
 
 
 def _suggest_name(finder: FileFinder, names: Sequence[str]) -> str:
