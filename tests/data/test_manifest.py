@@ -1191,7 +1191,7 @@ def test_images_beside_the_folder_of_a_list_are_named_and_masks_in_it_are_not_re
     with pytest.raises(DataError, match="Name it with --path-column"):
         scan_data(table)
     table = table.rename(images / "annotations/list.txt")
-    with pytest.raises(DataError, match="no column for .* --image-root DIR names the folder"):
+    with pytest.raises(DataError, match=r"no column for .* --image-root DIR names the folder"):
         scan_data(table)
     index = scan_data(table, table_options=TableOptions(image_root=str(images / "images")))
     assert index.classes == ("1", "2")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext_cli.data.audit.measurements import THUMB, Measurements
-from convnext_cli.data.index import Index
+from convnext_cli.data.index import Index, group_by
 from convnext_cli.data.joined_rows import JoinedRows, join_rows
 from convnext_cli.errors import ImageError
 from convnext_cli.images.decode import decode_image
@@ -64,7 +64,8 @@ def find_duplicates(index: Index, measurements: Measurements) -> Steps[Duplicate
     same grey values at 16 x 16 and the same detail beyond these. Two slices or frames differ in one of the two.
     """
     readable = np.flatnonzero(measurements.measures["readable"])
-    exact = _group_equal(measurements, readable)
+    digests = list(map(tuple, measurements.measures["digest"].tolist()))
+    exact = tuple(tuple(same) for same in group_by(readable.tolist(), digests.__getitem__).values() if len(same) > 1)
     rows = np.setdiff1d(readable, [row for cluster in exact for row in cluster[1:]])
     pairs, unchecked = _find_candidates(measurements, rows)
     links = [(cluster[0], row) for cluster in exact for row in cluster[1:]]
@@ -122,15 +123,6 @@ def find_similar(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
                 for other, bits in masks[:place]:
                     earlier |= ((differs >> other) & bits) == 0
                 yield pairs[~earlier]
-
-
-def _group_equal(measurements: Measurements, rows: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
-    digests = measurements.measures["digest"][rows]
-    order = np.lexsort((rows, digests[:, 1], digests[:, 0]))
-    digests = digests[order]
-    same = np.concatenate([[False], (digests[1:] == digests[:-1]).all(axis=1), [False]])
-    starts, ends = np.flatnonzero(~same[:-1] & same[1:]), np.flatnonzero(same[:-1] & ~same[1:]) + 1
-    return tuple(sorted(tuple(rows[order[start:end]].tolist()) for start, end in zip(starts, ends, strict=True)))
 
 
 def _compare_bucket(hashes: NDArray[np.uint64], places: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
