@@ -1076,7 +1076,7 @@ def test_folders_that_are_the_rows_of_a_table_are_no_classes(tmp_path: Path) -> 
     for k in range(4):
         save_image(tmp_path / f"scans/100{k}/1.png")
     write(tmp_path / "train.csv", "StudyInstanceUID,C1,C2\n1000,1,1\n1001,0,1\n1002,1,0\n1003,0,0\n")
-    with pytest.raises(DataError, match=r"the folders \(1000, .*\) are the rows of train.csv, not classes"):
+    with pytest.raises(DataError, match=r"folders \(1000, .*\) and a table \(train.csv: C1, C2\) that may both"):
         scan_data(tmp_path)
 
 

@@ -149,13 +149,11 @@ def test_splits_may_have_lists_of_one_label_only(images: Path) -> None:
 
 
 WRONG_LINES = {
-    '{"path": "1.png", "label": "y"},': r"line 3: it is not JSON \(Extra data, column 32\)",
+    '{"path": "1.png", "label": "y"},': r"line 3: it is not JSON \(Extra data: .* column 32",
     '{"path": "1.png", "label": }': "line 3: it is not JSON",
     '["1.png", "y"]': "line 3: it is not an object, such as",
     '{"path": "1.png"}': "has no label in 1 row: line 3",
-    '{"path": "1.png", "label": "y", "label": "z"}': "line 3: the key 'label' stands there twice",
-    '{"path": "1.png", "label": ' + "[" * 100_000: "line 3: its values are nested too deeply",
-    '{"path": "1.png", "label": "' + "y" * 140_000 + '"}': "line 3: the value of 'label' has over 131,072 characters",
+    '{"path": "1.png", "label": ' + "[" * 100_000: "line 3: maximum recursion depth exceeded",
     '{"path": "1\\u0000.png", "label": "y"}': "line 3: the value of 'path' has a control character",
     '{"path": "1.png", "label": "\\ud800"}': "line 3: the value of 'label' has .* half a character",
     '{"path": "1.png", "label": NaN}': "has no label in 1 row: line 3",

@@ -85,8 +85,7 @@ def describe_others(tree: Folder) -> str:
     names = [name for folder in tree.walk() for name in folder.others]
     containers = [suffix for suffix in _CONTAINERS if any(name.lower().endswith(suffix) for name in names)]
     if containers and not tree.count:
-        kinds = " and ".join(containers)
-        return f". Its {kinds} files are not opened: unpack them, or save the images in them as PNG"
+        return f". Its {' and '.join(containers)} files are not opened: unpack them, or save the images in them as PNG"
     if packed := [name for name in names if find_unpacker(name) and is_table(PurePath(name).stem)]:
         return f". {packed[0]} is not opened: unpack it"
     suffixes = Counter(os.path.splitext(name)[1].lower() for name in names)  # noqa: PTH122
