@@ -177,10 +177,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _extract(
-    opened: zipfile.ZipFile,
-    files: dict[PurePosixPath, zipfile.ZipInfo],
-    folders: Iterable[PurePosixPath],
-    target: Path,
+    opened: zipfile.ZipFile, files: dict[PurePosixPath, zipfile.ZipInfo], folders: Iterable[PurePosixPath], target: Path
 ) -> None:
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=_UNPACKING))
     try:

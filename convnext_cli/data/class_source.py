@@ -7,12 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convnext_cli.data.folders.remedies import (
-    choose_example,
-    describe_others,
-    find_tables,
-    suggest_pattern,
-)
+from convnext_cli.data.folders.remedies import choose_example, describe_others, find_tables, suggest_pattern
 from convnext_cli.data.folders.splits import find_split_tables
 from convnext_cli.data.folders.words import is_form, list_words
 from convnext_cli.data.index import NONE, Index, describe_skipped

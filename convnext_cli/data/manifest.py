@@ -25,7 +25,6 @@ from convnext_cli.data.tables.columns import (
 )
 from convnext_cli.data.tables.files import FileFinder, Images, Listing, find_files
 from convnext_cli.data.tables.table import (
-    SAMPLE,
     find_common_folder,
     join_tables,
     list_columns,
@@ -37,7 +36,6 @@ from convnext_cli.data.tables.table import (
 from convnext_cli.data.tables.targets import read_targets
 from convnext_cli.encoding import UTF_8, fold_name, normalise_name
 from convnext_cli.errors import DataError
-from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import AUTO_OPTIONS, RawTargets, Table, TableOptions, fold_column
 from convnext_cli.text import format_count, quote, shorten_names
@@ -159,28 +157,8 @@ def _locate_images(table: Table, finder: FileFinder, columns: dict[str, str]) ->
         columns=columns,
         paths=images.paths,
         are_in_folders=images.are_in_folders,
-        notes=[
-            *([f"read as {table.encoding}, as it is not UTF-8"] if table.encoding != UTF_8 else []),
-            *finder.notes,
-            *_describe_other_images(table, finder, columns),
-        ],
+        notes=[*([f"read as {table.encoding}, as it is not UTF-8"] if table.encoding != UTF_8 else []), *finder.notes],
     )
-
-
-def _describe_other_images(table: Table, finder: FileFinder, columns: dict[str, str]) -> list[str]:
-    """Return a note on columns that name other images than the column of paths, such as those of the right eye."""
-    known = set(table.columns[columns["path"]])
-    others = [
-        name
-        for name, cells in table.columns.items()
-        if name not in columns.values()
-        and any(map(has_image_suffix, cells[:SAMPLE]))
-        and known.isdisjoint(filter(None, cells))
-        and finder.matches(cells)
-    ]
-    if not others:
-        return []
-    return [f"images of {shorten_names(others)} are not used: write a row for each image to use them"]
 
 
 def _read_rows(located: _Located, options: TableOptions) -> Index:

@@ -27,11 +27,7 @@ from convnext_cli.text import find_address, quote
 
 
 def scan_folder(
-    root: Path,
-    *,
-    exclude: str = NONE,
-    archive: Path | None = None,
-    table_options: TableOptions = AUTO_OPTIONS,
+    root: Path, *, exclude: str = NONE, archive: Path | None = None, table_options: TableOptions = AUTO_OPTIONS
 ) -> Index:
     """Find the images of a folder, with their classes and splits.
 

@@ -19,12 +19,7 @@ from convnext_cli.tasks.reading import AUTO_OPTIONS, TableOptions
 from convnext_cli.text import shorten_names
 
 
-def scan_data(
-    data: Path,
-    *,
-    exclude: str = NONE,
-    table_options: TableOptions = AUTO_OPTIONS,
-) -> Index:
+def scan_data(data: Path, *, exclude: str = NONE, table_options: TableOptions = AUTO_OPTIONS) -> Index:
     """Find the images of a folder (`scan_folder`), a table (`manifest.read_manifest`), or a zip file of either.
 
     Args:

@@ -61,11 +61,7 @@ def name_targets(targets: Sequence[Target], classes: Sequence[str]) -> list[Targ
 
 
 def find_missed(
-    run: RunFolder,
-    thresholds: Sequence[Threshold],
-    per: Literal["image", "group"] = "image",
-    *,
-    tta: bool = False,
+    run: RunFolder, thresholds: Sequence[Threshold], per: Literal["image", "group"] = "image", *, tta: bool = False
 ) -> dict[str, str]:
     """Return each target that its last evaluation on a test split did not meet, with what it reached there.
 
@@ -93,8 +89,7 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
     targets = name_targets(targets, model.classes)
     if not calibration.is_fitted:
         raise UsageError(
-            f"no threshold can be set: {calibration.unfitted_reason}",
-            f"{MORE_VALIDATION}, or leave out --target",
+            f"no threshold can be set: {calibration.unfitted_reason}", f"{MORE_VALIDATION}, or leave out --target"
         )
     logits, labels = read_validation(run, calibration, model)
     index = run.read_split()

@@ -103,12 +103,7 @@ def refit_calibration(
     parameters = structs.asdict(scaling) | measure_gain(classifier, outputs.logits, targets, scaling)
     fitted = structs.replace(base, images=len(targets), unfitted_reason=None, **parameters)
     images = EvaluatedImages(
-        task=task,
-        classes=classes,
-        logits=outputs.logits,
-        targets=targets,
-        calibration=fitted,
-        groups=fit_set.groups,
+        task=task, classes=classes, logits=outputs.logits, targets=targets, calibration=fitted, groups=fit_set.groups
     )
     former = {old.target: old for old in base.thresholds}
     thresholds, stays = [], []

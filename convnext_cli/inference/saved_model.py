@@ -124,8 +124,7 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
         wrong += [name for name in state if name not in expected]
         number = format_count(len(wrong), "tensor does not fit", "tensors do not fit")
         raise RunError(
-            f"{path} cannot be read: {number} {architecture.name}, such as {wrong[0]}",
-            MODEL_REMEDY,
+            f"{path} cannot be read: {number} {architecture.name}, such as {wrong[0]}", MODEL_REMEDY
         ) from error
     if broken := [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]:
         raise RunError(f"{path} cannot be read: {broken[0]} has values that are not finite", MODEL_REMEDY)

@@ -14,14 +14,7 @@ from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.metrics.calculator import Floats
-from convnext_cli.metrics.intervals import (
-    UNDEFINED,
-    Estimate,
-    Interval,
-    count_units,
-    estimate_fraction,
-    number_units,
-)
+from convnext_cli.metrics.intervals import UNDEFINED, Estimate, Interval, count_units, estimate_fraction, number_units
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.subgroups import (
     LEVEL,

@@ -70,11 +70,7 @@ class Intervals:
 
 
 def compute_intervals(
-    calculator: Calculator,
-    groups: Sequence[str] | None = None,
-    *,
-    seed: int = 0,
-    resamples: int | None = None,
+    calculator: Calculator, groups: Sequence[str] | None = None, *, seed: int = 0, resamples: int | None = None
 ) -> Intervals:
     """Compute the 95% CIs of all metrics.
 

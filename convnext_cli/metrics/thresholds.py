@@ -273,10 +273,7 @@ class _Candidates:
 
 
 def find_threshold(
-    scores: Floats,
-    positive: NDArray[np.bool_],
-    target: Target,
-    groups: Sequence[str] | None = None,
+    scores: Floats, positive: NDArray[np.bool_], target: Target, groups: Sequence[str] | None = None
 ) -> Threshold:
     """Return the threshold that reaches a target at the least cost in the other metrics.
 

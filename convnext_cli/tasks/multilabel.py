@@ -33,15 +33,7 @@ from convnext_cli.metrics.scaling import choose_threshold, fit_platt
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import LIST, OtherTaskError, RawTargets, Table, TableOptions, is_missing, parse_flag
-from convnext_cli.tasks.task import (
-    Chance,
-    Display,
-    Outcome,
-    Pad,
-    Scaling,
-    Targets,
-    Task,
-)
+from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
 from convnext_cli.text import format_count, format_part, format_percent, quote, shorten_names
 
 MIN_TO_CALIBRATE = 10  # positive and negative validation images of a label; with fewer its probability stays as it is

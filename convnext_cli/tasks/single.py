@@ -212,10 +212,7 @@ class Single(Task):
     def summarise(self, scores: NDArray[np.float64], classes: Sequence[str], scaling: Scaling | None) -> Outcome:
         """Return the classes of one image by falling probability."""
         order = np.argsort(-scores, kind="stable")
-        return Outcome(
-            classes=tuple(classes[k] for k in order),
-            probabilities=tuple(float(scores[k]) for k in order),
-        )
+        return Outcome(classes=tuple(classes[k] for k in order), probabilities=tuple(float(scores[k]) for k in order))
 
     def list_differences(
         self, outcome: Outcome, target: Any, classes: Sequence[str], scaling: Scaling | None

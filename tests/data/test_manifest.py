@@ -1057,7 +1057,7 @@ def test_images_of_a_second_column_are_noted(images: Path) -> None:
     table = write(images / "list.csv", "left,right,label\nimages/a.png,images/b.png,x\nimages/c.png,images/d.png,y\n")
     index = scan_data(table)
     assert len(index) == 2
-    assert "images of right are not used: write a row for each image to use them" in index.notes
+    assert "columns that are not used: right" in index.notes
 
 
 def test_addresses_are_named_as_such(images: Path) -> None:

@@ -98,11 +98,7 @@ def find_duplicates(index: Index, measurements: Measurements) -> Steps[Duplicate
     if max(map(len, duplicate_sets), default=0) > max(2, MAX_CHAIN * len(index)):
         duplicate_sets = clusters
     return Duplicates(
-        exact=exact,
-        similar=tuple(similar),
-        clusters=clusters,
-        duplicate_sets=duplicate_sets,
-        unchecked=unchecked,
+        exact=exact, similar=tuple(similar), clusters=clusters, duplicate_sets=duplicate_sets, unchecked=unchecked
     )
 
 

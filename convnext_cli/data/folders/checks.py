@@ -2,13 +2,11 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from pathlib import PurePath
 
 from convnext_cli.data.folders.masks import MASK_WORDS, MIN_PAIRED, NEGATIONS, has_mask_words, list_stems
 from convnext_cli.data.folders.remedies import describe_others, suggest_level, suggest_table
 from convnext_cli.data.folders.splits import (
-    ENGLISH_NAMES,
     AmbiguousLayoutError,
     find_simple_split,
     find_split,
@@ -155,13 +153,6 @@ def _check_inner_folders(tree: Folder, tops: Sequence[Folder], words: Sequence[s
             f"{list_names(tops)} each have the same folders ({shorten_names(sorted(common))}), so those seem to be the "
             "classes",
             f"Give one of them, such as {tops[0].path}, {level}or a CSV file with path and label (and patient, site)",
-        )
-    misspelled = any(get_close_matches(name.casefold(), ENGLISH_NAMES, cutoff=0.75) for name in names)
-    if misspelled and len(common) > 1:
-        raise AmbiguousLayoutError(
-            f"{list_names(tops)} look like splits, not like classes: each has the folders "
-            f"{shorten_names(sorted(common))}",
-            _NAME_SPLITS,
         )
 
 

@@ -11,15 +11,13 @@ from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import DataError
 
-ENGLISH_NAMES = {
+SPLIT_NAMES = {
     "train": "train", "training": "train", "trainset": "train", "trainingset": "train", "traindata": "train",
     "trn": "train", "tst": "test", "held out": "test", "hold out": "test",
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "valset": "val", "validset": "val",
     "validationset": "val", "validate": "val",
     "test": "test", "testing": "test", "tests": "test", "holdout": "test", "testset": "test", "testdata": "test",
     "eval": "test", "evaluation": "test",
-}  # fmt: skip
-SPLIT_NAMES = ENGLISH_NAMES | {
     "entrenamiento": "train", "treino": "train", "treinamento": "train", "entrainement": "train",
     "entraînement": "train", "apprentissage": "train", "addestramento": "train", "训练": "train", "训练集": "train",
     "訓練": "train", "訓練集": "train", "学習": "train", "학습": "train", "훈련": "train", "обучение": "train",

@@ -123,8 +123,7 @@ def _check_quotes(path: Path, text: str, rows: list[list[str]], lines: list[int]
     breaks = sum(cell.count("\n") for cell in last)
     if breaks and text.count('"') % 2:
         raise DataError(
-            f"{path}: a quotation mark in line {lines[-1] - breaks} is never closed",
-            "Close it, or remove it",
+            f"{path}: a quotation mark in line {lines[-1] - breaks} is never closed", "Close it, or remove it"
         )
 
 
