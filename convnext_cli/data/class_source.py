@@ -316,8 +316,9 @@ def _explain_missing_classes(
             return error
     if layout.error:
         error = layout.error
-    elif errors and folders:
-        error = DataError(f"{source} has one class only ({folders.classes[0]!r})", errors[min(errors)].remedy)
+    elif folders:
+        remedy = errors[min(errors)].remedy if errors else "Give two class folders or more, or a CSV file with labels"
+        error = DataError(f"{source} has one class only ({folders.classes[0]!r})", remedy)
     else:
         skipped = f" (skipped: {describe_skipped(folders.skipped)})" if folders.skipped else ""
         error = DataError(
