@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.data.audit.measurements import measure_images
-from convnext_cli.data.index import Index, select_rows
+from convnext_cli.data.index import select_rows
 from convnext_cli.inference.calibration import Calibration, read_calibration, read_novelty
 from convnext_cli.inference.classifier import Classifier, Outputs
 from convnext_cli.inference.ensemble import Ensemble
@@ -136,13 +136,12 @@ def measure_drift(
         return None, [Notice("drift is not measured: the run has too few validation images")]
     references: list[ImageMeasures] = []
     for member in members:
-        reference = yield from _read_reference(member)
+        reference = _read_reference(member)
         if reference is None:
-            text = "drift is not measured: the run keeps no measures of its validation images, and its data are gone"
-            return None, [Notice(text)]
+            return None, [Notice("drift is not measured: the run keeps no measures of its validation images")]
         references.append(reference)
-    selection = select_rows(test_set.index, test_set.rows)
-    sizes = yield from _measure_sizes(selection)
+    measurements = yield from measure_images(select_rows(test_set.index, test_set.rows))
+    sizes = measurements.list_sizes(range(len(test_set.rows)))
     scores = read_novelty(members[0].run).score(outputs.features, outputs.statistics) if is_single else None
     here = ImageMeasures(
         values=list_values(scores, outputs.statistics, outputs.corners, sizes),
@@ -175,35 +174,22 @@ def join_measures(parts: Sequence[ImageMeasures]) -> ImageMeasures:
     )
 
 
-def _read_reference(classifier: TorchClassifier) -> Steps[ImageMeasures | None]:
-    """Return the measures of the run's validation images; None if it keeps none, and its data are gone."""
+def _read_reference(classifier: TorchClassifier) -> ImageMeasures | None:
+    """Return the measures of the run's validation images; None if it keeps none, as runs of earlier versions."""
     run = classifier.run
     index, arrays = run.read_split(), run.read_calibration_arrays()
-    hashes = run.read_arrays(IMAGE_HASHES) or {}
-    rows = index.rows("val")
-    has_data = all((index.root / index.paths[row]).is_file() for row in rows)
-    if "val_corners" in arrays:
-        scores, statistics, corners = (arrays[f"val_{name}"] for name in ("novelty", "statistics", "corners"))
-    elif has_data:
-        outputs = yield from classifier.classify_rows(index, rows, features=True, activity="measuring validation")
-        scores = read_novelty(run).score(outputs.features, outputs.statistics)
-        statistics, corners = outputs.statistics, outputs.corners
-    else:
+    if "val_corners" not in arrays:
         return None
-    sizes = hashes["size"][rows] if len(hashes.get("size", ())) == len(index) else None
-    if sizes is None and has_data:
-        sizes = yield from _measure_sizes(select_rows(index, rows))
+    rows = index.rows("val")
+    sizes = (run.read_arrays(IMAGE_HASHES) or {}).get("size", ())
     return ImageMeasures(
-        values=list_values(scores, statistics, corners, sizes),
+        values=list_values(
+            *(arrays[f"val_{name}"] for name in ("novelty", "statistics", "corners")),
+            sizes[rows] if len(sizes) == len(index) else None,
+        ),
         targets=classifier.read_targets(index, rows),
         groups=index.list_groups(rows),
     )
-
-
-def _measure_sizes(index: Index) -> Steps[NDArray[Any]]:
-    """Return width and height of each image in pixels, (N, 2)."""
-    measurements = yield from measure_images(index)
-    return measurements.list_sizes(range(len(index)))
 
 
 def list_values(

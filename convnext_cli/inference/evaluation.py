@@ -262,7 +262,7 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
     trained_on = run.read_split()
     run.drop_leftovers()
     test_set, data_notes = yield from _choose_images(run, trained_on, request, test_set)
-    audit, audit_notes = yield from read_audit(run)
+    audit, audit_notes = read_audit(run)
     leakage_notes, overlap = yield from find_leakage(run, trained_on, test_set, audit)
     fit_set, test_set = yield from divide_test_set(test_set, request.recalibrate)
     attributes = yield from read_subgroups(request, test_set)

@@ -5,8 +5,6 @@ from collections import Counter
 import numpy as np
 
 from convnext_cli.data.audit.measurements import sign_files
-from convnext_cli.data.audit.summary import audit_index
-from convnext_cli.data.groups import Grouping
 from convnext_cli.data.index import Index, select_rows
 from convnext_cli.errors import RunError
 from convnext_cli.inference.overlap import Overlap, find_overlap, measure_content, read_image_hashes
@@ -14,7 +12,7 @@ from convnext_cli.inference.test_set import TestSet
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.files import AUDIT, IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.records import AuditRecord, convert_record
+from convnext_cli.runs.records import AuditRecord
 from convnext_cli.text import format_count, format_part, shorten_names
 
 _SELECTION_BIAS = (
@@ -22,25 +20,12 @@ _SELECTION_BIAS = (
 )
 
 
-def read_audit(run: RunFolder) -> Steps[tuple[AuditRecord | None, list[Notice]]]:
-    """Return the run's audit of its data, with notes; repeat the audit where `audit.json` is damaged.
-
-    It is None where the run has no audit, or it can be neither read nor repeated.
-    """
+def read_audit(run: RunFolder) -> tuple[AuditRecord | None, list[Notice]]:
+    """Return the run's audit of its data, and a note if it has none or one that cannot be read."""
     try:
         audit = run.read(AUDIT, AuditRecord)
     except RunError as error:
-        index = run.read_split()
-        missing = sum(not (index.root / path).is_file() for path in index.paths)
-        if missing:
-            number = format_part(missing, len(index), "image", "is", "are")
-            text = f"{error.problem}. Leakage between splits is unknown: {number} gone, so the audit cannot be repeated"
-            return None, [Notice(text, "warning")]
-        groups = len(set(index.groups) - {""})
-        grouping = Grouping(source="split", rule="the groups of split.csv", groups=groups)
-        measured = yield from audit_index(index, grouping)
-        audit = convert_record(measured.to_dict(), AuditRecord, AUDIT.path(run.path), error.remedy)
-        return audit, [Notice(f"{error.problem}. The audit was repeated")]
+        return None, [Notice(f"{error.problem}: leakage between splits is unknown", "warning")]
     if audit is None:
         return None, [Notice(f"the run has no {AUDIT.name}: leakage between splits was not checked")]
     return audit, []

@@ -381,22 +381,12 @@ def plant_leak(run: RunFolder) -> str:
     return "2 x planted. The score is too good"
 
 
-def test_damaged_audit_gives_a_notice_and_is_measured_again(run_copy: RunFolder, tmp_path: Path) -> None:
-    index = run_copy.read_split()
-    test, train = index.rows("test")[0], index.rows("train")[0]
-    data = shutil.copytree(index.root, tmp_path / "data")
-    shutil.copyfile(data / index.paths[train], data / index.paths[test])  # now a duplicate across splits
-    change_json(run_copy.path / "data.json", "data", str(data))
+def test_damaged_audit_gives_a_warning(run_copy: RunFolder) -> None:
     assert plant_leak(run_copy) in [note.text for note in evaluate(run_copy.path).notes]
     (run_copy.path / "audit.json").write_bytes((run_copy.path / "audit.json").read_bytes()[:-40])
     result = evaluate(run_copy.path)
-    assert any("audit.json cannot be read" in text and "audit was repeated" in text for text in list_texts(result))
-    assert any(text.startswith("leakage: 1 ") for text in list_texts(result))
-    assert result.audit is not None
-    (data / index.paths[train]).unlink()
-    result = evaluate(run_copy.path)
     assert result.audit is None
-    assert any("Leakage between splits is unknown: 1 of 300" in text for text in list_texts(result)), result.notes
+    assert any("audit.json cannot be read" in text and "leakage" in text for text in list_texts(result)), result.notes
     (run_copy.path / "audit.json").unlink()
     assert any("the run has no audit.json" in text for text in list_texts(evaluate(run_copy.path)))
 

@@ -271,12 +271,3 @@ def test_chest_x_rays_audit(shared_data: Path) -> None:
     assert replace(repaired.index, skipped={}).groups == result.index.groups
     assert repaired.audit is not None
     assert not repaired.audit.falsifies
-
-
-def test_classes_that_may_be_none_have_a_remedy(tmp_path: Path) -> None:
-    for number in range(9):
-        path = tmp_path / ("good", "bad", "unsorted")[number % 3] / f"{number}.png"
-        path.parent.mkdir(exist_ok=True)
-        draw_picture(number).save(path)
-    finding = find(audit(tmp_path), "classes that may be none")
-    assert (finding.examples, "--exclude" in finding.action) == (("unsorted",), True)
