@@ -25,7 +25,7 @@ MIN_AGREEMENT = 0.95  # fraction of a data set's groups that a rule must give, t
 _DICOM = "dicom:"
 _PATIENT = re.compile(r"(?:p|pat|pt|patient|sub|subj|subject|participant|case|mrn)[ _.-]*\d+", re.IGNORECASE)
 
-GroupSource = Literal["manifest", "names", "folders", "pattern", "dicom", "split", "none"]
+GroupSource = Literal["manifest", "names", "folders", "pattern", "dicom", "none"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -181,11 +181,11 @@ def _read_reference(classifier: TorchClassifier) -> ImageMeasures | None:
     if "val_corners" not in arrays:
         return None
     rows = index.rows("val")
-    sizes = (run.read_arrays(IMAGE_HASHES) or {}).get("size", ())
+    sizes = (run.read_arrays(IMAGE_HASHES) or {}).get("size")
     return ImageMeasures(
         values=list_values(
             *(arrays[f"val_{name}"] for name in ("novelty", "statistics", "corners")),
-            sizes[rows] if len(sizes) == len(index) else None,
+            None if sizes is None or len(sizes) != len(index) else sizes[rows],
         ),
         targets=classifier.read_targets(index, rows),
         groups=index.list_groups(rows),
