@@ -183,8 +183,9 @@ def _read_reference(classifier: TorchClassifier) -> ImageMeasures | None:
     rows = index.rows("val")
     scores, statistics, corners = (arrays[f"val_{name}"] for name in ("novelty", "statistics", "corners"))
     sizes = (run.read_arrays(IMAGE_HASHES) or {}).get("size")
+    sizes = None if sizes is None or len(sizes) != len(index) else sizes[rows]
     return ImageMeasures(
-        values=list_values(scores, statistics, corners, None if sizes is None else sizes[rows]),
+        values=list_values(scores, statistics, corners, sizes),
         targets=classifier.read_targets(index, rows),
         groups=index.list_groups(rows),
     )

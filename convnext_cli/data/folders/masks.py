@@ -123,19 +123,22 @@ def _find_twins(images: Sequence[str]) -> list[tuple[str, str]]:
 
 def _drop_mask_folders(parent: Folder) -> int:
     """Remove the folders of masks from `parent`; return the number of masks in them."""
-    if not parent.folders or not _has_any_word("\n".join(folder.name for folder in parent.folders)):
-        return 0
     masks, images = _find_mask_folders(parent)
+    if not masks:
+        return 0
     sources = [(folder.name, set(list_stems(folder))) for folder in images]
     if parent.images and not images and len(parent.filled) == len(masks):
         sources.append((parent.name, {os.path.splitext(name)[0].casefold() for name in parent.images}))  # noqa: PTH122
-    if not sources:
-        return _drop_certain_masks(parent, masks)
+    others = {os.path.basename(stem) for folder in parent.filled if folder not in masks for stem in list_stems(folder)}  # noqa: PTH119
     dropped = 0
     for folder in masks:
         stems = [_MASK_SUFFIX.sub("", stem) for stem in list_stems(folder)]
-        paired, name = max((sum(stem in names for stem in stems), source) for source, names in sources)
-        if paired >= MIN_PAIRED * len(stems):
+        counts = [(sum(stem in names for stem in stems), source) for source, names in sources]
+        paired, name = max(counts, default=(0, ""))
+        most = paired
+        if CERTAIN_MASK.search(" ".join(list_words(folder.name))):  # such as `segmentations/` beside the classes
+            most = max(paired, sum(os.path.basename(stem) in others for stem in stems))  # noqa: PTH119
+        if most >= MIN_PAIRED * len(stems):
             parent.folders.remove(folder)
             dropped += folder.count
         elif images and paired:
@@ -144,21 +147,6 @@ def _drop_mask_folders(parent: Folder) -> int:
                 f"{folder.path} looks like masks, but only {number} the name of an image in {decode_name(name)!r}",
                 f"Leave the masks out with --exclude {folder.name}, or give a CSV file with path and label",
             )
-    return dropped + _drop_certain_masks(parent, [folder for folder in masks if folder in parent.folders])
-
-
-def _drop_certain_masks(parent: Folder, masks: Sequence[Folder]) -> int:
-    """Remove folders such as `segmentations/` whose files have the names of images anywhere in the folders beside."""
-    certain = [folder for folder in masks if CERTAIN_MASK.search(" ".join(list_words(folder.name)))]
-    if not certain:
-        return 0
-    images = {os.path.basename(stem) for folder in parent.filled if folder not in masks for stem in list_stems(folder)}  # noqa: PTH119
-    dropped = 0
-    for folder in certain:
-        stems = [_MASK_SUFFIX.sub("", os.path.basename(stem)) for stem in list_stems(folder)]  # noqa: PTH119
-        if sum(stem in images for stem in stems) >= MIN_PAIRED * len(stems):
-            parent.folders.remove(folder)
-            dropped += folder.count
     return dropped
 
 
