@@ -5,21 +5,22 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from convnext_cli.data.headers import read_dicom_attribute
 from convnext_cli.data.index import Index
 from convnext_cli.data.tables.columns import list_path_columns
 from convnext_cli.data.tables.files import FileFinder, Listing
 from convnext_cli.data.tables.table import find_named, list_tables, read_table
 from convnext_cli.errors import DataError, UsageError, suggest
-from convnext_cli.progress import Steps
+from convnext_cli.progress import Progress, Steps
 from convnext_cli.tasks.reading import Table, fold_column, is_missing, parse_number, parse_numbers
 
 AGE_CUTS = (18.0, 65.0)
 """Years: children, adults, and older people."""
+THREADS, FILES_PER_EVENT = 8, 100  # that read headers
 MAX_NUMBERS = 10  # different numbers in a column that stay as they are; more are binned
 MAX_LEVELS = 50  # more values are no subgroups but identifiers
 DICOM_NAMES = {
@@ -194,6 +195,34 @@ def _read_dicom(index: Index, name: str) -> Steps[Attribute | None]:
         return None
     values = [known.get(row, "") for row in range(len(index))]
     return Attribute(name=name, source=f"DICOM attribute {keyword}", values=tuple(values))
+
+
+def list_dicom_rows(index: Index) -> list[int]:
+    """Return the rows that may be DICOM: those without the suffix of another format."""
+    from convnext_cli.images.formats import DICOM_SUFFIXES, IMAGE_SUFFIXES
+
+    others = IMAGE_SUFFIXES - DICOM_SUFFIXES
+    return [row for row, path in enumerate(index.paths) if PurePosixPath(path).suffix.lower() not in others]
+
+
+def read_dicom_attribute(index: Index, keyword: str) -> Steps[dict[int, str]]:
+    """Return a DICOM attribute by row, without rows that have no value.
+
+    Raises:
+        ImageError: the extra is not installed.
+    """
+    from convnext_cli.images.dicom import read_tag
+
+    rows = list_dicom_rows(index)
+    values = {}
+    with ThreadPoolExecutor(THREADS) as pool:  # a network disk answers several at a time
+        read = pool.map(lambda row: read_tag(index.root / index.paths[row], keyword), rows)
+        for done, (row, value) in enumerate(zip(rows, read, strict=True), start=1):
+            if value and value.strip():
+                values[row] = value.strip()
+            if done % FILES_PER_EVENT == 0:
+                yield Progress(done=done, total=len(rows), activity=f"reading the DICOM attribute {keyword}")
+    return values
 
 
 def _explain_missing(index: Index, tables: Sequence[Table], name: str, option: str) -> DataError:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from convnext_cli.data.attributes import list_dicom_rows, read_dicom_attribute
 from convnext_cli.data.folders.checks import MAX_VIEWS
 from convnext_cli.data.folders.splits import find_split
-from convnext_cli.data.headers import list_dicom_rows, read_dicom_attribute
 from convnext_cli.data.index import NONE, Index
 from convnext_cli.data.names import group_by_name
 from convnext_cli.data.patterns import search_paths

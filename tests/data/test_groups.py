@@ -170,7 +170,7 @@ def test_dicom_attribute_defines_the_groups(tmp_path: Path) -> None:
 
 
 def test_reading_dicom_headers_shows_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convnext_cli.data.headers.FILES_PER_EVENT", 2)
+    monkeypatch.setattr("convnext_cli.data.attributes.FILES_PER_EVENT", 2)
     for number in range(6):
         (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
         save_dicom(tmp_path / "ab"[number % 2] / f"{number}.dcm", XRAY, PatientID=f"P{number // 2}")
