@@ -4,6 +4,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from convnext_cli.data.index import Index, group_by
 from convnext_cli.data.joined_rows import join_rows
@@ -52,7 +53,7 @@ def split_index(
 
     Existing splits are kept. If only the validation split is missing, it is drawn from the training images. Groups and
     sets of duplicates stay in one split. A draw depends on the seed and on the file names only, never on the order in
-    which a disk lists them.
+    which a disk lists them. The test split is the same with folds and without.
 
     Args:
         index: scanned, with its groups.
@@ -74,8 +75,10 @@ def split_index(
         open_splits = {"", "train"}
     else:
         _check_folds(index, folds, len(set(units)))
-        each = (1 - test) / folds.number
-        fractions = {"train": each, "test": test, **{name_fold(fold): each for fold in range(2, folds.number + 1)}}
+        if test and not index.folds:
+            one = partial(split_index, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+            index = release_val(one(index, duplicate_sets=duplicate_sets))
+        fractions = dict.fromkeys(("train", *map(name_fold, range(2, folds.number + 1))), 1 / folds.number)
         open_splits = {"", "train", "val"}
     rows = [row for row, split in enumerate(index.splits) if split in open_splits]
     splits = list(index.splits)

@@ -133,10 +133,12 @@ def test_folds_divide_existing_splits_without_a_test_split() -> None:
 
 def test_folds_divide_all_but_the_test_images() -> None:
     index = make_index(50, 70)
+    test = split_index(index, val_fraction=0.3, test_fraction=0.2, seed=0).rows("test")
     vals = []
     for fold in range(1, 6):
         split = split_index(index, val_fraction=0.3, test_fraction=0.2, seed=0, folds=Folds(number=5, fold=fold))
         assert split.count_classes("test") == [10, 14]
+        assert split.rows("test") == test, "as without folds, so that both can be compared"
         assert sum(split.count_classes("val")) in (19, 20)
         vals.append(set(split.rows("val")))
     assert len(set().union(*vals)) == sum(map(len, vals)) == 96
