@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from convnext_cli.data.attributes import parse_attributes, read_attributes
+from convnext_cli.data.audit.findings import Finding, Kind
 from convnext_cli.data.dataset import Dataset, DatasetRequest, audit_steps, read_index
 from convnext_cli.data.groups import group_steps
 from convnext_cli.data.index import NONE, Index, check_trainable, digest_images, list_untrained_classes
 from convnext_cli.data.outside import check_outside_data
 from convnext_cli.data.split import Folds, choose_fold, leave_out, name_fold, split_index
-from convnext_cli.errors import DataError, UsageError, check_word
+from convnext_cli.errors import DataError, RunError, UsageError, check_word
 from convnext_cli.files import check_outside, check_writable, resolve_links
+from convnext_cli.inference.overlap import find_overlap, read_image_hashes
 from convnext_cli.locks import check_unlocked
 from convnext_cli.machine import Machine, detect_machine
 from convnext_cli.models.catalog import find_model, resolve_weights
@@ -39,6 +41,7 @@ from convnext_cli.recipes.settings import (
     list_unused_flags,
 )
 from convnext_cli.recipes.tables import load_augmentations
+from convnext_cli.runs.files import SPLIT
 from convnext_cli.runs.folder import RUNS, RunFolder
 from convnext_cli.runs.folds import FoldsFolder
 from convnext_cli.text import format_count, quote
@@ -110,6 +113,7 @@ def plan_scan(scan: Scan) -> Steps[Preparation]:
     # 1. The data and their split.
     request, dataset = yield from _load_data(scan)
     index, fold_index = _split(dataset, request.values)
+    dataset = yield from _compare_with_base(request.weights, dataset, index)
 
     # 2. The model, the user's or the recommended one, and the plan.
     machine, fingerprint = detect_machine(), compute_fingerprint(dataset.index)
@@ -276,6 +280,46 @@ def _split(dataset: Dataset, values: Mapping[str, Any]) -> tuple[Index, Index | 
         for at, part in parts.items():
             _check_part(part, at, values["leave_out"])
     return next(iter(parts.values())), index if trains_all else None
+
+
+def _compare_with_base(weights: str, dataset: Dataset, index: Index) -> Steps[Dataset]:
+    """Return the data set with a finding if the run of these weights was trained on images that this one holds out."""
+    path = Path(weights)
+    run = RunFolder(path if path.is_dir() else path.parent)
+    if weights in ("auto", "none") or dataset.audit is None or not SPLIT.path(run.path).is_file():
+        return dataset
+    reason, known = "it has no digests of them, and they are gone", None
+    try:
+        trained_on = run.read_split()
+        known = yield from read_image_hashes(run, trained_on)
+    except RunError as error:
+        reason = error.problem
+    finding = Finding(
+        kind=Kind.NOT_COMPARED,
+        title=f"not compared with the images that {run.path} was trained on: {reason}",
+        effect="if test images are among them, test scores will be too high",
+        action="the weights of that run are used",
+    )
+    if known is not None:
+        hashes = dataset.audit.list_image_hashes(index)
+        counts = {}
+        for split in ("test", "val"):
+            held_out = {name: array[index.rows(split)] for name, array in hashes.items()}
+            overlap = find_overlap(known, trained_on, held_out)
+            counts[split] = overlap.trained + overlap.trained_near
+        if not any(counts.values()):
+            return dataset
+        root = quote(str(trained_on.root))
+        shown = " and ".join(f"{n:,} of {len(index.rows(split)):,} {split} images" for split, n in counts.items() if n)
+        finding = Finding(
+            kind=Kind.TRAINED_BEFORE,
+            severity="warning",
+            title=f"leakage: {run.path} was trained on {shown}, and its weights are the base of this training",
+            count=sum(counts.values()),
+            effect="scores on these images will be too high",
+            action=f"all are kept; {SPLIT.path(run.path)} as data, with --image-root {root}, keeps that run's split",
+        )
+    return replace(dataset, audit=replace(dataset.audit, findings=(*dataset.audit.findings, finding)))
 
 
 def _check_part(index: Index, fold: int, leave_out: str) -> None:

@@ -27,6 +27,7 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
 from convnext_cli.training.finetuning import finetune_steps
+from convnext_cli.training.planning import prepare
 from tests.conftest import Convnext, change_json, limit_files, save_image
 from tests.training.conftest import small_request, tiny_request, train
 from tools.kill_test import read_final_files
@@ -165,6 +166,22 @@ def test_weights_of_a_run_start_another_run(few_digits: Path, run: RunFolder, tm
     started = train(small_request(few_digits, tmp_path / "more", weights=run.path))[1]
     assert started.new_params == 0  # the same classes: the head is kept too
     assert started.license == "imagenet-noncommercial", "it follows the weights"
+
+
+def test_images_that_the_base_run_was_trained_on_are_leakage_where_they_are_held_out(
+    digits: Path, run: RunFolder, run_copy: RunFolder, tmp_path: Path
+) -> None:
+    def warn(data: Path, weights: Path, **changes: Any) -> list[str]:
+        request = small_request(data, tmp_path / "more", weights=weights, **changes)
+        return [notice.text for notice in prepare(request).notices if "was trained on" in notice.text]
+
+    assert warn(digits, run.path) == [], "the same split"
+    [text] = warn(digits, run.path / "model.safetensors", seed=1)
+    assert text.startswith(f"leakage: {run.path} was trained on ")
+    assert " of 45 test images and " in text
+    assert warn(run.path / "split.csv", run.path, seed=1, image_root=str(digits)) == [], "the remedy"
+    (run_copy.path / "split.csv").write_text("damaged")
+    assert warn(digits, run_copy.path)[0].startswith("not compared with the images that"), "no error: it is the base"
 
 
 def test_unreadable_image_is_left_out_and_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ class Kind(StrEnum):
     NEAR_DUPLICATES_ACROSS_SPLITS = "near-duplicates across splits"
     GROUPS_ACROSS_SPLITS = "groups across splits"
     SIMILAR_ACROSS_SPLITS = "very similar images across splits"
+    TRAINED_BEFORE = "images that the base weights were trained on"
     UNREADABLE = "unreadable"
     DUPLICATES = "duplicates"
     NEAR_DUPLICATES = "near-duplicates"
