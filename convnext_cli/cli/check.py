@@ -9,6 +9,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.options import JsonFlag, OptionValues, quote_settings, with_options
+from convnext_cli.data.audit.findings import Kind
 from convnext_cli.data.index import SPLITS, check_trainable, describe_skipped
 from convnext_cli.options import DataOption, Option
 from convnext_cli.recipes.settings import READING_SETTINGS
@@ -140,6 +141,6 @@ def _show_verdict(audit: "Audit") -> None:
     if audit.falsifies:
         console.show("Scores on this data will be wrong, for the reasons above.", style="bold red")
     else:
-        doubt = any(finding.leaves_doubt for finding in audit.findings)
-        certain = "No certain leakage or label conflicts found; see the notes on possible leakage."
+        doubt = any(finding.leaves_doubt or finding.kind is Kind.CONFLICTING_LABELS for finding in audit.findings)
+        certain = "No certain leakage or label conflicts found; see the notes on possible ones."
         console.show(certain if doubt else "No leakage or label conflicts found.", style="bold green")

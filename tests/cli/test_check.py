@@ -56,7 +56,7 @@ def test_pairs_that_were_not_compared_leave_leakage_possible(
     assert convnext("check", "data").out.splitlines()[-2] == "No leakage or label conflicts found."
     Image.open(few_pictures[0]).save(few_pictures[0].with_name("copy.jpg"), quality=95)
     monkeypatch.setattr(duplicates, "MAX_COMPARED", 0)
-    doubt = "No certain leakage or label conflicts found; see the notes on possible leakage."
+    doubt = "No certain leakage or label conflicts found; see the notes on possible ones."
     assert convnext("check", "data").out.splitlines()[-2] == doubt
     findings = json.loads(convnext("check", "data", "--json").out)["findings"]
     assert {finding["kind"]: finding["leaves_doubt"] for finding in findings}["not compared"]

@@ -54,16 +54,27 @@ def find_notes(
 
 
 def _find_conflicting_labels(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
-    if clusters := _list_conflicts(index, duplicates):
+    """Yield conflicts of duplicates, and possible ones of near-duplicates: parts with and without a small defect."""
+    exact, near = _split_by_kind(duplicates, index.have_conflict)
+    if exact:
         yield Finding(
             kind=Kind.CONFLICTING_LABELS,
             severity="warning",
-            title=f"conflicting labels: {_count_images(clusters)} stored more than once, with different labels",
-            count=len(clusters),
-            examples=_show(index, clusters, with_label=True),
+            title=f"conflicting labels: {_count_images(exact)} stored more than once, with different labels",
+            count=len(exact),
+            examples=_show(index, exact, with_label=True),
             effect="at least one label of each is wrong, in training or in testing",
             action="kept; correct the labels, or leave the images out with --exclude",
-            leave_out=tuple(row for rows in clusters for row in rows),
+            leave_out=tuple(row for rows in exact for row in rows),
+        )
+    if near:
+        yield Finding(
+            kind=Kind.CONFLICTING_LABELS,
+            title=f"possible label conflicts: {format_count(len(near), 'set')} of near-duplicates with different labels",
+            count=len(near),
+            examples=_show(index, near, with_label=True),
+            effect="a label is wrong, or the classes differ by details too small for this comparison (64 x 64 px)",
+            action="kept, always in one split; correct the labels that are wrong",
         )
 
 
@@ -237,7 +248,7 @@ def _find_uncompared(pairs: int) -> Iterator[Finding]:
             "too many",
             count=pairs,
             effect="near-duplicates among them are not detected, and may lie in different splits",
-            action="none",
+            action="all are kept",
         )
 
 

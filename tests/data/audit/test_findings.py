@@ -63,6 +63,19 @@ def test_planted_conflicts_and_leakage_are_reported(planted: Planted, result: Au
     assert result.falsifies
 
 
+def test_parts_that_differ_by_a_small_defect_are_no_certain_conflict(tmp_path: Path) -> None:
+    for number in range(10):
+        part = draw_picture(number)
+        for name in ("good", "defect"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            part.save(tmp_path / name / f"{number}.png")
+            part.paste((0, 0, 0), (30, 30, 32, 32))
+    result = audit(tmp_path, group_from="none")
+    conflicts = find(result, "conflicting labels")
+    assert conflicts.title == "possible label conflicts: 10 sets of near-duplicates with different labels"
+    assert (conflicts.severity, conflicts.leave_out, result.falsifies) == ("note", (), False)
+
+
 @pytest.mark.parametrize(
     ("splits", "effect"),
     [
