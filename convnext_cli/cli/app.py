@@ -210,6 +210,8 @@ def _explain(error: BaseException, words: Sequence[str]) -> tuple[str, int]:
         case OSError():
             where = f": {error.filename}" if error.filename else ""
             return f"{error.strerror or error}{where}. Check the path, the disk's space and its permissions", 1
+        case ModuleNotFoundError(name=str(name)) if not name.startswith("convnext_cli"):
+            return f"the Python module {name} is missing. Install convnext again, with the packages that it needs", 1
         case ImportError(path=str(path)) if path.endswith(".so"):  # at a limit of memory, or damaged
             return f"cannot load a library ({error}). Raise the memory limit (`ulimit -v`), or install it again", 1
     if variables := _find_variables(error):

@@ -204,7 +204,7 @@ class Bar:
             self._draw(completed=done, total=total, text=text)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + PLAIN_EVERY
-            say(f"{self._label} {done}/{total} {text}".rstrip())
+            say(f"{self._label}: {done}/{total} {text}".rstrip())
 
 
 def run(

@@ -96,11 +96,16 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
                 yield prediction
 
     _show_predictions(follow(), inputs, flags, per_group=request.per == "group")
+    unit = request.per
     can_explain = request.per == "image" and run.is_dir()  # a file has no gradients
     if not (flags.as_json or flags.as_csv):
         summary = f"Classified {tally.classified:,} of {format_count(tally.images, 'image')}"
         has_next = can_explain and tally.classified and request.explain is None
         console.say(f"{summary}. Next: --explain DIR draws heat maps" if has_next else summary)
+    if request.abstain:
+        console.note(
+            f"{format_part(tally.flagged, tally.scored, unit, 'is', 'are')} flagged as out-of-distribution (OOD)"
+        )
     if request.explain is not None:
         console.say(f"Heat maps: {format_count(tally.classified, 'image')} in {console.shorten_path(request.explain)}")
     if ungrouped := len({str(path) for path in inputs.paths}.intersection(tally.groups)):  # named by their paths
@@ -112,12 +117,14 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
 
 
 class _Tally:
-    """The images of the predictions so far, with the failures and the names of groups."""
+    """The images of the predictions so far, with failures, names of groups, and rows that `--abstain` has flagged."""
 
     def __init__(self) -> None:
         self.images = 0
         self.failures: list[ImageError] = []
         self.groups: list[str] = []
+        self.scored = 0
+        self.flagged = 0
 
     @property
     def classified(self) -> int:
@@ -127,6 +134,8 @@ class _Tally:
     def add(self, prediction: "Prediction") -> None:
         """Count a prediction."""
         self.images += prediction.inputs
+        self.scored += prediction.abstained is not None
+        self.flagged += prediction.abstained is True
         if prediction.group is not None:
             self.failures += prediction.unreadable
             self.groups.append(prediction.group)

@@ -44,6 +44,8 @@ class Attribute:
     """All values in order, without the empty one."""
     cuts: str = ""
     """Description of the bins of numbers; empty if not binned."""
+    example: str = ""
+    """The path of an image whose value is not known; empty if there is none."""
 
 
 def parse_attributes(text: str, option: str = "--subgroups") -> dict[str, tuple[float, ...]]:
@@ -102,7 +104,9 @@ def read_attributes(
             attribute = yield from _read_dicom(index, name)
         if attribute is None:
             raise errors[0] if errors else _explain_missing(index, tables, name, option)
-        attributes.append(_make_levels(attribute, own_cuts, option))
+        attribute = _make_levels(attribute, own_cuts, option)
+        example = next((path for path, value in zip(index.paths, attribute.values, strict=True) if not value), "")
+        attributes.append(replace(attribute, example=example))
     return attributes
 
 

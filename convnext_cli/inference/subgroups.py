@@ -28,7 +28,7 @@ from convnext_cli.metrics.subgroups import (
 from convnext_cli.metrics.summary import none_if_nan
 from convnext_cli.metrics.thresholds import Threshold
 from convnext_cli.progress import Progress, Steps
-from convnext_cli.text import format_count, shorten_names
+from convnext_cli.text import format_count, shorten_name, shorten_names
 
 SMALL_GROUPS = 10  # groups of a subgroup; with fewer it is called small
 SMALL_CLASS = 5  # images of each class
@@ -97,6 +97,8 @@ class AttributeSubgroups:
     """Description of the bins of numbers; empty if not binned."""
     unknown: int
     """Images without a value; they are in no subgroup and in no rest."""
+    example: str
+    """The path of one of these; empty if there is none."""
     subgroups: tuple[Subgroup, ...]
 
 
@@ -182,6 +184,7 @@ def measure_subgroups(images: EvaluatedImages, attributes: Sequence[Attribute]) 
                 source=attribute.source,
                 cuts=attribute.cuts,
                 unknown=len(attribute.values) - len(known),
+                example=attribute.example,
                 subgroups=tuple(subgroups),
             )
         )
@@ -393,7 +396,7 @@ def list_notes(evaluation: SubgroupEvaluation) -> Mapping[str, list[str]]:
         parts = [grouping.source, *([grouping.cuts] if grouping.cuts else [])]
         if grouping.unknown:
             number = format_count(grouping.unknown, "image without a value is", "images without a value are")
-            parts.append(f"{number} left out")
+            parts.append(f"{number} left out, such as {shorten_name(grouping.example)}")
         if len(grouping.subgroups) < 2:
             parts.append("one value only, so there is no gap")
         parts += [f"{group.name} is small ({group.small})" for group in grouping.subgroups if group.small]

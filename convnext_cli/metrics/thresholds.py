@@ -101,7 +101,7 @@ def parse_target(text: str) -> Target:
         raise UsageError(
             f"cannot read the target {text!r}",
             "Write it as sensitivity=0.95:CLASS, sensitivity=0.9,specificity=0.8:CLASS or "
-            "ppv=0.8:CLASS@prevalence=0.02; values are fractions above 0",
+            "ppv=0.8:CLASS@prevalence=0.02; values are fractions above 0, or percentages such as 95%",
         )
     if "prevalence" not in extras and any(metric in PREDICTIVE for metric in bounds):
         raise UsageError(
@@ -113,12 +113,12 @@ def parse_target(text: str) -> Target:
 
 
 def _read_numbers(text: str, names: Sequence[str]) -> dict[str, float] | None:
-    """Return the numbers of `name=number,name=number`, above 0 and up to 1; None if the text has another form."""
+    """Return the numbers of `name=0.95,name=95%`, above 0 and up to 1; None if the text has another form."""
     numbers: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
         try:
-            number = float(value)
+            number = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
         except ValueError:
             return None
         if name not in names or name in numbers or not 0 < number <= 1:

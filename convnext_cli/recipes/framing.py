@@ -21,6 +21,7 @@ from convnext_cli.recipes.settings import WEIGHTS, Choice
 from convnext_cli.text import format_percent
 
 MAX_DISTORTION = 3 / 2  # of proportions: photos of 3:2 in a square; benchmarks/recipes/README.md has the measurement
+SAME = 1.01  # factor of equal proportions: sides are whole pixels
 MIN_WITHIN = 0.9  # fraction of images that are squashed by at most that; with fewer, images are padded
 MIN_RECTANGLE_SIDE = 64  # px; the last feature map then has two positions
 RECTANGLE_AREA = (0.75, 1.25)  # of the square's, so that training takes about as long
@@ -110,6 +111,8 @@ def _choose_fit(size: ImageSize, shapes: Sequence[Shape]) -> Choice:
     within = _count_within((height, width), shapes)
     text = f"within 3:2 of the proportions of {height} x {width} px"
     images = f"{format_percent(within)}% of the images are"
+    if all(_measure_distortion((height, width), size[1] / size[2]) <= SAME for size in shapes):
+        return Choice(value="squash", source="rule", reason=f"{SEES_ALL}; the images have the input's proportions")
     if within >= MIN_WITHIN:
         return Choice(value="squash", source="rule", reason=f"{SEES_ALL}; {images} stretched by at most 3:2")
     few = f"only {images}" if within else "no image is"
@@ -130,5 +133,5 @@ def _measure_distortion(size: tuple[int, int], proportions: float) -> float:
 
 def _count_within(size: tuple[int, int], shapes: Sequence[Shape]) -> float:
     """Return the fraction of images whose proportions change by at most `MAX_DISTORTION`."""
-    limit = MAX_DISTORTION * 1.01  # sides are whole pixels
+    limit = MAX_DISTORTION * SAME
     return sum(_measure_distortion(size, width / height) <= limit for _, width, height in shapes) / len(shapes)

@@ -169,7 +169,7 @@ def show_calibration(report: ReportData) -> Section:
         )
         sentences = [models, average]
     else:
-        sentences = ["Not calibrated: the probabilities are those of the model."]
+        sentences = ["Not calibrated: the outputs are those of the model."]
     if RELIABILITY not in display.plots:
         return Section(title="Calibration", sentences=sentences)
     note = (

@@ -47,6 +47,9 @@ def show_data(report: ReportData) -> Section:
         word = index.task.display.target_word
         columns = [Column(word, is_number=False), *(Column(split) for split in counts)]
         rows = [(name, *(f"{n[k]:,}" for n in counts.values())) for k, name in enumerate(index.classes)]
+        if set(index.groups) - {""}:
+            names = ({index.groups[row] or str(row) for row in index.rows(split)} for split in counts)
+            rows.append(("groups (such as patients)", *(f"{len(part):,}" for part in names)))
         blocks.append(Table(title=f"Images by {word} and split", columns=columns, rows=rows))
     if audit is None:
         sentences.append("Leakage and duplicates are unknown: the audit was switched off, or cannot be read.")

@@ -34,7 +34,7 @@ from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import LIST, OtherTaskError, RawTargets, Table, TableOptions, is_missing, parse_flag
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
-from convnext_cli.text import format_count, format_part, format_percent, quote, shorten_names
+from convnext_cli.text import format_count, format_part, format_percent, quote, shorten, shorten_names
 
 MIN_TO_CALIBRATE = 10  # positive and negative validation images of a label; with fewer its probability stays as it is
 _BRACKETS = re.compile(r"\[.*\]|\([^()]*\)|\{[^{}]*\}")
@@ -476,7 +476,8 @@ def _read_flags(table: Table, name: str) -> list[float]:
     values = [parse_flag(cell) for cell in table.columns[name]]
     wrong = [row for row, value in enumerate(values) if value is None]
     remedy = f"Correct these rows; for a column of classes, give --label-column {quote(name)}"
-    table.refuse(f"a cell in {name!r} that is not 1, 0, -1, yes, no or blank", wrong, remedy=remedy)
+    example = f", such as {shorten(table.columns[name][wrong[0]])!r}," if wrong else ""
+    table.refuse(f"a cell in {name!r} that is not 1, 0, -1, yes, no or blank{example}", wrong, remedy=remedy)
     return [value for value in values if value is not None]
 
 

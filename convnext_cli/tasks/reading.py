@@ -234,7 +234,9 @@ def refuse_blank(table: Table, name: str) -> None:
     Raises:
         DataError: one is.
     """
-    table.refuse("no label", [row for row, cell in enumerate(table.columns[name]) if is_missing(cell)])
+    table.refuse(
+        f"no label (column {name!r})", [row for row, cell in enumerate(table.columns[name]) if is_missing(cell)]
+    )
 
 
 def is_missing(cell: str) -> bool:

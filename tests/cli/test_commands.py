@@ -361,8 +361,10 @@ def test_predict_classifies_a_folder_and_counts_skipped_files(
     assert last == {"skipped": {"not an image": 1}}
     assert "2 of 6 images cannot be read" in outcome.err
 
-    outcome = convnext("predict", folder, "--run", run.path, "-k", 1)
+    outcome = convnext("predict", folder, "--run", run.path, "-k", 1, "--abstain")
     assert note in outcome.err
+    flagged = outcome.out.count("out-of-distribution (OOD)")
+    assert re.search(rf"note: {flagged} of 4 images (is|are) flagged as out-of-distribution", outcome.err)
     assert outcome.out.count("\n") == 4
     assert "line\\nFAKE.png" in outcome.out
 
@@ -426,9 +428,9 @@ def test_several_runs_are_compared_and_reported(
     assert (tmp_path / "two/report.html").exists()
     monkeypatch.setattr(console, "PLAIN_EVERY", 0)
     outcome = convnext("eval", "one", "two", "--no-report", "--target", "sensitivity=0.9:1")
-    assert "comparing 0/1 bootstrapping the 95% CIs" in outcome.err
+    assert "comparing: 0/1 bootstrapping the 95% CIs" in outcome.err
     progress = convnext("eval", "one", "--no-report").err.splitlines()
-    assert any(re.fullmatch(r"evaluating \d+/\d+", line) for line in progress), "the activity is not said twice"
+    assert any(re.fullmatch(r"evaluating: \d+/\d+", line) for line in progress), "the activity is not said twice"
     assert outcome.code == 0, outcome.err
     assert "two compared with one" in outcome.out
     assert "Evaluation 2 on the test split. Choosing a model by these results biases them upward." in outcome.out

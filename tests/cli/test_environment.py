@@ -52,6 +52,14 @@ def test_an_error_that_does_not_complain_of_a_variable_is_a_bug(
     assert f"{type(error).__name__}: {error}. This is a bug" in outcome.err
 
 
+def test_a_missing_module_is_no_bug(convnext: Convnext, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ModuleNotFoundError("No module named 'torch'", name="torch")
+    monkeypatch.setattr("convnext_cli.cli.list.list_models", Mock(side_effect=error))
+    outcome = convnext("list")
+    assert outcome.code == 1
+    assert "error: the Python module torch is missing. Install convnext again" in outcome.err
+
+
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, "Resource")])
 def test_a_limit_of_processes_is_named(convnext: Convnext, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr("convnext_cli.cli.list.list_models", Mock(side_effect=error))

@@ -58,6 +58,7 @@ def test_columns_of_the_data_are_read_and_ages_are_binned(tmp_path: Path) -> Non
     assert age.cuts == "cut at 18, 65 (usual for an age)"
     assert age.values[:3] == ("< 18", "< 18", "18 to < 65")
     assert site.levels == ("X", "Y", "Z")
+    assert site.example == ""
     [halves] = read(index, "age:50")
     assert halves.levels == ("< 50", ">= 50")
     assert halves.values.count("< 50") == 6
@@ -98,6 +99,7 @@ def test_second_table_matches_by_path_without_suffix_or_by_group(tmp_path: Path)
     by_path.write_text("image,device\n" + "".join(f"{number:02},D{number % 2}\n" for number in range(11)))
     [device] = read(index, "device", by_path)
     assert device.values == (*("D0", "D1") * 5, "D0", "")
+    assert "11" in device.example
     by_group.write_text("who,race\n" + "".join(f"p{number},R{number % 2}\n" for number in range(6)))
     [race] = read(index, "race", by_group)
     assert race.values == tuple(["R0", "R0", "R1", "R1"] * 3)

@@ -258,8 +258,11 @@ READ = {
 REFUSED = {
     "no paths": ("a,b\n1,2\n", "no column for the images' paths"),
     "no labels": ("path,other\nimages/a.png,x\n", "no column for the labels"),
-    "a row without a label": ("path,label\nimages/a.png,\n", "no label in 1 row: line 2"),
-    "a label that is missing": ("path,label\nimages/a.png,x\nimages/b.png,NaN\n", "no label in 1 row: line 3"),
+    "a row without a label": ("path,label\nimages/a.png,\n", "no label .column 'label'. in 1 row: line 2"),
+    "a label that is missing": (
+        "path,label\nimages/a.png,x\nimages/b.png,NaN\n",
+        "no label .column 'label'. in 1 row: line 3",
+    ),
     "a file that is missing": (
         "path,label\nimages/a.png,x\nimages/z.png,y\n",
         r"does not exist in 1 row: images/z\.png",
@@ -294,7 +297,10 @@ REFUSED = {
         r"two columns of the same name in its first line \(path,label,label\)",
     ),
     "blanks between the columns": ('"path" "label"\n"images/a.png" "x"\n', "has one column only"),
-    "an error of a spreadsheet": (rows("x", "#N/A", "y", "#NAME?"), "no label in 2 rows: line 3, line 5"),
+    "an error of a spreadsheet": (
+        rows("x", "#N/A", "y", "#NAME?"),
+        "no label .column 'label'. in 2 rows: line 3, line 5",
+    ),
     "a date for each image": (
         "path,label\n" + "".join(f"images/{'abcd'[k % 4]}.png,2024-01-{k + 1:02}\n" for k in range(28)),
         "'label' of .* has 28 different values in 28 rows, too many for classes",
@@ -307,7 +313,10 @@ REFUSED = {
         rows("x", "y", head="path,label") + f"{'z' * 5000}.png,x\n",
         r"a file that does not exist in 1 row: z{79}…\.",
     ),
-    "lines after a blank one": ("path,label\n\nimages/a.png,x\n\nimages/b.png,\n", "no label in 1 row: line 5"),
+    "lines after a blank one": (
+        "path,label\n\nimages/a.png,x\n\nimages/b.png,\n",
+        "no label .column 'label'. in 1 row: line 5",
+    ),
     "one image under two labels": (
         rows("x", "y", "x", "y", "z", number=5),
         "another label or split in 1 row: line 6",
@@ -556,7 +565,11 @@ def test_table_of_another_task_is_read_and_said_so(case: str, images: Path) -> N
         (rows("mild", "severe"), {"task": "ordinal", "grades": "none,mild"}, "--grades has no severe, which is in col"),
         (rows("mild", "severe"), {"task": "ordinal", "grades": "mild,severe,mild"}, "--grades has 'mild' twice"),
         (rows("1,1", "0,1", head="path,A,B"), {"task": "ordinal"}, "needs one column"),
-        (rows("1,2", "0,1", head="path,A,B"), {"label_columns": "A,B"}, "not 1, 0, -1, yes, no or blank in 2 rows"),
+        (
+            rows("1,2", "0,1", head="path,A,B"),
+            {"label_columns": "A,B"},
+            "not 1, 0, -1, yes, no or blank, such as '2', in 2 rows",
+        ),
         (rows("a", "b"), {"label_column": "lable"}, "no column 'lable'"),
         (rows("a", "b"), {"path_column": "image"}, "no column 'image'"),
     ],

@@ -123,8 +123,11 @@ def test_class_that_is_named_like_a_target_is_none() -> None:
 def test_small_subgroups_and_unknown_values_are_said() -> None:
     scored, _ = draw_images(0.0)
     values = ("tiny",) * 6 + ("",) * 14 + ("large",) * 380
-    result = measure(scored, Attribute(name="site", source="s", values=values, levels=("large", "tiny")))
-    assert list_notes(result)["site"] == ["s", "14 images without a value are left out", "tiny is small (3 groups)"]
+    result = measure(
+        scored, Attribute(name="site", source="s", values=values, levels=("large", "tiny"), example="a.png")
+    )
+    left_out = "14 images without a value are left out, such as a.png"
+    assert list_notes(result)["site"] == ["s", left_out, "tiny is small (3 groups)"]
     tiny = result.groupings[0].subgroups[1]
     assert (tiny.images, tiny.groups, tiny.small) == (6, 3, "3 groups")
 

@@ -341,6 +341,11 @@ def test_invalid_target_raises_an_error(text: str) -> None:
         parse_target(text)
 
 
+def test_target_may_be_in_percent() -> None:
+    assert str(parse_target("sensitivity=95%:a")) == "sensitivity=0.95:a"
+    assert str(parse_target("ppv=30%:a@prevalence=0.5%")) == "ppv=0.3:a@prevalence=0.005"
+
+
 def test_predictive_value_needs_a_prevalence() -> None:
     with pytest.raises(UsageError, match=r"ppv=0\.8:a.*depends on how frequent") as caught:
         parse_target("ppv=0.8:a@confidence=0.9")

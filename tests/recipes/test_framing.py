@@ -66,6 +66,9 @@ def test_auto_gives_the_input_the_proportions_that_all_images_have(
     assert 0.75 <= height * width / 224**2 <= 1.25, "training takes about as long"
     assert plan.choices["fit"].source == "rule"
     assert "evaluation sees the whole image" in plan.choices["fit"].reason
+    assert ("the images have the input's proportions" in plan.choices["fit"].reason) == (
+        sizes not in ([(1920, 1080)], [(640, 200), (200, 640)])
+    )
 
 
 def test_auto_keeps_a_chosen_size() -> None:

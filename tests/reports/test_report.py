@@ -188,7 +188,7 @@ def test_confusion_matrix_of_many_classes_is_drawn(
         marks = [label.get_text() for label in matrix.plots[0].figure.axes[0].get_yticklabels()]
         assert (marks == list(classes)) == (many <= 30), "more names would overlap"
     calibration = show_calibration(report)
-    assert calibration.sentences == ["Not calibrated: the probabilities are those of the model."]
+    assert calibration.sentences == ["Not calibrated: the outputs are those of the model."]
     svg = dict.fromkeys(("roc", "pr", "confusion", "reliability"), Markup(""))
     page = render_page(report, [section, calibration], svg)
     assert f">{classes[-1]}</th>" in page, "a class without images"
@@ -279,6 +279,20 @@ def test_settings_of_a_run_without_a_plan_are_said_to_be_unknown(
     mine.plan.unlink()
     (mine.path / "environment.json").unlink()
     assert show_settings(report) is None
+
+
+def test_images_and_groups_of_each_split_are_counted(run: RunFolder, augmented: Evaluation) -> None:
+    index, test_set = augmented.test_set.index, augmented.test_set
+    groups = tuple("one" if row < 10 else "" for row in range(len(index)))  # the others are groups of their own
+    grouped = replace(augmented, test_set=replace(test_set, index=replace(index, groups=groups)))
+    cells: list[list[str]] = []
+    for evaluation in (augmented, grouped):
+        [table, *_] = show_data(ReportData(evaluation=evaluation, run=run, config=run.read_config())).blocks
+        assert isinstance(table, Table)
+        cells = [[str(cell) for cell in row] for row in table.rows]
+        names = ["groups (such as patients)"] if evaluation is grouped else []
+        assert [row[0] for row in cells] == [*index.classes, *names]
+    assert sum(map(int, cells[-1][1:])) in range(len(index) - 9, len(index) - 6)
 
 
 def test_examples_of_a_finding_are_listed_if_there_are_some(run: RunFolder, augmented: Evaluation) -> None:

@@ -68,9 +68,10 @@ def _find_conflicting_labels(index: Index, duplicates: Duplicates) -> Iterator[F
             leave_out=tuple(row for rows in exact for row in rows),
         )
     if near:
+        sets = format_count(len(near), "set")
         yield Finding(
             kind=Kind.CONFLICTING_LABELS,
-            title=f"possible label conflicts: {format_count(len(near), 'set')} of near-duplicates with different labels",
+            title=f"possible label conflicts: {sets} of near-duplicates with different labels",
             count=len(near),
             examples=_show(index, near, with_label=True),
             effect="a label is wrong, or the classes differ by details too small for this comparison (64 x 64 px)",
