@@ -15,6 +15,7 @@ class Kind(StrEnum):
     SIMILAR_ACROSS_SPLITS = "very similar images across splits"
     TRAINED_BEFORE = "images that the base weights were trained on"
     UNREADABLE = "unreadable"
+    FEW_LEVELS = "few grey levels"
     DUPLICATES = "duplicates"
     NEAR_DUPLICATES = "near-duplicates"
     SIMILAR = "very similar images"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,12 +23,17 @@ from convnext_cli.files import replace_file
 from convnext_cli.images.decode import RULES, read_image
 from convnext_cli.images.hashing import ContentDigests, make_key, open_digests
 from convnext_cli.images.loaders import cut_batches, run_tasks
+from convnext_cli.images.raster import Pixels
 from convnext_cli.machine import count_process_cpus
 from convnext_cli.progress import Progress, Steps
 
-VERSION = 200 + RULES  # the hundreds are raised when the measures change
+VERSION = 300 + RULES  # the hundreds are raised when the measures change
 THUMB = 12  # side of the thumbnail by which near-duplicates are first compared
 PART = 32  # images per task of a thread
+FEW_LEVELS = "few grey levels"  # a step in the notes, of a stretched image with at most `MAX_LEVELS`
+MAX_LEVELS = 16  # of 256, that are not rare
+RARE = 0.001  # fraction of the pixels
+_SAMPLE = 1 << 20  # pixels to count grey levels in
 
 MEASURES = np.dtype(
     [
@@ -136,6 +142,8 @@ def _measure(path: Path) -> tuple[Any, str]:
         pixels, mode, bits, steps = read_image(path)
     except ImageError as error:
         return values, "!" + error.problem
+    if any("stretched" in step for step in steps) and _count_levels(pixels) <= MAX_LEVELS:
+        steps = (*steps, FEW_LEVELS)
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     small = np.asarray(Image.fromarray(pixels).resize((_SMALL, _SMALL), Image.Resampling.BOX), dtype=np.float32)
@@ -151,6 +159,13 @@ def _measure(path: Path) -> tuple[Any, str]:
     return values, "|".join(
         (mode, *(text.partition(" from ")[0] for text in steps))
     )  # without numbers, so that steps can be counted
+
+
+def _count_levels(pixels: Pixels) -> int:
+    """Return the number of levels of green that are not rare."""
+    step = math.isqrt(pixels.shape[0] * pixels.shape[1] // _SAMPLE) + 1
+    levels = pixels[::step, ::step, 1].ravel()
+    return int((np.bincount(levels, minlength=256) > RARE * len(levels)).sum())
 
 
 def hash_image(grey: NDArray[np.float32]) -> np.uint64:

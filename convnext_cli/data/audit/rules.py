@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from convnext_cli.data.audit.duplicates import Duplicates
 from convnext_cli.data.audit.findings import Finding, Kind
-from convnext_cli.data.audit.measurements import Measurements
+from convnext_cli.data.audit.measurements import FEW_LEVELS, MAX_LEVELS, Measurements
 from convnext_cli.data.audit.shortcuts import Shortcut
 from convnext_cli.data.audit.support import Support, describe_test
 from convnext_cli.data.groups import Grouping, find_groups_across_splits
@@ -44,6 +44,7 @@ def find_notes(
 ) -> Iterator[Finding]:
     """Yield all other findings, the gravest first."""
     yield from _find_unreadable(measurements.errors)
+    yield from _find_few_levels(index, measurements)
     yield from _find_duplicates(index, duplicates)
     yield from _find_similar(index, duplicates)
     yield from _find_alike_names(index.classes)
@@ -142,6 +143,23 @@ def _find_unreadable(errors: Mapping[int, str]) -> Iterator[Finding]:
             effect=f"{'it is' if len(rows) == 1 else 'they are'} used neither for training nor for testing",
             action="left out",
             leave_out=tuple(rows),
+        )
+
+
+def _find_few_levels(index: Index, measurements: Measurements) -> Iterator[Finding]:
+    """Yield images whose range is that of a few extreme values, as of a fill value of -9999 or of a hot pixel."""
+    places = [place for place, note in enumerate(measurements.notes) if note.endswith(f"|{FEW_LEVELS}")]
+    rows = [row for row, place in enumerate(measurements.measures["note"].tolist()) if place in places]
+    if rows:
+        yield Finding(
+            kind=Kind.FEW_LEVELS,
+            title=f"{format_count(len(rows), 'image has', 'images have')} at most {MAX_LEVELS} of 256 grey levels, "
+            "stretched to 8 bits",
+            count=len(rows),
+            examples=tuple(index.paths[row] for row in rows[:EXAMPLES]),
+            effect="if a few extreme values set the range, such as a no-data value or a hot pixel, the model sees "
+            "hardly anything else",
+            action="kept; replace these values in the files, or declare GDAL's no-data value of a TIFF file",
         )
 
 

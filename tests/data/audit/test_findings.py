@@ -284,3 +284,18 @@ def test_chest_x_rays_audit(shared_data: Path) -> None:
     assert replace(repaired.index, skipped={}).groups == result.index.groups
     assert repaired.audit is not None
     assert not repaired.audit.falsifies
+
+
+def test_images_whose_range_a_few_extreme_values_set_are_noted(tmp_path: Path) -> None:
+    for number in range(9):
+        grey = np.asarray(draw_picture(number).convert("L"), np.uint16)
+        hot, few = grey * 8, (grey // 128 * 255).astype(np.uint8)  # the second has two levels of its 8 bits
+        hot[3, 7] = 65535
+        for name, values in (("whole", grey * 8), ("hot", hot), ("few", few)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(values).save(tmp_path / name / f"{number}.png")
+    result = audit(tmp_path)
+    finding = find(result, "few grey levels")
+    assert (finding.count, {example[:3] for example in finding.examples}) == (9, {"hot"})
+    assert result.formats[".png I;16 (stretched, few grey levels)"] == 9
+    assert find(audit(tmp_path), "few grey levels") == finding, "from the cache"
