@@ -286,7 +286,7 @@ REFUSED = {
     ),
     "a title": (
         "Our images, 2024\n" + rows("x", "y"),
-        "a file that does not exist in 1 row: path",
+        r"its first line \(Our images, 2024\) is read as the header, but line 2 looks like it: it has 'path'",
     ),
     "a comment": (
         "# our images\n" + rows("x", "y"),

@@ -63,6 +63,7 @@ _VECTOR = re.compile(r"\[[\d.,\s]+\]")
 MIN_OBJECTS = 10  # values of a column that may be groups
 MAX_ARMS = 3  # values of a column `group` that are the arms of a study, such as control and treated
 MAX_FOLDS = 50
+MAX_TITLES = 5  # rows among which a header is searched
 MAX_READERS = 10  # rows of an image, each with the finding of one reader
 
 
@@ -75,9 +76,21 @@ def find_columns(table: Table, finder: FileFinder, options: TableOptions) -> dic
     chosen = _find_chosen(table, options)
     name_of = {fold_column(name): name for name in table.columns if name not in chosen.values()}
     columns = {"path": chosen.get("path") or _find_path_column(table, chosen.values(), finder)}
+    _check_header(table, columns["path"], finder)
     columns |= _guess_columns(table, name_of, columns)
     columns |= chosen
     return {role: name for role, name in columns.items() if getattr(options, f"{role}_column", AUTO) != NONE}
+
+
+def _check_header(table: Table, path_column: str, finder: FileFinder) -> None:
+    """Check that no row below the first line is the header, as in an exported spreadsheet with a title."""
+    for row, cell in enumerate(table.columns[path_column][:MAX_TITLES]):
+        if fold_column(cell) in PATH_NAMES and finder.find(cell) is None:
+            raise DataError(
+                f"{table.path}: its first line ({shorten(', '.join(filter(None, table.columns)))}) is read as the "
+                f"header, but line {table.lines[row]} looks like it: it has {cell!r}",
+                "Remove the lines above the header",
+            )
 
 
 def _find_chosen(table: Table, options: TableOptions) -> dict[str, str]:
