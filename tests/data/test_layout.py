@@ -724,6 +724,7 @@ def test_masks_of_their_own_folders_are_refused_with_label_from(tmp_path: Path, 
         ("day3/ day5/", r"\(day3, day5\) are numbered: if the model is not to learn these"),
         ("Woche~1/ Woche~2/", r"\(Woche 1, Woche 2\) are numbered"),
         ("kos01/ kos02/ kos03/", "are numbered"),
+        ("p10/p10000032/ p11/p11000011/", "are numbered"),
         ("A01/ A02/ A03/ B01/ B02/ B03/", "are named as wells of a plate are"),
         ("left/ right/", "are named as views of one subject are"),
         (

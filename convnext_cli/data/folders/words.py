@@ -80,7 +80,8 @@ def describe_doubt(names: Iterable[str]) -> str:
     if {name.casefold() for name in names} <= VIEWS:
         return "named as views of one subject are"
     word = _find_numbered_word(names)
-    return "numbered" if len(word) > 1 and word not in _CLASS_WORDS else ""
+    is_unit = len(word) > 1 or all(map(PATIENT_FOLDER.fullmatch, names))  # other letters may be codes of classes
+    return "numbered" if is_unit and word not in _CLASS_WORDS else ""
 
 
 def _find_numbered_word(names: Iterable[str]) -> str:
