@@ -179,6 +179,7 @@ def _read_rows(located: _Located, options: TableOptions) -> Index:
         *by_folders,
         *describe_joined(targets.labels),
         *_describe_columns(table, columns, targets, folds, options),
+        *_describe_splits(table.columns.get(columns.get("split", ""), ()), splits),
         *_describe_groups(columns.get("group", ""), groups),
         *targets.notes,
         *joined,
@@ -304,6 +305,16 @@ def _describe_columns(
         if "group" not in columns and options.group_column == AUTO:
             notes += suggest_groups(table, unused, targets.labels or targets.values)
     return notes
+
+
+def _describe_splits(cells: Sequence[str], splits: Sequence[str]) -> list[str]:
+    """Return notes on the words that name one split, such as internal and external validation."""
+    cells_of = group_by({cell.casefold(): row for row, cell in enumerate(cells)}.values(), splits.__getitem__)
+    return [
+        f"{', '.join(sorted(cells[row] for row in rows))} are read as {split}"
+        for split, rows in cells_of.items()
+        if split and len(rows) > 1
+    ]
 
 
 def _describe_groups(column: str, groups: Sequence[str]) -> list[str]:

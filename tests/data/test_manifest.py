@@ -381,6 +381,14 @@ def test_positions_are_no_labels(images: Path) -> None:
     assert scan_data(write(images / "t.csv", rows("fat", "tumor", head="x,y"))).classes == ("fat", "tumor")
 
 
+def test_words_that_name_one_split_are_noted(images: Path) -> None:
+    text = rows("x,Training", "y,Training", "x,Internal validation", "y,External validation", head="path,label,subset")
+    note = "External validation, Internal validation are read as val"
+    assert note in scan_data(write(images / "t.csv", text)).notes
+    text = rows("x,train", "y,Train", "x,test", "y,", head="path,label,split")
+    assert "read as" not in " ".join(scan_data(write(images / "t.csv", text)).notes)
+
+
 def test_a_column_of_splits_called_fold_has_no_folds(images: Path) -> None:
     index = scan_data(write(images / "t.csv", rows("x,train", "y,train", "x,test", "y,test", head="path,label,fold")))
     assert index.list_splits() == ["train", "test"]
