@@ -14,7 +14,7 @@ Anything else (splits or folds without classes, a detection or segmentation set)
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from operator import attrgetter
@@ -347,19 +347,15 @@ def _note_other_classes(layout: Layout) -> None:
         )
     if name_findings(top.name for top in tops):
         return
-    inside = [chain((inner.name for inner in top.walk() if inner is not top), _list_names(top)) for top in tops]
-    common = set.intersection(*map(name_findings, inside))
+    folders = [[inner.name for inner in top.walk() if inner is not top] for top in tops]
+    files = [map(os.path.basename, islice(top.list_images(), SAMPLE)) for top in tops]
+    common = set.intersection(*map(name_findings, map(chain, folders, files)))
     if len(common) > 1:
         pattern = "|".join(sorted(sorted(common), key=len, reverse=True))  # `abnormal` before `normal`
         layout.notes.append(
             f"names inside every class are those of findings ({', '.join(sorted(common))}): if those are the classes, "
             f"--label-from '(?i){pattern}' reads them"
         )
-
-
-def _list_names(folder: Folder) -> Iterator[str]:
-    """Yield the names of the first images in a folder and below."""
-    return map(os.path.basename, islice(folder.list_images(), SAMPLE))
 
 
 def looks_like_data(folder: Path) -> bool:
