@@ -381,6 +381,22 @@ def test_positions_are_no_labels(images: Path) -> None:
     assert scan_data(write(images / "t.csv", rows("fat", "tumor", head="x,y"))).classes == ("fat", "tumor")
 
 
+@pytest.mark.parametrize(
+    ("rest", "odd"), [(["1,0,0", "0,1,0", "0,0,1", "1,0,2"], "2"), (["0,1,1", "1,0,0", "0,1,9"], "9")]
+)
+def test_columns_that_are_no_labels_because_of_some_cells_are_noted(images: Path, rest: list[str], odd: str) -> None:
+    """One typing error took the third label away, or a class from one-hot columns."""
+    index = scan_data(write(images / "t.csv", rows(*rest, head="path,A,B,C")))
+    assert index.classes == ("A", "B")
+    note = (
+        f"column 'C' is not read as a label: 1 of 4 cells is not 1, 0, -1, yes, no or blank, such as '{odd}'; correct "
+        "the cells if it is one"
+    )
+    assert note in index.notes
+    index = scan_data(write(images / "t.csv", rows(*rest, head="path,A,B,C").replace(odd, "1")))
+    assert "C" in index.classes
+
+
 def test_words_that_name_one_split_are_noted(images: Path) -> None:
     text = rows("x,Training", "y,Training", "x,Internal validation", "y,External validation", head="path,label,subset")
     note = "External validation, Internal validation are read as val"

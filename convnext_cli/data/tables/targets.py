@@ -1,5 +1,8 @@
 """Find the columns that hold the targets of a table; the tasks read them."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
 from convnext_cli.data.folders.words import list_words
 from convnext_cli.data.index import are_too_many
 from convnext_cli.data.tables.columns import SPLIT_COLUMNS, holds_identifiers
@@ -19,7 +22,7 @@ from convnext_cli.tasks.reading import (
     parse_flag,
 )
 from convnext_cli.tasks.registry import TASKS, choose_kind, read_cells, read_columns
-from convnext_cli.text import format_count
+from convnext_cli.text import format_count, format_part, shorten
 
 _PRESENCE_WORDS = frozenset(("confidence", "present", "presence", "exists", "vorhanden", "presente", "présent"))
 """Names of a column whose 0 says that a row's label is absent."""
@@ -93,13 +96,26 @@ def _find_targets(table: Table, columns: dict[str, str], options: TableOptions) 
     if len(flags) > 1:
         named = [name for name in named if name not in flags]
         try:
-            return read_columns(table, flags, options, has_label=bool(named))
+            targets = read_columns(table, flags, options, has_label=bool(named))
+            return replace(targets, notes=(*targets.notes, *_note_odd_flags(table, remaining)))
         except OtherTaskError:  # flags beside a label
             if not named:
                 raise
     if named:
         return read_cells(table, named[0], options)
     return _read_likely_labels(table, remaining, options)
+
+
+def _note_odd_flags(table: Table, names: Sequence[str]) -> Iterator[str]:
+    """Yield notes on columns that are no labels because of a few cells, such as a 2 or a 9 among 0 and 1."""
+    for name in names:
+        flags = list(map(parse_flag, table.columns[name]))
+        odd = [cell for cell, flag in zip(table.columns[name], flags, strict=True) if flag is None]
+        if odd and 2 * len(odd) < len(flags) and {0.0, 1.0} <= set(flags):
+            yield (
+                f"column {name!r} is not read as a label: {format_part(len(odd), len(flags), 'cell', 'is', 'are')} not "
+                f"1, 0, -1, yes, no or blank, such as {shorten(odd[0])!r}; correct the cells if it is one"
+            )
 
 
 def _is_identifier(table: Table, name: str) -> bool:
