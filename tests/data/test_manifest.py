@@ -397,6 +397,14 @@ def test_columns_that_are_no_labels_because_of_some_cells_are_noted(images: Path
     assert "C" in index.classes
 
 
+def test_a_column_of_splits_with_another_cell_is_one(images: Path) -> None:
+    """Else one blank cell would have a random split drawn."""
+    text = rows("x,train", "y,train", "x,", "y,test", head="path,label,cohort")
+    assert scan_data(write(images / "t.csv", text)).splits == ("train", "train", "", "test")
+    with pytest.raises(DataError, match="an unknown split in column 'cohort' in 1 row: trian"):
+        scan_data(write(images / "t.csv", text.replace("x,\n", "x,trian\n")))
+
+
 def test_words_that_name_one_split_are_noted(images: Path) -> None:
     text = rows("x,Training", "y,Training", "x,Internal validation", "y,External validation", head="path,label,subset")
     note = "External validation, Internal validation are read as val"

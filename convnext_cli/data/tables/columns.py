@@ -110,7 +110,8 @@ def _guess_columns(table: Table, name_of: dict[str, str], columns: dict[str, str
         ):
             columns["split"] = name
             break
-    if "split" not in columns and (split := next((n for n in table.columns if _holds_splits(table.columns[n])), None)):
+    others = [name for name in table.columns if name != columns["path"]]
+    if "split" not in columns and (split := next((n for n in others if _holds_splits(table.columns[n])), None)):
         columns["split"] = split
     flags = [name for name in table.columns if find_flagged_split(table, name)]
     if "split" not in columns and len(flags) == 1:
@@ -257,9 +258,11 @@ def read_groups(table: Table, columns: dict[str, str]) -> list[str]:
 
 
 def _holds_splits(cells: Sequence[str]) -> bool:
-    """Return True if a column has the names of splits in all cells, of the training split among them."""
+    """Return True if most cells of a column name splits, the training split among them; another word is an error."""
     words = set(cells)
-    return 1 < len(words) <= len(SPLITS) and {"train"} < {_parse_split(word) or "" for word in words} <= set(SPLITS)
+    splits = {split for word in words if (split := _parse_split(word))}
+    is_split = {"train"} < splits and len(words) <= len(SPLITS) + 1
+    return is_split and _most(cells, lambda cell: _parse_split(cell) is not None)
 
 
 def _list_groups(table: Table, name_of: dict[str, str], path: str) -> Iterator[str]:
