@@ -413,6 +413,7 @@ AMBIGUOUS = {
     ),
     "splits and other folders": ("s_train/a/ s_train/b/ s_test/a/ other/a/", "lies beside them"),
     "splits of unknown names": ("train/a/ train/b/ public_test/a/ private_test/b/", "public_test look like splits"),
+    "a slip of the pen": ("trian/a/ trian/b/ valid/a/ valid/b/", "trian look like splits: .* same folders as valid"),
     "a test folder alone": ("test/a/ test/b/", "nothing to train on"),
     "images alone": ("images/", "the only folder with images"),
     "images and masks alone": ("images/ masks/", "the only folder with images"),

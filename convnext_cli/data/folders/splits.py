@@ -116,8 +116,8 @@ def find_split_folders(folders: Iterable[Folder]) -> SplitFolders:
         )
     if complete:
         return _check_siblings(complete[0], siblings)
-    if "train" in simple:
-        _check_unknown_splits(simple["train"], siblings)
+    for known in simple.values():
+        _check_unknown_splits(known, siblings)
     return {}
 
 
@@ -214,14 +214,14 @@ def _check_siblings(splits: SplitFolders, siblings: Sequence[Folder]) -> SplitFo
     return {}
 
 
-def _check_unknown_splits(train: Sequence[Folder], siblings: Sequence[Folder]) -> None:
-    """Check that no folder beside the training folder has its classes inside: it would be a split of another name."""
-    classes = {folder.name for folder in enter_split(train[0]).filled}
-    alike = [top for top in siblings if top not in train and top.filled and {f.name for f in top.filled} <= classes]
+def _check_unknown_splits(known: Sequence[Folder], siblings: Sequence[Folder]) -> None:
+    """Check that no folder beside those of a split has its classes inside: it would be a split of another name."""
+    classes = {folder.name for folder in enter_split(known[0]).filled}
+    alike = [top for top in siblings if top not in known and top.filled and {f.name for f in top.filled} <= classes]
     if len(classes) > 1 and alike:
         raise AmbiguousLayoutError(
-            f"{list_names(alike)} look like splits: they have the same folders as {list_names(train)}",
-            "Name them val and test, leave them out with --exclude, or give a CSV file with path, label and split",
+            f"{list_names(alike)} look like splits: they have the same folders as {list_names(known)}",
+            "Name them train, val and test, leave them out with --exclude, or give a table with path, label and split",
         )
 
 
