@@ -113,7 +113,7 @@ def plan_scan(scan: Scan) -> Steps[Preparation]:
     # 1. The data and their split.
     request, dataset = yield from _load_data(scan)
     index, fold_index = _split(dataset, request.values)
-    dataset = yield from _compare_with_base(request.weights, dataset, index)
+    dataset = yield from _compare_with_base(request, dataset, index)
 
     # 2. The model, the user's or the recommended one, and the plan.
     machine, fingerprint = detect_machine(), compute_fingerprint(dataset.index)
@@ -282,11 +282,11 @@ def _split(dataset: Dataset, values: Mapping[str, Any]) -> tuple[Index, Index | 
     return next(iter(parts.values())), index if trains_all else None
 
 
-def _compare_with_base(weights: str, dataset: Dataset, index: Index) -> Steps[Dataset]:
+def _compare_with_base(request: TrainRequest, dataset: Dataset, index: Index) -> Steps[Dataset]:
     """Return the data set with a finding if the run of these weights was trained on images that this one holds out."""
-    path = Path(weights)
+    path = Path(request.weights)
     run = RunFolder(path if path.is_dir() else path.parent)
-    if weights in ("auto", "none") or dataset.audit is None or not SPLIT.path(run.path).is_file():
+    if request.weights in ("auto", "none") or dataset.audit is None or not SPLIT.path(run.path).is_file():
         return dataset
     reason, known = "it has no digests of them, and they are gone", None
     try:
@@ -309,7 +309,11 @@ def _compare_with_base(weights: str, dataset: Dataset, index: Index) -> Steps[Da
             counts[split] = overlap.trained + overlap.trained_near
         if not any(counts.values()):
             return dataset
-        root = quote(str(trained_on.root))
+        remedy = (
+            f"{SPLIT.path(run.path)} as data, with --image-root {quote(str(trained_on.root))}, keeps that run's split"
+        )
+        if request.values["folds"]:
+            remedy = "use other weights: a cross-validation holds each image out once"
         shown = " and ".join(f"{n:,} of {len(index.rows(split)):,} {split} images" for split, n in counts.items() if n)
         finding = Finding(
             kind=Kind.TRAINED_BEFORE,
@@ -317,7 +321,7 @@ def _compare_with_base(weights: str, dataset: Dataset, index: Index) -> Steps[Da
             title=f"leakage: {run.path} was trained on {shown}, and its weights are the base of this training",
             count=sum(counts.values()),
             effect="scores on these images will be too high",
-            action=f"all are kept; {SPLIT.path(run.path)} as data, with --image-root {root}, keeps that run's split",
+            action=f"all are kept; {remedy}",
         )
     return replace(dataset, audit=replace(dataset.audit, findings=(*dataset.audit.findings, finding)))
 

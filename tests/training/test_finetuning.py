@@ -180,6 +180,8 @@ def test_images_that_the_base_run_was_trained_on_are_leakage_where_they_are_held
     assert text.startswith(f"leakage: {run.path} was trained on ")
     assert " of 45 test images and " in text
     assert warn(run.path / "split.csv", run.path, seed=1, image_root=str(digits)) == [], "the remedy"
+    [text] = warn(digits, run.path, folds=3)
+    assert text.endswith("use other weights: a cross-validation holds each image out once")
     (run_copy.path / "split.csv").write_text("damaged")
     assert warn(digits, run_copy.path)[0].startswith("not compared with the images that"), "no error: it is the base"
 
