@@ -58,7 +58,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     if groups is not None:
         _show_groups(evaluation, groups)
         _show_classes(display, groups.metrics, groups.intervals, unit="groups")
-        _show_points(groups.operating_points)
+        _show_points(groups.operating_points, "per group: ")
     if evaluation.subgroups is not None:
         show_subgroups(evaluation.subgroups)
     if evaluation.drift is not None:
@@ -150,19 +150,16 @@ def _show_groups(evaluation: "Evaluation", groups: "GroupEvaluation") -> None:
 
 
 def _show_targets(evaluation: "Evaluation") -> None:
-    """Show what each threshold reaches, which targets are met, and decision curves; warnings have the missed ones."""
-    from convnext_cli.metrics.thresholds import describe_met
-
+    """Show what each threshold reaches, and decision curves."""
     _show_points(evaluation.operating_points)
-    for point in evaluation.operating_points:
-        if point.is_met:
-            console.show(f"{capitalise(describe_met(point))}.")
     for curve in evaluation.decision_curves:
         console.show(curve.describe())
 
 
-def _show_points(points: "Sequence[OperatingPoint]") -> None:
-    """Show what each threshold reaches."""
+def _show_points(points: "Sequence[OperatingPoint]", unit: str = "") -> None:
+    """Show what each threshold reaches, and which targets are met; warnings have the missed ones."""
+    from convnext_cli.metrics.thresholds import describe_met
+
     if not points:
         return
     columns = ["threshold %"]
@@ -173,6 +170,9 @@ def _show_points(points: "Sequence[OperatingPoint]") -> None:
     console.show_table(
         ["target", *columns, *values], map(_list_point_cells, points), numbers=[*columns, *values], spare=values[::-1]
     )
+    for point in points:
+        if point.is_met:
+            console.show(f"{capitalise(unit + describe_met(point))}.")
 
 
 def _list_point_cells(point: "OperatingPoint") -> list[object]:
