@@ -169,8 +169,7 @@ def _read_rows(located: _Located, options: TableOptions) -> Index:
     if "split" not in columns and options.split_column != NONE:
         splits, by_folders = _read_folder_splits(paths)
     folds = read_folds(table, columns, splits)
-    if not folds:
-        columns.pop("fold", None)
+    unfolded = "" if folds else columns.pop("fold", "")
     groups = read_groups(table, columns)
     table = replace(table, has_repeats=len(set(paths)) < len(paths))
     targets, joined = _join_rows(paths, read_targets(table, columns, options))
@@ -179,6 +178,7 @@ def _read_rows(located: _Located, options: TableOptions) -> Index:
         *by_folders,
         *describe_joined(targets.labels),
         *_describe_columns(table, columns, targets, folds, options),
+        *([f"column {unfolded!r} has blank cells, so its folds are not used"] if unfolded else []),
         *_describe_splits(table.columns.get(columns.get("split", ""), ()), splits),
         *_describe_groups(columns.get("group", ""), groups),
         *targets.notes,

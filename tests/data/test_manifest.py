@@ -405,6 +405,14 @@ def test_a_column_of_splits_with_another_cell_is_one(images: Path) -> None:
         scan_data(write(images / "t.csv", text.replace("x,\n", "x,trian\n")))
 
 
+def test_a_blank_cell_among_flags_of_a_split_or_folds(images: Path) -> None:
+    index = scan_data(write(images / "t.csv", rows("x,0", "y,0", "x,", "y,1", head="path,label,is_test")))
+    assert index.splits == ("train", "train", "", "test")
+    index = scan_data(write(images / "t.csv", rows("x,1", "y,2", "x,", "y,1", head="path,label,fold")))
+    assert (index.folds, index.notes[0]) == ((), "columns that are not used: fold")
+    assert index.notes[1] == "column 'fold' has blank cells, so its folds are not used"
+
+
 def test_words_that_name_one_split_are_noted(images: Path) -> None:
     text = rows("x,Training", "y,Training", "x,Internal validation", "y,External validation", head="path,label,subset")
     note = "External validation, Internal validation are read as val"

@@ -184,7 +184,8 @@ def read_splits(table: Table, columns: dict[str, str]) -> list[str]:
         return [""] * len(table)
     cells = _read_split_cells(table, columns["split"])
     if split := find_flagged_split(table, columns["split"], is_chosen=True):
-        return [split if parse_flag(cell) else "test" if split == "train" else "train" for cell in cells]
+        other = "test" if split == "train" else "train"
+        return [(split if parse_flag(cell) else other) if cell else "" for cell in cells]
     splits = [_parse_split(cell) for cell in cells]
     unknown = [row for row, split in enumerate(splits) if split is None]
     examples = list(dict.fromkeys(cells[row] for row in unknown))[:EXAMPLES]
@@ -201,7 +202,7 @@ def find_flagged_split(table: Table, name: str, *, is_chosen: bool = False) -> s
     """
     *before, word = list_words(name) or [""]
     split = find_simple_split(word) if before in (["is"], ["in"]) or (is_chosen and not before) else None
-    return split if split and {parse_flag(cell) for cell in table.columns[name]} == {0.0, 1.0} else None
+    return split if split and {parse_flag(cell) for cell in table.columns[name] if cell} == {0.0, 1.0} else None
 
 
 def join_split_columns(table: Table) -> tuple[Table, list[str]]:
