@@ -39,6 +39,11 @@ NUMBER = re.compile(r"(?:(?<![^\s_])-|\u2212)?\d+(?:[.,]\d+)?")
 """A hyphen after a letter, as in grade-1, is no minus sign."""
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _POINTS = re.compile(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+(?:,\d+)?")
+_QUANTITY = re.compile(
+    r"[<>≤≥~≈]?=?\s*([+\-\u2212]?(?:\d+|\d{1,3}(?:[\s'\u2019.]\d{3})+)(?:[.,]\d+)?)\s*"
+    r"(?:%|°?[CF]|HU|px|[nµumck]?m|[mµu]?g|kg|m?l|mm2|cm2|mm3|cm3|d|days?|months?|y|yrs?|years?)?"
+)
+"""A number with a bound, a unit, or signs between thousands: <0.5, 3.2 mm, 1 000, 1'000.5."""
 MAX_ODD = 0.1
 """Fraction of cells that are no numbers in a column of numbers, at most."""
 _CHOICES = re.compile(r'\{"choices":\s*(\[.*\])\}')
@@ -258,11 +263,20 @@ def is_flag(table: Table, name: str) -> bool:
 
 
 def list_odd_numbers(table: Table, name: str) -> list[int]:
-    """Return the rows whose cells are no numbers, if those of the others measure something; else none."""
+    """Return the rows whose cells are no numbers, if those of the others measure something; else none.
+
+    A cell with a bound, a unit or signs between thousands, such as <0.5, 3.2 mm or 1'000.5, is returned too; its number
+    counts as measured.
+    """
     cells = table.columns[name]
     numbers, _ = parse_numbers(cells)
     odd = [row for row, cell in enumerate(cells) if numbers[row] is None and not is_unknown(cell)]
-    known = [cell for cell, number in zip(cells, numbers, strict=True) if number is not None]
+    matches = [None if number is None else cell for cell, number in zip(cells, numbers, strict=True)]
+    for row in odd:
+        if match := _QUANTITY.fullmatch(cells[row]):
+            number = re.sub(r"[\s'\u2019]", "", match[1])
+            matches[row] = number.replace(".", "") if "," in number or number.count(".") > 1 else number
+    known = [cell for cell in matches if cell is not None]
     if not odd or len(known) < (1 - MAX_ODD) * len(cells):
         return []
     return odd if is_measure(replace(table, columns={name: known}), name) else []
