@@ -288,6 +288,10 @@ REFUSED = {
         "Our images, 2024\n" + rows("x", "y"),
         r"its first line \(Our images, 2024\) is read as the header, but line 2 looks like it: it has 'path'",
     ),
+    "quotation marks with a backslash": (
+        rows("heart", r'"lung, \"upper\""'),
+        r"t.csv, line 3: ',' expected after '\"'. Write \"\" for a quotation mark in a cell",
+    ),
     "a comment": (
         "# our images\n" + rows("x", "y"),
         r"more cells than the first line \(# our images\), its header, in 5 rows: line 2, .* Remove the lines above",

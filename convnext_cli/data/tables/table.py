@@ -104,15 +104,17 @@ def _read_csv(path: Path, text: str) -> tuple[list[list[str]], list[int], str]:
         raise DataError(f"{path} is a page in HTML or XML, not a spreadsheet", remedy)
     text = re.sub(r"\Asep=.\r?\n", "\n", text)  # Excel's own first line; an empty one keeps the lines' numbers
     rows, lines = [], []
+    delimiter = find_delimiter(text)
+    is_escaped = '\\"' in text  # as R and Spark write a quotation mark: without `strict` it would stay in the label
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=is_escaped)
     try:
-        delimiter = find_delimiter(text)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
         for row in reader:
             if any(cell.strip() for cell in row):
                 rows.append([cell.strip() for cell in row])
                 lines.append(reader.line_num)
     except csv.Error as error:
-        raise DataError(f"cannot read {path}: {error}", _REMEDY) from error
+        remedy = 'Write "" for a quotation mark in a cell, in place of a backslash and "' if is_escaped else _REMEDY
+        raise DataError(f"cannot read {path}, line {reader.line_num}: {error}", remedy) from error
     _check_quotes(path, text, rows, lines)
     return rows, lines, delimiter
 
