@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from convnext_cli.data.folders.remedies import choose_example, describe_others, find_tables, suggest_pattern
 from convnext_cli.data.folders.splits import find_split_tables
 from convnext_cli.data.folders.words import is_form, list_words
-from convnext_cli.data.index import NONE, Index, describe_skipped
+from convnext_cli.data.index import NONE, Index, count_read, describe_skipped
 from convnext_cli.data.layout import Layout
 from convnext_cli.data.split_lists import apply_split_lists
 from convnext_cli.data.tables.spreadsheet import INSTALL, lacks_reader
@@ -141,6 +141,7 @@ def add_tables(index: Index, tables: Sequence[Path], lists: Sequence[Path], opti
         DataError: the classes are these groups.
     """
     index, used = add_columns(index, tables, options)
+    index = count_read(index, len(set(used)))
     if unused := [path.name for path in tables if path not in used]:
         index = replace(index, notes=(*index.notes, f"tables that are not used: {shorten_names(unused)}"))
     return apply_split_lists(index, lists)

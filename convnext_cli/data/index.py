@@ -38,8 +38,9 @@ COLUMNS = ("paths", "labels", "splits", "groups", "folds", "row_folders", "valid
 """The fields of an `Index` that have a value for each row, or none."""
 EXCLUDED = "excluded image"  # this and the next are reasons for which files are skipped
 UNREADABLE = "unreadable image"
+NOT_AN_IMAGE = "not an image"
 _PLURALS_OF_REASONS = {  # beginnings, where the plural differs in more than an "s" after the first noun
-    "not an image": "not images",
+    NOT_AN_IMAGE: "not images",
     "not a regular file": "not regular files",
     "mask of an image, by its": "masks of images, by their",
     "row that repeats": "rows that repeat",
@@ -269,6 +270,13 @@ def find_alike(classes: Iterable[str]) -> list[list[str]]:
     are_flags = set(flags.values()) <= {0.0, 1.0}
     alike = group_by(names, lambda name: str(flags[name]) if are_flags else fold_name(_COPY.sub("", name)))
     return [same for same in alike.values() if len(same) > 1]
+
+
+def count_read(index: Index, files: int) -> Index:
+    """Return the index with fewer files among those that are skipped as no images: they are tables that were read."""
+    skipped = index.skipped.get(NOT_AN_IMAGE, 0) - files
+    others = {reason: number for reason, number in index.skipped.items() if reason != NOT_AN_IMAGE}
+    return replace(index, skipped=others | ({NOT_AN_IMAGE: skipped} if skipped > 0 else {}))
 
 
 def digest_images(index: Index) -> str:

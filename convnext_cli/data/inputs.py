@@ -14,9 +14,9 @@ from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO
 from urllib.parse import unquote
 
-from convnext_cli.data.index import TABLE_SUFFIXES
+from convnext_cli.data.index import NOT_AN_IMAGE, TABLE_SUFFIXES
 from convnext_cli.data.outside import check_cache_outside
-from convnext_cli.data.tree import HIDDEN, NOT_AN_IMAGE, explain_format, is_folder, is_hidden
+from convnext_cli.data.tree import HIDDEN, explain_format, is_folder, is_hidden
 from convnext_cli.encoding import decode_name, decode_text
 from convnext_cli.errors import DataError, ImageError
 from convnext_cli.images.formats import HEAD_BYTES, explain_missing, has_image_suffix, identify_bytes, identify_file

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from convnext_cli.data.folders.splits import PARTITION, find_split_lists, is_split_list
 from convnext_cli.data.folders.words import list_words
-from convnext_cli.data.index import Index, group_by
+from convnext_cli.data.index import Index, count_read, group_by
 from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import compose_name, read_text
 from convnext_cli.errors import DataError
@@ -48,6 +48,7 @@ def apply_split_lists(index: Index, paths: Sequence[Path]) -> Index:
             splits, notes, problem = _read_lists(files, index.paths, rows_of)
             if not problem:
                 index, used = replace(index, splits=tuple(splits)), list(files.values())
+                index = count_read(index, len(set(used)))
                 notes = [f"splits by lists: {_list_names(files)}", *notes]
                 reason = "one set of lists is used"
                 break

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from convnext_cli.data.index import NOT_AN_IMAGE
 from convnext_cli.images.formats import IMAGE_SUFFIXES, ImageFormat, has_image_suffix, identify_file
 
-NOT_AN_IMAGE = "not an image"
 LINK = "not a regular file (a broken link, a pipe)"
 CLOSED = "folder that cannot be read"
 MAX_LINKS = 20  # times that links may lead into one folder; more would keep a walk going for ever
