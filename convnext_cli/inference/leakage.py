@@ -6,6 +6,7 @@ import numpy as np
 
 from convnext_cli.data.audit.measurements import sign_files
 from convnext_cli.data.index import Index, select_rows
+from convnext_cli.data.split import is_fold
 from convnext_cli.errors import RunError
 from convnext_cli.inference.overlap import Overlap, find_overlap, measure_content, read_image_hashes
 from convnext_cli.inference.test_set import TestSet
@@ -54,7 +55,8 @@ def find_leakage(
     measured = yield from measure_content(selected)
     overlap = find_overlap(known, trained_on, measured)
     notes, near = [], overlap.trained_near
-    if trained := overlap.trained + near:
+    trained = overlap.trained + near
+    if trained:
         number = format_part(trained, len(selected), "image", "was", "were")
         of_these = f" ({format_count(near, 'as near-duplicate', 'as near-duplicates')})" if near else ""
         notes.append(Notice(f"leakage: {number} trained on{of_these}; the scores are too high", "warning"))
@@ -63,7 +65,24 @@ def find_leakage(
             overlap.validated, len(selected), "image", "is a validation image", "are validation images"
         )
         notes.append(Notice(f"{number}: {_SELECTION_BIAS}", "warning"))
-    return notes, overlap
+    return notes + _list_group_notes(trained_on, selected, trained), overlap
+
+
+def _list_group_notes(trained_on: Index, selected: Index, trained: int) -> list[Notice]:
+    """Return a note on groups named as some that were trained on, if they have more images than those `trained` on."""
+    known, here = (
+        {row: group for row, group in enumerate(index.groups) if group != index.paths[row]}
+        for index in (trained_on, selected)
+    )
+    names = {
+        group for row, group in known.items() if trained_on.splits[row] == "train" or is_fold(trained_on.splits[row])
+    }
+    shared = names.intersection(here.values())
+    if sum(group in shared for group in here.values()) <= trained:
+        return []
+    number = format_part(len(shared), len(set(selected.groups)), "group", "has", "have")
+    text = f"possible leakage: {number} the name of a group that was trained on ({shorten_names(sorted(shared))})"
+    return [Notice(f"{text}: if these are the same patients, the scores are too high")]
 
 
 def _list_changed_files(run: RunFolder, trained_on: Index, test_set: TestSet) -> list[Notice]:

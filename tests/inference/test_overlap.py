@@ -88,6 +88,24 @@ def test_copies_of_training_images_are_found_by_content(
     assert any(note.startswith("3 of 33 images are validation images") for note in notes)
 
 
+def test_patients_that_were_trained_on_are_noted(trained: tuple[RunFolder, Index], tmp_path: Path) -> None:
+    run, index = trained
+    groups = [f"p{row // 4}" if row < 36 else path for row, path in enumerate(index.paths)]  # the last have none
+    run.write_split(replace(index, groups=tuple(groups)))
+    draw(tmp_path / "new", range(40), start=500)
+    rows = [
+        f"{path},{path[0]},{'p1' if row < 9 else 'p77' if row < 30 else ''}" for row, path in enumerate(index.paths)
+    ]
+    (tmp_path / "new/t.csv").write_text("\n".join(["path,label,patient", *rows]))
+    _, notes, _ = evaluate(run, tmp_path / "new/t.csv")
+    text = "possible leakage: 1 of 12 groups has the name of a group that was trained on (p1): if these are the same"
+    assert [note for note in notes if note.startswith("possible")] == [f"{text} patients, the scores are too high"]
+    shutil.copytree(index.root, tmp_path / "same")  # all of whose training images are found by content
+    shutil.copy(tmp_path / "new/t.csv", tmp_path / "same/t.csv")
+    _, notes, _ = evaluate(run, tmp_path / "same/t.csv")
+    assert not any("possible leakage" in note for note in notes)
+
+
 def test_run_without_digests_and_data_gives_a_note(trained: tuple[RunFolder, Index], tmp_path: Path) -> None:
     run, index = trained
     make_new_data(index, tmp_path / "new")
