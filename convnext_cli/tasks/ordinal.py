@@ -235,7 +235,8 @@ def _sort_grades(names: Sequence[str], source: str, options: TableOptions) -> tu
     """
     if options.known_labels:
         return tuple(names)  # the order is that of the run's grades
-    remedy = f"Name all in --grades, the lowest first, such as {quote(','.join(names[:EXAMPLES]))}"
+    more = ",..." if len(names) > EXAMPLES else ""
+    remedy = f"Put these names in order, the lowest grade first: --grades {quote(','.join(names[:EXAMPLES]) + more)}"
     if options.grades == AUTO:
         order = sort_by_number(names)
         if order is None:

@@ -604,7 +604,7 @@ def test_table_of_another_task_is_read_and_said_so(case: str, images: Path) -> N
         (
             rows("mild", "severe"),
             {"task": "ordinal"},
-            "have no order: mild, severe. Name all in --grades, .* mild,severe",
+            "have no order: mild, severe. Put these names in order, .* --grades mild,severe",
         ),
         (rows("mild", "severe"), {"task": "ordinal", "grades": "none,mild"}, "--grades has no severe, which is in col"),
         (rows("mild", "severe"), {"task": "ordinal", "grades": "mild,severe,mild"}, "--grades has 'mild' twice"),
