@@ -205,11 +205,12 @@ def _add_groups(index: Index, columns: "FileColumns", path: Path, options: Table
 
 
 def _add_splits(index: Index, columns: "FileColumns", path: Path) -> Index | None:
-    """Return the index with the splits of a table; None if it gives its images no training split and another."""
+    """Return the index with the splits of a table; None unless it gives half of the images a split, and two splits."""
     splits = tuple(columns.split_of.get(file, "") for file in _list_files(index))
-    if not {"train"} < {*splits} - {""}:
+    if not {"train"} < {*splits} - {""} or 2 * splits.count("") > len(splits):
         return None
     note = _describe_column("splits", splits, columns.names["split"], path)
+    note += "; images without one can be training images" if "" in splits else ""
     return replace(index, splits=splits, notes=(*index.notes, note))
 
 

@@ -608,8 +608,10 @@ def test_table_without_labels_adds_splits(tmp_path: Path, image: Path) -> None:
     assert index.splits == ("train", "train", "val", "train", "test", "")
     assert index.notes == (
         "groups by column 'patient' of meta.csv",
-        "splits by column 'split' of meta.csv, which 1 of 6 images lacks",
+        "splits by column 'split' of meta.csv, which 1 of 6 images lacks; images without one can be training images",
     )
+    few = make(tmp_path / "few", "a/ b/ meta.csv:file,split|a/0.png,train|b/0.png,test", image)
+    assert (scan_data(few).splits, scan_data(few).notes) == (("",) * 6, ("tables that are not used: meta.csv",))
     assert scan_data(data, table_options=TableOptions(split_column="none")).splits == ("",) * 6
     (data / "meta.csv").write_text((data / "meta.csv").read_text().replace("val", "early"))
     assert scan_data(data).splits == ("",) * 6  # an unknown word
