@@ -6,12 +6,12 @@ import numpy as np
 from PIL import Image
 
 COUNT = 1797
-MARK = ".convnext-demo"  # marks a folder of the demo, complete or not
+MARK = ".convnext-demo"  # beside a folder of digits, complete or not
 
 
 def is_digits_folder(folder: Path) -> bool:
     """Return True if `write_digits` wrote, or began to write, a folder."""
-    return (folder / MARK).exists() or len(list(folder.glob("[0-9]/*.png"))) == COUNT
+    return (folder.parent / MARK).exists() or len(list(folder.glob("[0-9]/*.png"))) == COUNT
 
 
 def write_digits(folder: Path) -> Path:
@@ -25,7 +25,8 @@ def write_digits(folder: Path) -> Path:
 
     digits = load_digits()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).write_text("Written by `convnext demo`, which may overwrite these files.\n", encoding="utf-8")
+    text = "The digits beside it were written by `convnext demo`, which may overwrite them.\n"
+    (folder.parent / MARK).write_text(text, encoding="utf-8")
     for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         target = folder / str(label) / f"{number:04d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch, digits: Path) -> None:
     def write_few(folder: Path) -> Path:
         if not folder.exists():
             copy_images(digits, folder, 20)
-            (folder / MARK).touch()
+            (folder.parent / MARK).touch()
         return folder
 
     monkeypatch.setattr("convnext_cli.data.digits.write_digits", write_few)
