@@ -342,8 +342,8 @@ def _note_other_classes(layout: Layout) -> None:
         )
     if doubt := describe_doubt(top.name for top in tops):
         layout.notes.append(
-            f"the classes ({list_names(tops)}) are {doubt}: if the model is not to learn these, but they are patients, "
-            "objects, days or places, give a CSV file with path and label (and patient)"
+            f"the classes ({list_names(tops)}) are {doubt}: if the model is not to learn these, give a CSV file with "
+            "path and label (and patient)"
         )
     if name_findings(top.name for top in tops):
         return
