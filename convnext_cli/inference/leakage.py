@@ -69,7 +69,7 @@ def find_leakage(
 
 
 def _list_group_notes(trained_on: Index, selected: Index, trained: int) -> list[Notice]:
-    """Return a note on groups named as some that were trained on, if they have more images than those `trained` on."""
+    """Return a warning of groups named as some in training, if they have more images than the `trained` ones."""
     known, here = (
         {row: group for row, group in enumerate(index.groups) if group != index.paths[row]}
         for index in (trained_on, selected)
@@ -82,7 +82,7 @@ def _list_group_notes(trained_on: Index, selected: Index, trained: int) -> list[
         return []
     number = format_part(len(shared), len(set(selected.groups)), "group", "has", "have")
     text = f"possible leakage: {number} the name of a group that was trained on ({shorten_names(sorted(shared))})"
-    return [Notice(f"{text}: if these are the same patients, the scores are too high")]
+    return [Notice(f"{text}: if these are the same patients, the scores are too high", "warning")]
 
 
 def _list_changed_files(run: RunFolder, trained_on: Index, test_set: TestSet) -> list[Notice]:
