@@ -96,16 +96,14 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
                 yield prediction
 
     _show_predictions(follow(), inputs, flags, per_group=request.per == "group")
-    unit = request.per
+    if request.abstain:
+        scored = format_count(tally.scored, request.per)
+        console.note(f"flagged as out-of-distribution (OOD): {tally.flagged:,} of {scored}")
     can_explain = request.per == "image" and run.is_dir()  # a file has no gradients
     if not (flags.as_json or flags.as_csv):
         summary = f"Classified {tally.classified:,} of {format_count(tally.images, 'image')}"
         has_next = can_explain and tally.classified and request.explain is None
         console.say(f"{summary}. Next: --explain DIR draws heat maps" if has_next else summary)
-    if request.abstain:
-        console.note(
-            f"{format_part(tally.flagged, tally.scored, unit, 'is', 'are')} flagged as out-of-distribution (OOD)"
-        )
     if request.explain is not None:
         console.say(f"Heat maps: {format_count(tally.classified, 'image')} in {console.shorten_path(request.explain)}")
     if ungrouped := len({str(path) for path in inputs.paths}.intersection(tally.groups)):  # named by their paths

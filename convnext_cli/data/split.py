@@ -28,17 +28,6 @@ class Folds:
     fold: int
     """From 1 to `number`; 0 keeps the fold in which each image validates, for `choose_fold`."""
 
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            UsageError: there is no such fold.
-        """
-        if self.number < 2:
-            raise UsageError("one fold leaves no images to train on", "Give --folds 2 or more")
-        if not 0 <= self.fold <= self.number:
-            raise UsageError(f"there is no fold {self.fold} of {self.number}", "Give --folds 5 --fold 1, 2, 3, 4 or 5")
-
 
 def split_index(
     index: Index,

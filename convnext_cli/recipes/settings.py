@@ -524,6 +524,8 @@ def check_combinations(values: Mapping[str, Any]) -> None:
     """
     if values["val_fraction"] + values["test_fraction"] >= 1:
         raise UsageError("--val-fraction and --test-fraction leave no training images", "Make their sum less than 1")
+    if values["leave_out"] == NONE and values["folds"] == 1:
+        raise UsageError("one fold leaves no images to train on", "Give --folds 2 or more")
     if values["leave_out"] == NONE and values["fold"] > values["folds"]:
         folds = format_count(values["folds"], "fold")
         raise UsageError(f"fold {values['fold']} of {folds}", "Give --folds of at least --fold")

@@ -295,6 +295,8 @@ def test_a_setting_that_every_recipe_chooses_shows_no_default() -> None:
 
 
 def test_fold_number_above_the_number_of_folds_is_refused() -> None:
+    with pytest.raises(UsageError, match="one fold leaves no images"):
+        check_combinations(default_settings() | {"folds": 1})
     with pytest.raises(UsageError, match="fold 3 of 2 folds"):
         check_combinations(default_settings() | {"folds": 2, "fold": 3})
 
