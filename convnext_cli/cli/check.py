@@ -141,6 +141,6 @@ def _show_verdict(audit: "Audit") -> None:
     if audit.falsifies:
         console.show("Scores on this data will be wrong, for the reasons above.", style="bold red")
     else:
-        doubt = any(finding.leaves_doubt or finding.kind is Kind.CONFLICTING_LABELS for finding in audit.findings)
+        doubt = any(finding.leaves_doubt or finding.kind is Kind.POSSIBLE_CONFLICTS for finding in audit.findings)
         certain = "No certain leakage or label conflicts found; see the notes on possible ones."
         console.show(certain if doubt else "No leakage or label conflicts found.", style="bold green")

@@ -8,6 +8,7 @@ from typing import Any
 
 from convnext_cli.data.attributes import parse_attributes, read_attributes
 from convnext_cli.data.audit.findings import Finding, Kind
+from convnext_cli.data.audit.summary import Audit
 from convnext_cli.data.dataset import Dataset, DatasetRequest, audit_steps, read_index
 from convnext_cli.data.groups import group_steps
 from convnext_cli.data.index import NONE, Index, check_trainable, digest_images, list_untrained_classes
@@ -113,7 +114,8 @@ def plan_scan(scan: Scan) -> Steps[Preparation]:
     # 1. The data and their split.
     request, dataset = yield from _load_data(scan)
     index, fold_index = _split(dataset, request.values)
-    dataset = yield from _compare_with_base(request, dataset, index)
+    if dataset.audit is not None and (finding := (yield from _compare_with_base(request, dataset.audit, index))):
+        dataset = replace(dataset, audit=replace(dataset.audit, findings=(*dataset.audit.findings, finding)))
 
     # 2. The model, the user's or the recommended one, and the plan.
     machine, fingerprint = detect_machine(), compute_fingerprint(dataset.index)
@@ -282,48 +284,44 @@ def _split(dataset: Dataset, values: Mapping[str, Any]) -> tuple[Index, Index | 
     return next(iter(parts.values())), index if trains_all else None
 
 
-def _compare_with_base(request: TrainRequest, dataset: Dataset, index: Index) -> Steps[Dataset]:
-    """Return the data set with a finding if the run of these weights was trained on images that this one holds out."""
+def _compare_with_base(request: TrainRequest, audit: Audit, index: Index) -> Steps[Finding | None]:
+    """Return a finding if the weights are those of a run that was trained on images that this one holds out."""
     path = Path(request.weights)
     run = RunFolder(path if path.is_dir() else path.parent)
-    if request.weights in ("auto", "none") or dataset.audit is None or not SPLIT.path(run.path).is_file():
-        return dataset
+    if request.weights in ("auto", "none") or not SPLIT.path(run.path).is_file():
+        return None
     reason, known = "it has no digests of them, and they are gone", None
     try:
         trained_on = run.read_split()
         known = yield from read_image_hashes(run, trained_on)
     except RunError as error:
         reason = error.problem
-    finding = Finding(
-        kind=Kind.NOT_COMPARED,
-        title=f"not compared with the images that {run.path} was trained on: {reason}",
-        effect="if test images are among them, test scores will be too high",
-        action="the weights of that run are used",
+    if known is None:
+        return Finding(
+            kind=Kind.NOT_COMPARED,
+            title=f"not compared with the images that {run.path} was trained on: {reason}",
+            effect="if test images are among them, test scores will be too high",
+            action="the weights of that run are used",
+        )
+    hashes, counts = audit.list_image_hashes(index), {}
+    for split in ("test", "val"):
+        overlap = find_overlap(known, trained_on, {name: array[index.rows(split)] for name, array in hashes.items()})
+        counts[split] = overlap.trained + overlap.trained_near
+    if not any(counts.values()):
+        return None
+    shown = " and ".join(f"{n:,} of {len(index.rows(split)):,} {split} images" for split, n in counts.items() if n)
+    root = quote(str(trained_on.root))
+    remedy = f"{SPLIT.path(run.path)} as data, with --image-root {root}, keeps that run's split"
+    if request.values["folds"]:
+        remedy = "use other weights: a cross-validation holds each image out once"
+    return Finding(
+        kind=Kind.TRAINED_BEFORE,
+        severity="warning",
+        title=f"leakage: {run.path} was trained on {shown}, and its weights are the base of this training",
+        count=sum(counts.values()),
+        effect="scores on these images will be too high",
+        action=f"all are kept; {remedy}",
     )
-    if known is not None:
-        hashes = dataset.audit.list_image_hashes(index)
-        counts = {}
-        for split in ("test", "val"):
-            held_out = {name: array[index.rows(split)] for name, array in hashes.items()}
-            overlap = find_overlap(known, trained_on, held_out)
-            counts[split] = overlap.trained + overlap.trained_near
-        if not any(counts.values()):
-            return dataset
-        remedy = (
-            f"{SPLIT.path(run.path)} as data, with --image-root {quote(str(trained_on.root))}, keeps that run's split"
-        )
-        if request.values["folds"]:
-            remedy = "use other weights: a cross-validation holds each image out once"
-        shown = " and ".join(f"{n:,} of {len(index.rows(split)):,} {split} images" for split, n in counts.items() if n)
-        finding = Finding(
-            kind=Kind.TRAINED_BEFORE,
-            severity="warning",
-            title=f"leakage: {run.path} was trained on {shown}, and its weights are the base of this training",
-            count=sum(counts.values()),
-            effect="scores on these images will be too high",
-            action=f"all are kept; {remedy}",
-        )
-    return replace(dataset, audit=replace(dataset.audit, findings=(*dataset.audit.findings, finding)))
 
 
 def _check_part(index: Index, fold: int, leave_out: str) -> None:

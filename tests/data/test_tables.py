@@ -153,7 +153,7 @@ WRONG_LINES = {
     '{"path": "1.png", "label": }': "line 3: it is not JSON",
     '["1.png", "y"]': "line 3: it is not an object, such as",
     '{"path": "1.png"}': "has no label .column 'label'. in 1 row: line 3",
-    '{"path": "1.png", "label": ' + "[" * 100_000: "line 3: maximum recursion depth exceeded",
+    '{"path": "1.png", "label": ' + "[" * 100_000: "line 3: its values are nested too deeply",
     '{"path": "1\\u0000.png", "label": "y"}': "line 3: the value of 'path' has a control character",
     '{"path": "1.png", "label": "\\ud800"}': "line 3: the value of 'label' has .* half a character",
     '{"path": "1.png", "label": NaN}': "has no label .column 'label'. in 1 row: line 3",

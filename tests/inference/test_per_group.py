@@ -167,10 +167,10 @@ def test_command_line_shows_both_side_by_side(bags: RunFolder, convnext: Convnex
     assert "validation groups (mean " in shown.out
     assert "per image" in shown.out
     assert "any other class outweighs NORMAL" in shown.err
-    told = [line for line in (shown.out + shown.err).splitlines() if "sensitivity=0.9:SPOT is " in line]
-    assert len(told) == 2, "met or not, per image and per group"
-    assert sum("per group: target" in line.lower() for line in told) == 1
-    assert sum("sensitivity=0.9:SPOT" in line and line not in told for line in shown.out.splitlines()) == 2
+    lines = [line for line in (shown.out + shown.err).splitlines() if "sensitivity=0.9:SPOT is " in line]
+    assert len(lines) == 2, "met or not, per image and per group"
+    assert sum("per group: target" in line.lower() for line in lines) == 1
+    assert sum("sensitivity=0.9:SPOT" in line and line not in lines for line in shown.out.splitlines()) == 2
     record = json.loads(convnext("eval", bags.path, "--per", "group", "--json", "--no-report").out)
     assert record["metrics"]["images"] == 180
     assert record["per_group"]["metrics"]["images"] == record["per_group"]["groups"] == 36

@@ -9,6 +9,7 @@ class Kind(StrEnum):
     """The kinds of findings, by the words that programs read in JSON and in a fix-list."""
 
     CONFLICTING_LABELS = "conflicting labels"
+    POSSIBLE_CONFLICTS = "possible label conflicts"
     DUPLICATES_ACROSS_SPLITS = "duplicates across splits"
     NEAR_DUPLICATES_ACROSS_SPLITS = "near-duplicates across splits"
     GROUPS_ACROSS_SPLITS = "groups across splits"

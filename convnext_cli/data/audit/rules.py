@@ -71,7 +71,7 @@ def _find_conflicting_labels(index: Index, duplicates: Duplicates) -> Iterator[F
     if near:
         sets = format_count(len(near), "set")
         yield Finding(
-            kind=Kind.CONFLICTING_LABELS,
+            kind=Kind.POSSIBLE_CONFLICTS,
             title=f"possible label conflicts: {sets} of near-duplicates with different labels",
             count=len(near),
             examples=_show(index, near, with_label=True),

@@ -33,6 +33,7 @@ def read_json_rows(path: Path, text: str) -> tuple[list[list[str]], list[int], l
             records.append({name.strip(): _read_value(name, value) for name, value in record.items()})
         except (ValueError, TypeError, RecursionError) as error:
             problem = f"it is not JSON ({error})" if isinstance(error, json.JSONDecodeError) else str(error)
+            problem = "its values are nested too deeply" if isinstance(error, RecursionError) else problem
             raise DataError(f"{path}, line {number}: {problem}", "Write one JSON object in each line") from error
         lines.append(number)
     left_out = {name for record in records for name, cell in record.items() if cell is None}

@@ -77,7 +77,7 @@ def test_fix_list_removes_duplicates_across_splits(tmp_path: Path) -> None:
     assert {"duplicates across splits", "near-duplicates across splits"} & set(count(before))
     write_fix_list(before, tmp_path / "fix.csv")
     after = audit(tmp_path / "data", group_from="none", exclude=str(tmp_path / "fix.csv"))
-    assert set(count(after)) <= {"small classes", "conflicting labels"}  # near-duplicates may be of two classes
+    assert set(count(after)) <= {"small classes", "possible label conflicts"}  # near-duplicates may be of two classes
     assert not after.falsifies
 
 

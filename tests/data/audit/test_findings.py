@@ -71,7 +71,7 @@ def test_parts_that_differ_by_a_small_defect_are_no_certain_conflict(tmp_path: P
             part.save(tmp_path / name / f"{number}.png")
             part.paste((0, 0, 0), (30, 30, 32, 32))
     result = audit(tmp_path, group_from="none")
-    conflicts = find(result, "conflicting labels")
+    conflicts = find(result, "possible label conflicts")
     assert conflicts.title == "possible label conflicts: 10 sets of near-duplicates with different labels"
     assert (conflicts.severity, conflicts.leave_out, result.falsifies) == ("note", (), False)
 
