@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext_cli.cache_folder import MEASUREMENTS, find_cache_folder, name_entry
+from convnext_cli.data.audit.findings import Kind
 from convnext_cli.data.index import Index
 from convnext_cli.errors import ImageError
 from convnext_cli.files import replace_file
@@ -30,8 +31,7 @@ from convnext_cli.progress import Progress, Steps
 VERSION = 300 + RULES  # the hundreds are raised when the measures change
 THUMB = 12  # side of the thumbnail by which near-duplicates are first compared
 PART = 32  # images per task of a thread
-FEW_LEVELS = "few grey levels"  # a step in the notes, of a stretched image with at most `MAX_LEVELS`
-MAX_LEVELS = 16  # of 256, that are not rare
+MAX_LEVELS = 16  # of 256, that are not rare, of a stretched image of `Kind.FEW_LEVELS`
 RARE = 0.001  # fraction of the pixels
 _SAMPLE = 1 << 20  # pixels to count grey levels in
 
@@ -143,7 +143,7 @@ def _measure(path: Path) -> tuple[Any, str]:
     except ImageError as error:
         return values, "!" + error.problem
     if any("stretched" in step for step in steps) and _count_levels(pixels) <= MAX_LEVELS:
-        steps = (*steps, FEW_LEVELS)
+        steps = (*steps, Kind.FEW_LEVELS)
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     small = np.asarray(Image.fromarray(pixels).resize((_SMALL, _SMALL), Image.Resampling.BOX), dtype=np.float32)
@@ -156,9 +156,8 @@ def _measure(path: Path) -> tuple[Any, str]:
     edges = np.stack([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     values["border"] = np.concatenate([edges.mean(axis=1), edges.std(axis=1)])
     values["thumb"] = np.asarray(Image.fromarray(grey).resize((THUMB, THUMB), Image.Resampling.BOX)).round()
-    return values, "|".join(
-        (mode, *(text.partition(" from ")[0] for text in steps))
-    )  # without numbers, so that steps can be counted
+    names = (text.partition(" from ")[0] for text in steps)  # without numbers, so that steps can be counted
+    return values, "|".join((mode, *names))
 
 
 def _count_levels(pixels: Pixels) -> int:

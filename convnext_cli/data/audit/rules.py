@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from convnext_cli.data.audit.duplicates import Duplicates
 from convnext_cli.data.audit.findings import Finding, Kind
-from convnext_cli.data.audit.measurements import FEW_LEVELS, MAX_LEVELS, Measurements
+from convnext_cli.data.audit.measurements import MAX_LEVELS, Measurements
 from convnext_cli.data.audit.shortcuts import Shortcut
 from convnext_cli.data.audit.support import Support, describe_test
 from convnext_cli.data.groups import Grouping, find_groups_across_splits
@@ -148,7 +148,7 @@ def _find_unreadable(errors: Mapping[int, str]) -> Iterator[Finding]:
 
 def _find_few_levels(index: Index, measurements: Measurements) -> Iterator[Finding]:
     """Yield images whose range is that of a few extreme values, as of a fill value of -9999 or of a hot pixel."""
-    places = [place for place, note in enumerate(measurements.notes) if note.endswith(f"|{FEW_LEVELS}")]
+    places = [place for place, note in enumerate(measurements.notes) if note.endswith(f"|{Kind.FEW_LEVELS}")]
     rows = [row for row, place in enumerate(measurements.measures["note"].tolist()) if place in places]
     if rows:
         yield Finding(
