@@ -20,6 +20,7 @@ from convnext_cli.data.groups import group_index
 from convnext_cli.data.index import Index
 from convnext_cli.data.manifest import read_manifest
 from convnext_cli.data.scan import scan_folder
+from convnext_cli.data.tables.table import read_table
 from tools.pretraining.pretrain import HELD_OUT
 
 Ellipse: TypeAlias = tuple[tuple[float, float], tuple[int, int, int]]
@@ -138,7 +139,7 @@ def draw_manifest(index: Index, images: int, seed: int, path: Path, *, half: str
     last = {group: split for *_, split, group in rows}  # a group that spans two splits goes to the later one
     lines = [f'"{image}","{label}",{last[group]},"{group}"' for image, label, _, group in rows]
     path.write_text("\n".join(["path,label,split,group", *lines, ""]), encoding="utf-8")
-    return read_manifest(path)
+    return read_manifest(read_table(path))
 
 
 def find_half(group: str) -> str:

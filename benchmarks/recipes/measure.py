@@ -30,6 +30,7 @@ from benchmarks.recipes.plain import train_plainly
 from convnext_cli import evaluate, finetune
 from convnext_cli.data.index import Index
 from convnext_cli.data.manifest import read_manifest
+from convnext_cli.data.tables.table import read_table
 from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import Intervals, compute_intervals
 from convnext_cli.metrics.summary import MetricSet
@@ -127,7 +128,7 @@ def cut_class(index: Index, name: str, manifest: Path, seed: int) -> Index:
     lines = manifest.read_text(encoding="utf-8").splitlines()
     lost = {f'"{index.root / index.paths[row]}"' for row in gone}
     manifest.write_text("\n".join(line for line in lines if line.split(",")[0] not in lost) + "\n", encoding="utf-8")
-    return read_manifest(manifest)
+    return read_manifest(read_table(manifest))
 
 
 def main() -> None:

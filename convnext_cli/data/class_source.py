@@ -2,8 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,11 @@ from convnext_cli.data.index import NONE, Index, count_read, describe_skipped
 from convnext_cli.data.layout import Layout
 from convnext_cli.data.split_lists import apply_split_lists
 from convnext_cli.data.tables.spreadsheet import INSTALL, lacks_reader
-from convnext_cli.data.tables.table import name_tables
+from convnext_cli.data.tables.table import name_tables, read_table
 from convnext_cli.encoding import fold_name
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.options import AUTO
-from convnext_cli.tasks.reading import OtherTaskError, TableOptions, fold_column
+from convnext_cli.tasks.reading import OtherTaskError, Table, TableOptions, fold_column
 from convnext_cli.text import format_part, shorten_names
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 Files = tuple[Path, ...]
 """A table, or the tables of the splits."""
+TableReader = Callable[[Path], Table]
 Pair = tuple[int, int]
 """The label of an image by its folder, and by a table."""
 MAX_BESIDE, MAX_TABLES = 64 * 1024**2, 20
@@ -53,16 +55,17 @@ def choose_class_source(
             it says that they are groups.
         UsageError: the options have an `image_root`, and there is no table.
     """
-    paths = list(map(Path, layout.tables))
+    paths = layout.tables
     forms = [path.name for path in paths if is_form(path.name)]
     paths = [path for path in paths if not is_form(path.name)]
     if not (paths or lists) and options.image_root != AUTO:
         raise UsageError(f"--image-root is for a table, and {source} has none", "Leave it out, or give the table")
     texts = [path for path in lists if not {"partition", "split"}.intersection(list_words(path.stem))]
     folders_decide = _names_classes(folders, [*paths, *texts], options)
-    tables, errors = _read_tables(paths, options)
+    read = cache(read_table)  # a table may be asked for classes, then for groups and splits
+    tables, errors = _index_tables(paths, options, read)
     if not tables and not folders_decide:
-        tables, _ = _read_tables(texts, options)
+        tables, _ = _index_tables(texts, options, read)
     tables = _drop_copies(tables)
 
     files: Files = ()
@@ -83,7 +86,7 @@ def choose_class_source(
     else:
         raise _explain_missing_classes(layout, folders, errors, source, options)
     others = [path for path in paths if path not in files]
-    return add_tables(index, others, [path for path in lists if path not in files], options)
+    return add_tables(index, others, [path for path in lists if path not in files], options, read)
 
 
 def _names_classes(folders: Index, tables: Sequence[Path], options: TableOptions) -> bool:
@@ -93,7 +96,9 @@ def _names_classes(folders: Index, tables: Sequence[Path], options: TableOptions
     )
 
 
-def _read_tables(paths: Sequence[Path], options: TableOptions) -> tuple[dict[Files, Index], dict[Files, DataError]]:
+def _index_tables(
+    paths: Sequence[Path], options: TableOptions, read: TableReader
+) -> tuple[dict[Files, Index], dict[Files, DataError]]:
     """Return the indices of the tables that can be read, those of splits as one, and the errors of the others."""
     from convnext_cli.data.manifest import read_manifest, read_split_manifests
 
@@ -102,7 +107,7 @@ def _read_tables(paths: Sequence[Path], options: TableOptions) -> tuple[dict[Fil
     sets = find_split_tables(paths)
     for splits in sets:
         try:
-            index, files = read_split_manifests(splits, options)
+            index, files = read_split_manifests({split: read(path) for split, path in splits.items()}, options)
             tables[files] = index
         except DataError as error:
             errors[tuple(splits.values())] = error
@@ -110,7 +115,7 @@ def _read_tables(paths: Sequence[Path], options: TableOptions) -> tuple[dict[Fil
     for path in paths:
         if path not in in_sets:
             try:
-                tables[(path,)] = read_manifest(path, options)
+                tables[(path,)] = read_manifest(read(path), options)
             except DataError as error:
                 errors[(path,)] = error
     return tables, errors
@@ -134,20 +139,28 @@ def _name_files(files: Files) -> str:
     return " + ".join(name_tables(files))
 
 
-def add_tables(index: Index, tables: Sequence[Path], lists: Sequence[Path], options: TableOptions) -> Index:
+def add_tables(
+    index: Index,
+    tables: Sequence[Path],
+    lists: Sequence[Path],
+    options: TableOptions,
+    read: TableReader = read_table,
+) -> Index:
     """Return the index with the groups and splits that tables and lists of splits give it, and notes on the others.
 
     Raises:
         DataError: the classes are these groups.
     """
-    index, used = add_columns(index, tables, options)
+    index, used = add_columns(index, tables, options, read)
     index = count_read(index, len(set(used)))
     if unused := [path.name for path in tables if path not in used]:
         index = replace(index, notes=(*index.notes, f"tables that are not used: {shorten_names(unused)}"))
     return apply_split_lists(index, lists)
 
 
-def add_columns(index: Index, others: Sequence[Path], options: TableOptions) -> tuple[Index, list[Path]]:
+def add_columns(
+    index: Index, others: Sequence[Path], options: TableOptions, read: TableReader = read_table
+) -> tuple[Index, list[Path]]:
     """Return the index with the groups and the splits that other tables give its images, and these tables.
 
     The first table with groups is used, and the first one with splits. An index that has groups or splits keeps them.
@@ -164,9 +177,11 @@ def add_columns(index: Index, others: Sequence[Path], options: TableOptions) -> 
         index = replace(index, notes=(*index.notes, f"tables not read: {shorten_names(unread)}, which {INSTALL}"))
     used: list[Path] = []
     for path in others[:MAX_TABLES]:
-        columns = read_file_columns(path, options.image_root)
-        if columns is None:
+        try:
+            table = read(path)
+        except DataError:
             continue
+        columns = read_file_columns(table, options.image_root)
         if needs_groups and (with_groups := _add_groups(index, columns, path, options)):
             index, needs_groups = with_groups, False
             used.append(path)

@@ -91,17 +91,13 @@ class Layout:
         )
 
     @property
-    def tables(self) -> list[str]:
-        """The paths of the tables beside the classes, in the wrappers around them, and in splits without classes."""
+    def tables(self) -> list[Path]:
+        """The tables beside the classes, in the wrappers around them, and in splits without classes."""
         around = [folder for folder in self.tree.walk() if f"{self.start.path}/".startswith(f"{folder.path}/")]
         if self.error:
             around += [folder for folder in self.start.filled if find_simple_split(folder.name)]
-        paths = (
-            os.path.join(folder.path, name)  # noqa: PTH118
-            for folder in around
-            for name in sorted(filter(is_table, folder.others))
-        )
-        return [path for path in paths if os.path.isfile(path)]  # noqa: PTH113
+        paths = (Path(folder.path, name) for folder in around for name in sorted(filter(is_table, folder.others)))
+        return [path for path in paths if path.is_file()]
 
     @property
     def classes(self) -> list[str]:

@@ -29,7 +29,6 @@ from convnext_cli.data.tables.table import (
     join_tables,
     list_columns,
     name_tables,
-    read_table,
     select_cells,
     select_columns,
 )
@@ -44,53 +43,54 @@ _JOINT = re.compile(r"(?<=[^\W\d_]) (?=\d)|(?<=\d) (?=[^\W\d_])")
 """A blank between a letter and a digit, which may be missing: `P 1`, `P1`; unlike those of `1 12` and `11 2`."""
 
 
-def read_manifest(path: Path, options: TableOptions = AUTO_OPTIONS) -> Index:
-    """Read a table with a column for the image's path, and one for its target or one for each label.
+def read_manifest(table: Table, options: TableOptions = AUTO_OPTIONS) -> Index:
+    """Return the index of a table with a column for the image's path, and one for its target or one for each label.
 
     Paths are absolute, or relative to the table, or to the folders below it if only that fits. An image's suffix may
     be left out. The path of a folder stands for all images below it. Columns for split, fold and group (or patient) are
     used if there are any.
 
     Args:
-        path: the table, as `read_table` reads it.
+        table: as `read_table` gives it.
         options: the task, the columns that the user names, and the folder that paths are relative to.
 
     Raises:
         OtherTaskError: the targets are not of the task that was asked for.
         DataError: a column is missing, a file does not exist, or rows are inconsistent; all such rows are counted.
     """
-    return _read_rows(_read_located(path, options), options)
+    return _read_rows(_locate(table, options), options)
 
 
-def read_split_manifests(paths: Mapping[str, Path], options: TableOptions) -> tuple[Index, tuple[Path, ...]]:
-    """Read the tables of splits as one; return the index and the tables that it is from.
+def read_split_manifests(tables: Mapping[str, Table], options: TableOptions) -> tuple[Index, tuple[Path, ...]]:
+    """Return the index of the tables of splits as one, and the files that it is from.
 
     A table without labels or images, such as the `test.csv` of a competition, is left out. So is one in which all
     labels are the same: they are dummies. If only the training split's is left, it is read as any table.
 
     Args:
-        paths: the table of each split, the training split's first. They have its columns.
+        tables: the table of each split, the training split's first. They have its columns.
         options: as in `read_manifest`.
 
     Raises:
         OtherTaskError: the targets are not of the task that was asked for.
         DataError: as in `read_manifest`.
     """
-    listing = Listing(find_common_folder([*paths.values()])) if options.image_root == AUTO else None
-    train = _read_located(paths["train"], options, listing)
+    paths = [table.path for table in tables.values()]
+    listing = Listing(find_common_folder(paths)) if options.image_root == AUTO else None
+    train = _locate(tables["train"], options, listing)
     label_columns = read_targets(train.table, train.columns, options).columns
     parts, notes = {"train": train}, []
-    names = dict(zip(paths, name_tables([*paths.values()]), strict=True))
-    for split, path in list(paths.items())[1:]:
-        table = select_columns(read_table(path), train.table.columns)
+    names = dict(zip(tables, name_tables(paths), strict=True))
+    for split, whole in list(tables.items())[1:]:
+        table = select_columns(whole, train.table.columns)
         finder = _make_finder(table, options, train.listing)
         if problem := _explain_no_split(table, finder, [train.columns["path"], *label_columns]):
             notes.append(f"{names[split]} is no {split} split: {problem}")
         else:
             parts[split] = _locate_images(table, finder, train.columns)
     if len(parts) == 1:
-        return _read_rows(replace(train, notes=notes + train.notes), options), (paths["train"],)
-    files, located = tuple(paths[split] for split in parts), list(parts.values())
+        return _read_rows(replace(train, notes=notes + train.notes), options), (train.table.path,)
+    files, located = tuple(tables[split].path for split in parts), list(parts.values())
     table = join_tables([part.table for part in located])
     columns = train.columns
     if "split" not in columns and options.split_column != NONE:
@@ -136,9 +136,9 @@ def _make_finder(table: Table, options: TableOptions, listing: Listing | None = 
     return FileFinder(listing or Listing(root), table.path, search=is_auto, encoding=table.encoding)
 
 
-def _read_located(path: Path, options: TableOptions, listing: Listing | None = None) -> _Located:
-    """Read a table, and find its columns and its images. Raises the errors of `read_manifest`."""
-    table, notes = join_split_columns(read_table(path))
+def _locate(table: Table, options: TableOptions, listing: Listing | None = None) -> _Located:
+    """Find the columns and the images of a table. Raises the errors of `read_manifest`."""
+    table, notes = join_split_columns(table)
     finder = _make_finder(table, options, listing)
     located = _locate_images(table, finder, find_columns(table, finder, options))
     return replace(located, notes=notes + located.notes)
@@ -185,7 +185,7 @@ def _read_rows(located: _Located, options: TableOptions) -> Index:
         *joined,
     ]
     targets = replace(targets, labels=tuple(map(normalise_name, targets.labels)))
-    order = _list_files(table, paths, targets, splits, groups)
+    order = _list_first_rows(table, paths, targets, splits, groups)
     folders = table.columns[columns["path"]] if located.are_in_folders else ()
     repeated = 0 if joined else len(paths) - len(order)
     return Index(
@@ -221,20 +221,13 @@ class FileColumns:
     """The table's columns, as `find_columns` gives them."""
     groups: frozenset[str]
     group_of: dict[str, str]
-    """The group of each file, by its absolute path; empty if the table has no column for these."""
+    """The group of each file, by its absolute path; empty if the table has no column for them."""
     split_of: dict[str, str]
     """Likewise the split."""
 
 
-def read_file_columns(path: Path, image_root: str) -> FileColumns | None:
-    """Return the groups and splits of a table that need not have labels; None if it cannot be read or has neither.
-
-    `image_root` is that of the options.
-    """
-    try:
-        table = read_table(path)
-    except DataError:
-        return None
+def read_file_columns(table: Table, image_root: str) -> FileColumns:
+    """Return the groups and splits of a table that need not have labels; `image_root` is that of the options."""
     finder = _make_finder(table, replace(AUTO_OPTIONS, image_root=image_root))
     patients = list_patients(table)
     images = Images([], [], are_in_folders=False)
@@ -249,8 +242,6 @@ def read_file_columns(path: Path, image_root: str) -> FileColumns | None:
     splits = [""] * len(table)
     with suppress(DataError):
         splits = read_splits(table, columns)
-    if not any(groups) and not any(splits):
-        return None
     files = [os.path.abspath(os.path.join(finder.root, path)) if path else "" for path in images.paths]  # noqa: PTH100, PTH118
     group_of, split_of = (
         {file: cells[row] for file, row in zip(files, images.rows, strict=True) if file and cells[row]}
@@ -334,10 +325,14 @@ def _describe_groups(column: str, groups: Sequence[str]) -> list[str]:
     return notes
 
 
-def _list_files(
+def _list_first_rows(
     table: Table, paths: Sequence[str], targets: RawTargets, splits: Sequence[str], groups: Sequence[str]
 ) -> list[int]:
-    """Return the first row of each file, sorted by path."""
+    """Return the first row of each file, sorted by path.
+
+    Raises:
+        DataError: another row of a file differs.
+    """
     cells: Sequence[object] = targets.labels or [str(values) for values in targets.values]  # nan equals itself as text
     first: dict[str, int] = {}
     conflicts, other_groups = [], []

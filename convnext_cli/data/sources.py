@@ -12,7 +12,7 @@ from convnext_cli.data.index import EXCLUDED, GIVEN_SUFFIXES, NONE, Index, numbe
 from convnext_cli.data.outside import check_cache_outside, list_data_folders
 from convnext_cli.data.scan import check_left, scan_folder
 from convnext_cli.data.split_lists import apply_split_lists, is_partition
-from convnext_cli.data.tables.table import list_tables
+from convnext_cli.data.tables.table import list_tables, read_table
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import AUTO_OPTIONS, TableOptions
@@ -38,7 +38,7 @@ def scan_data(data: Path, *, exclude: str = NONE, table_options: TableOptions = 
         if is_partition(data):
             problem = f"{data} has the splits of images, not their classes"
             raise DataError(problem, "Give the table of the classes, or its folder; the splits beside it are used")
-        index = replace(read_manifest(data, table_options), source=data)
+        index = replace(read_manifest(read_table(data), table_options), source=data)
         others = [path for path in list_tables(data.parent) if path != data]
         index, _ = add_columns(index, others, table_options)
         beside = (path for pattern in ("*.[tT][xX][tT]", "*/*.[tT][xX][tT]") for path in data.parent.glob(pattern))

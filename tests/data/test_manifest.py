@@ -18,6 +18,7 @@ from convnext_cli.data.index import find_alike
 from convnext_cli.data.manifest import read_split_manifests
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import Folds, choose_fold, split_index
+from convnext_cli.data.tables.table import read_table
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.progress import finish
 from convnext_cli.tasks.multilabel import Multilabel
@@ -1309,5 +1310,5 @@ def test_the_tables_of_splits_read_each_folder_once(images: Path, monkeypatch: p
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", count)
-    read_split_manifests(tables, AUTO_OPTIONS)
+    read_split_manifests({split: read_table(path) for split, path in tables.items()}, AUTO_OPTIONS)
     assert read[str(images / "images")] == 1
