@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from convnext_cli.data.folders.remedies import choose_example, describe_others, find_tables, suggest_pattern
 from convnext_cli.data.folders.splits import find_split_tables
 from convnext_cli.data.folders.words import is_form, list_words
-from convnext_cli.data.index import NONE, Index, count_read, describe_skipped
+from convnext_cli.data.index import NONE, Index, count_read, describe_skipped, is_one_to_one
 from convnext_cli.data.layout import Layout
 from convnext_cli.data.split_lists import apply_split_lists
 from convnext_cli.data.tables.spreadsheet import INSTALL, lacks_reader
@@ -68,21 +68,14 @@ def choose_class_source(
         tables, _ = _index_tables(texts, options, read)
     tables = _drop_copies(tables)
 
-    files: Files = ()
-    names_column = options.label_column != AUTO or options.label_columns != AUTO
-    if folders_decide and not (tables and names_column):
+    names_labels = options.label_column != AUTO or options.label_columns != AUTO
+    if folders_decide and not (tables and names_labels):
         index, files = _find_extension(tables, folders, source, options.known_labels) or (folders, ())
     elif len(tables) == 1:
         [(files, table)] = tables.items()
-        index = _describe_only_table(files, table, layout, forms)
+        index = _note_choice(files, table, layout, forms)
     elif tables:
-        problem = layout.error.problem if layout.error else f"{source} does not have two class folders"
-        largest = sorted(tables, key=lambda files: len(tables[files]), reverse=True)
-        example = choose_example(str(path) for files in largest for path in files)
-        raise DataError(
-            f"{problem}; {', '.join(map(_name_files, tables))} each name classes",
-            f"Give one of them itself, such as {example}, or one table with a column split",
-        )
+        raise _explain_several_tables(tables, layout, source)
     else:
         raise _explain_missing_classes(layout, folders, errors, source, options)
     others = [path for path in paths if path not in files]
@@ -124,7 +117,7 @@ def _index_tables(
 def _drop_copies(tables: dict[Files, Index]) -> dict[Files, Index]:
     """Return the tables without copies of another one, and without `full.csv` beside those of the splits."""
     rows_of = {
-        files: set(zip(_list_files(table), map(table.describe_target, range(len(table))), strict=True))
+        files: set(zip(_list_images(table), map(table.describe_target, range(len(table))), strict=True))
         for files, table in tables.items()
     }
     kept: dict[Files, Index] = {}
@@ -199,7 +192,7 @@ def _add_groups(index: Index, columns: "FileColumns", path: Path, options: Table
     """
     from convnext_cli.data.tables.columns import GROUP_COLUMNS
 
-    groups = tuple(columns.group_of.get(file, "") for file in _list_files(index))
+    groups = tuple(columns.group_of.get(file, "") for file in _list_images(index))
     is_known = not set(index.classes).isdisjoint(options.known_labels)
     if index.table is None and not is_known and _are_groups(index, groups, columns.groups):
         if fold_column(columns.names["group"]) in GROUP_COLUMNS:  # such as control and treated
@@ -221,7 +214,7 @@ def _add_groups(index: Index, columns: "FileColumns", path: Path, options: Table
 
 def _add_splits(index: Index, columns: "FileColumns", path: Path) -> Index | None:
     """Return the index with the splits of a table; None unless it gives half of the images a split, and two splits."""
-    splits = tuple(columns.split_of.get(file, "") for file in _list_files(index))
+    splits = tuple(columns.split_of.get(file, "") for file in _list_images(index))
     if not {"train"} < {*splits} - {""} or 2 * splits.count("") > len(splits):
         return None
     note = _describe_column("splits", splits, columns.names["split"], path)
@@ -236,7 +229,7 @@ def _describe_column(kind: str, cells: Sequence[str], column: str, path: Path) -
 
 def _are_groups(folders: Index, groups: Sequence[str], known: Set[str]) -> bool:
     """Return True if each class folder is a group: one of those of the images, or by its name one of the known ones."""
-    is_each = len(folders.classes) > 2 and any(groups) and _is_one_to_one(set(zip(groups, folders.labels, strict=True)))
+    is_each = len(folders.classes) > 2 and any(groups) and is_one_to_one(groups, folders.labels)
     return is_each or (len(folders.classes) > 1 and known >= set(folders.classes))
 
 
@@ -248,30 +241,29 @@ def _find_extension(
     Raises:
         DataError: a table contradicts the folders.
     """
-    extensions, label_of = [], dict(zip(_list_files(folders), folders.labels, strict=True))
-    for names, table in tables.items():
-        files = _list_files(table)
+    extensions, label_of = [], dict(zip(_list_images(folders), folders.labels, strict=True))
+    for files, table in tables.items():
+        images = _list_images(table)
         pairs = Counter(
-            (label_of[file], label) for file, label in zip(files, table.labels, strict=True) if file in label_of
+            (label_of[image], label) for image, label in zip(images, table.labels, strict=True) if image in label_of
         )
         are_codes = bool(table.row_folders) or all(map(str.isdecimal, folders.classes))  # such as patients
         if pairs and table.values and not table.task.is_continuous and are_codes:
             raise DataError(
-                f"{source} has folders ({shorten_names(folders.classes)}) and a table ({_name_files(names)}: "
+                f"{source} has folders ({shorten_names(folders.classes)}) and a table ({_name_files(files)}: "
                 f"{shorten_names(table.classes)}) that may both name classes",
-                f"{_suggest_itself(names)}, to train on its labels; or move {_name_files(names)} out of the folder to "
-                "train on the folders' names",
+                _suggest_one(files, "labels"),
             )
         if not pairs or table.values:  # other images; or numbers, such as ages, which name no classes
             continue
-        if not _is_one_to_one(pairs):
-            raise _describe_contradiction(names, table, folders, pairs, source)
+        if not is_one_to_one(*zip(*pairs, strict=True)):
+            raise _describe_contradiction(files, table, folders, pairs, source)
         own, other = ({*index.splits} - {""} for index in (folders, table))
         has_more = any(table.groups) or any(table.folds) or own < other
-        if has_more and label_of.keys() <= set(files):
-            note = f"the classes of {_name_files(names)} are those of the folders; other columns are used"
+        if has_more and label_of.keys() <= set(images):
+            note = f"the classes of {_name_files(files)} are those of the folders; other columns are used"
             named = table if set(table.classes) & set(known_labels) else _rename_numbers(table, folders, pairs)
-            extensions.append((replace(named, notes=(note, *table.notes)), names))
+            extensions.append((replace(named, notes=(note, *table.notes)), files))
     return extensions[0] if extensions else None
 
 
@@ -281,12 +273,6 @@ def _rename_numbers(table: Index, folders: Index, pairs: Iterable[Pair]) -> Inde
     if len(number_of) < len(table.classes) or not all(name.isdecimal() for name in table.classes):
         return table
     return replace(table, classes=folders.classes, labels=tuple(number_of[label] for label in table.labels))
-
-
-def _is_one_to_one(pairs: Iterable[tuple[object, object]]) -> bool:
-    """Return True if different pairs of labels name the same classes, though maybe by other names."""
-    by_folder, by_table = zip(*pairs, strict=True)
-    return len(by_folder) == len(set(by_folder)) == len(set(by_table))
 
 
 def _describe_contradiction(
@@ -300,20 +286,22 @@ def _describe_contradiction(
         f"{source} has folders ({', '.join(folders.classes[:5])}) and a table ({_name_files(files)}: "
         f"{', '.join(table.classes[:5])}) that give the images different classes, such as "
         f"{folders.classes[by_folder]!r} and {table.classes[by_table]!r}",
-        f"{_suggest_itself(files)}, to train on its classes; or move {_name_files(files)} out of the folder to "
-        "train on the folders' names",
+        _suggest_one(files, "classes"),
     )
 
 
-def _suggest_itself(files: Files) -> str:
+def _suggest_one(files: Files, targets: str) -> str:
+    """Return the remedy for a table and folders that both name targets."""
+    itself = "Name the tables' column of labels with --label-column"
     if len(files) == 1:
-        return f"Give the table itself, {files[0]}"
-    return "Name the tables' column of labels with --label-column"
+        itself = f"Give the table itself, {files[0]}"
+    folders = f"move {_name_files(files)} out of the folder to train on the folders' names"
+    return f"{itself}, to train on its {targets}; or {folders}"
 
 
-def _describe_only_table(files: Files, table: Index, layout: Layout, forms: Sequence[str]) -> Index:
+def _note_choice(files: Files, table: Index, layout: Layout, forms: Sequence[str]) -> Index:
     """Return the index of the only table, with notes on its choice and the number of images without a row."""
-    listed = set(_list_files(table))
+    listed = set(_list_images(table))
     without_row = sum(os.path.abspath(image) not in listed for image in layout.tree.list_images())  # noqa: PTH100
     others = {reason: count for reason, count in (+layout.skipped).items() if not reason.startswith("image ")}
     skipped = others | ({f"image without a row in {_name_files(files)}": without_row} if without_row else {})
@@ -321,6 +309,16 @@ def _describe_only_table(files: Files, table: Index, layout: Layout, forms: Sequ
     if forms:
         notes.append(f"{', '.join(forms)} not used: a submission form has no true labels")
     return replace(table, notes=(*notes, *table.notes), skipped=table.skipped | skipped)
+
+
+def _explain_several_tables(tables: dict[Files, Index], layout: Layout, source: Path) -> DataError:
+    problem = layout.error.problem if layout.error else f"{source} does not have two class folders"
+    largest = sorted(tables, key=lambda files: len(tables[files]), reverse=True)
+    example = choose_example(str(path) for files in largest for path in files)
+    return DataError(
+        f"{problem}; {', '.join(map(_name_files, tables))} each name classes",
+        f"Give one of them itself, such as {example}, or one table with a column split",
+    )
 
 
 def _explain_missing_classes(
@@ -350,5 +348,5 @@ def _explain_missing_classes(
     return error
 
 
-def _list_files(index: Index) -> list[str]:
+def _list_images(index: Index) -> list[str]:
     return [os.path.abspath(os.path.join(index.root, path)) for path in index.paths]  # noqa: PTH100, PTH118

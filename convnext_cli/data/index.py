@@ -195,6 +195,11 @@ def group_by(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     return groups
 
 
+def is_one_to_one(names: Sequence[object], others: Sequence[object]) -> bool:
+    """Return True if rows that are equal in one of two columns are equal in the other too."""
+    return len(set(names)) == len(set(others)) == len(set(zip(names, others, strict=True)))
+
+
 def check_trainable(index: Index) -> None:
     """Check that the index can be trained on.
 

@@ -14,14 +14,13 @@ from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO
 from urllib.parse import unquote
 
-from convnext_cli.data.index import NOT_AN_IMAGE, TABLE_SUFFIXES
+from convnext_cli.data.index import GIVEN_SUFFIXES, NOT_AN_IMAGE
 from convnext_cli.data.outside import check_cache_outside
 from convnext_cli.data.tree import HIDDEN, explain_format, is_folder, is_hidden
 from convnext_cli.encoding import decode_name, decode_text
 from convnext_cli.errors import DataError, ImageError
 from convnext_cli.images.formats import HEAD_BYTES, explain_missing, has_image_suffix, identify_bytes, identify_file
 
-_LIST_SUFFIXES = (*TABLE_SUFFIXES, ".txt")
 _LIST_REMEDY = "Give the images or their folder, or a list with one path per line on standard input: `predict - < LIST`"
 MAX_LIST = 256 * 1024**2  # bytes: a list of two million long paths
 
@@ -56,7 +55,7 @@ def find_inputs(words: Iterable[str]) -> Inputs:
         for path in _expand(word):
             mode = _find_mode(path)
             missing += mode is None
-            if mode and S_ISREG(mode) and path.suffix.lower() in _LIST_SUFFIXES:
+            if mode and S_ISREG(mode) and path.suffix.lower() in GIVEN_SUFFIXES:
                 errors.append((path, ImageError(f"{path} is a list or a table, not an image", _LIST_REMEDY)))
                 continue
             if mode is None or not S_ISDIR(mode):

@@ -15,6 +15,7 @@ import pytest
 from convnext_cli.data.index import check_trainable
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.data.sources import scan_data
+from convnext_cli.encoding import read_text
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.tasks.reading import TableOptions
 from tests.conftest import save_image
@@ -596,6 +597,21 @@ def test_table_without_labels_adds_groups(tmp_path: Path, image: Path) -> None:
     assert (index.groups, index.notes[-1]) == (("k", "k", "m"), "groups by column 'patient' of meta.csv")
     assert scan_data(tmp_path / "isic/truth.csv", table_options=TableOptions(group_column="none")).groups == ()
     assert scan_data(tmp_path / "isic", table_options=TableOptions(task="multilabel")).groups == ("k", "k", "m")
+
+
+def test_a_table_beside_class_folders_is_read_once(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def count(path: Path, remedy: str) -> tuple[str, str]:
+        read.append(path.name)
+        return read_text(path, remedy)
+
+    monkeypatch.setattr("convnext_cli.data.tables.table.read_text", count)
+    data = make(tmp_path / "data", "cat/ dog/ meta.csv:file,label,patient|cat/0.png,cat,p|dog/0.png,dog,p", image)
+    assert scan_folder(data).notes == ("groups by column 'patient' of meta.csv, which 4 of 6 images lack",)
+    assert read == ["meta.csv"]
 
 
 def test_table_without_labels_adds_splits(tmp_path: Path, image: Path) -> None:

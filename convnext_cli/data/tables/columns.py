@@ -9,7 +9,7 @@ from dataclasses import replace
 from convnext_cli.data.folders.masks import has_mask_words
 from convnext_cli.data.folders.splits import PARTITION, UNLABELLED, find_simple_split, find_split
 from convnext_cli.data.folders.words import list_words
-from convnext_cli.data.index import NONE, SPLITS
+from convnext_cli.data.index import NONE, SPLITS, is_one_to_one
 from convnext_cli.data.split import name_fold
 from convnext_cli.data.tables.files import FileFinder
 from convnext_cli.data.tables.table import SAMPLE, find_named, list_columns
@@ -282,7 +282,7 @@ def _numbers_objects(table: Table, name: str) -> bool:
     """Return True if a column has identifiers of objects, and no words of another column stand for the same."""
     cells = table.columns[name]
     others = [table.columns[other] for other in table.columns if other != name]
-    names_classes = any(_is_one_to_one(cells, words) for words in others if not _most(words, _has_digit))
+    names_classes = any(is_one_to_one(cells, words) for words in others if not _most(words, _has_digit))
     return len(set(cells)) > 2 and not _holds_arms(cells) and _most(cells, _has_digit) and not names_classes
 
 
@@ -291,10 +291,6 @@ def holds_identifiers(table: Table, name: str) -> bool:
     cells = table.columns[name]
     is_called_so = bool(_ID_WORDS & set(list_words(name)))
     return is_called_so and len(set(cells)) >= MIN_OBJECTS and _may_name(cells) and _most(cells, _has_digit)
-
-
-def _is_one_to_one(cells: Sequence[str], others: Sequence[str]) -> bool:
-    return len(set(cells)) == len(set(others)) == len(set(zip(cells, others, strict=True)))
 
 
 def _has_digit(cell: str) -> bool:
