@@ -4,6 +4,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
 from typing import Literal
 
 from convnext_cli.data.attributes import list_dicom_rows, read_dicom_attribute
@@ -22,6 +24,7 @@ MIN_PER_CLASS = 3  # identifiers per class on average, so that every split can g
 MIN_GROUPS = 10  # identifiers that suffice for any number of classes
 MAX_PATIENT = 0.5  # largest fraction of the DICOM files that may have the same PatientID
 MIN_AGREEMENT = 0.95  # fraction of a data set's groups that a rule must give, to be used for other files
+MIN_EXPECTED = 5  # names in two classes, if numbers restarted: that none is by chance has a probability below 1%
 _DICOM = "dicom:"
 _PATIENT = re.compile(r"(?:p|pat|pt|patient|sub|subj|subject|participant|case|mrn)[ _.-]*\d+", re.IGNORECASE)
 
@@ -165,6 +168,35 @@ def are_single_folders(index: Index, guess: Mapping[int, str]) -> bool:
     return len(places) == len(set(guess.values())) < len(cells)
 
 
+def share_numbers(index: Index, guess: Mapping[int, str]) -> bool:
+    """Return True if the classes share one numbering: no file name is in two classes, though many would be by chance.
+
+    If numbers restarted in each class, an eye `10_left` of one class would often meet a `10_left` of another. What is
+    left of a name without its identifier must be usual in both classes: `_cat` of `1_cat` never meets `_dog`.
+    """
+    numbers = index.class_numbers
+    rests: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    counts: dict[int, Counter[str]] = defaultdict(Counter)
+    for row, group in guess.items():
+        rest = index.paths[row].rpartition("/")[2].rpartition(".")[0].replace(group, "", 1)
+        rests[group][numbers[row]].add(rest)
+        counts[numbers[row]][rest] += 1
+
+    @cache
+    def expect(one: int, two: int) -> float:
+        """Return the probability that files of one number, in two classes, have the same name."""
+        products = sum(count * counts[two][rest] for rest, count in counts[one].items())
+        return products / (counts[one].total() * counts[two].total())
+
+    expected = 0.0
+    for classes in rests.values():
+        for one, two in combinations(sorted(classes), 2):
+            if classes[one] & classes[two]:
+                return False
+            expected += expect(one, two)
+    return expected >= MIN_EXPECTED
+
+
 def _list_inside(path: str, name: str, split: str) -> list[str]:
     """Return the folders inside the class folder; those after the first folder if no folder has the class's name."""
     parts = path.split("/")[:-1]
@@ -191,7 +223,7 @@ def _keep_plausible(index: Index, guess: Mapping[int, str], *, are_folders: bool
     if not _are_enough(index, guess, are_folders=are_folders):
         return {}, f"the file names have {len(counts):,} identifiers only, such as {repeated[0]}: too few to be groups"
     restarted = [group for group in repeated if counts[group] == classes[group]]
-    if len(restarted) <= len(repeated) / 2 or are_single_folders(index, guess):
+    if len(restarted) <= len(repeated) / 2 or are_single_folders(index, guess) or share_numbers(index, guess):
         return dict(guess), ""
     kept = cut_groups(guess, [str(number) for number in numbers])
     ambiguous = f"numbers such as {restarted[0]} restart in each class"

@@ -86,6 +86,26 @@ def test_an_identifier_of_two_classes_is_cut_where_numbers_restart() -> None:
     assert "restart in each class, so only images of one class are together" in grouping.rule
 
 
+def draw_eyes(numbers: range, classes: int) -> list[str]:
+    """Return paths of both eyes of patients, in class folders of grades that hardly depend on each other."""
+    grades = random.Random(0)
+    return [f"{grades.randrange(classes)}/{p}_{eye}.jpeg" for p in numbers for eye in ("left", "right")]
+
+
+@pytest.mark.parametrize("classes", [3, 5])
+def test_both_eyes_of_a_patient_are_a_group_though_their_grades_differ(classes: int) -> None:
+    """No number has the same eye twice: numbers that restart in each class would often have it."""
+    paths = draw_eyes(range(10, 110), classes)
+    index, grouping = group_index(make_index(*paths), "auto")
+    assert set(Counter(index.groups).values()) == {2}
+    assert grouping.rule == "the repeated part of the file names"
+
+
+def test_eyes_whose_numbers_restart_in_each_class_are_cut() -> None:
+    paths = sorted({*draw_eyes(range(60), 2), "0/3_left.jpeg", "1/3_left.jpeg"})
+    assert "restart in each class" in group_index(make_index(*paths), "auto")[1].rule
+
+
 @pytest.mark.parametrize("per_class", [1, 3])
 def test_a_folder_with_images_of_several_classes_is_one_group(per_class: int) -> None:
     """Test a table's images, whose folders do not name the class: a plot has all species, and is the same plot."""

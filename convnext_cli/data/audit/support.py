@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.data.audit.measurements import Measurements
-from convnext_cli.data.groups import Grouping, are_single_folders, cut_groups, describe_groups
+from convnext_cli.data.groups import Grouping, are_single_folders, cut_groups, describe_groups, share_numbers
 from convnext_cli.data.index import Index, group_by, pick_evenly
 from convnext_cli.text import format_count
 
@@ -44,8 +44,9 @@ def weigh_groups(
     if not grouping.is_guess:
         return index, grouping, None
     within = measure_support(index, measurements)
+    have_one_numbering = {"folders": are_single_folders, "names": share_numbers}.get(grouping.source)
     is_restarted = _restarts_numbering(index) and not (
-        grouping.source == "folders" and are_single_folders(index, dict(enumerate(index.groups)))
+        have_one_numbering and have_one_numbering(index, dict(enumerate(index.groups)))
     )
     if within.verdict != "supported" and is_restarted:
         return *_cut_restarted(index, grouping, within), None
