@@ -135,7 +135,7 @@ class Augmentation:
     """The augmentation of training images. Each field is a setting of the same name."""
 
     min_crop_area: float
-    """Smallest fraction of the area that a crop keeps; 1 uses the evaluation transform instead of random crops."""
+    """Smallest fraction of the area that a crop keeps; with 1, images are framed as in evaluation, not cropped."""
     hflip: float = 0.0
     """Probability of a left-right flip."""
     rotation: float = 0.0

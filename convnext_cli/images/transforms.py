@@ -150,10 +150,8 @@ def transform_for_training(
 
     The crop keeps a fraction of the area from `min_crop_area` to 1, at 3/4 to 4/3 of the frame's proportions, drawn as
     in torchvision's RandomResizedCrop. With padding, the proportions are those of the image, and the padding is that of
-    evaluation. If `min_crop_area` is 1, the evaluation transform replaces the random crop.
+    evaluation.
     """
-    if augmentation.min_crop_area == 1:
-        return augment_fitted(fit_image(image, preprocessing), preprocessing, random, augmentation)
     height, width = image.shape[:2]
     size = preprocessing.width, preprocessing.height
     proportions = size[0] / size[1]

@@ -9,7 +9,7 @@ from convnext_cli.images.augmentation import ERASED, OPERATIONS, erase, jitter_l
 from convnext_cli.images.loaders import seed_image
 from convnext_cli.images.preprocessing import Augmentation, Preprocessing
 from convnext_cli.images.raster import Pixels
-from convnext_cli.images.transforms import augment_fitted, transform_for_eval, transform_for_training
+from convnext_cli.images.transforms import augment_fitted, fit_image, transform_for_eval, transform_for_training
 from convnext_cli.recipes.settings import Settings
 from convnext_cli.recipes.tables import load_augmentations
 from tests.conftest import draw_picture
@@ -35,6 +35,9 @@ def grey(image: Pixels) -> Pixels:
 
 
 def draw(image: Pixels, settings: Augmentation, number: int) -> Pixels:
+    """Return a view as `OpenViews` makes it: a crop, or with `min_crop_area` 1 the image that evaluation sees."""
+    if settings.min_crop_area == 1:
+        return augment_fitted(fit_image(image, PREPROCESSING), PREPROCESSING, seed_image(0, number, 0), settings)
     return transform_for_training(image, PREPROCESSING, seed_image(0, number, 0), settings)
 
 
@@ -49,9 +52,7 @@ def test_each_field_is_a_setting() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_same_seed_gives_the_same_image_and_other_epoch_another(name: str) -> None:
     settings, image = preset(name), make_image()
-    drawn = [
-        transform_for_training(image, PREPROCESSING, seed_image(3, epoch, 5), settings) for epoch in (0, 0, 1, 2, 3)
-    ]
+    drawn = [draw(image, settings, epoch) for epoch in (0, 0, 1, 2, 3)]
     assert all(one.shape == (64, 64, 3) and one.dtype == np.uint8 for one in drawn)
     assert np.array_equal(drawn[0], drawn[1])
     assert all(np.array_equal(drawn[0], later) for later in drawn[2:]) == (name == "none")
