@@ -67,12 +67,12 @@ def check(_context: typer.Context, values: OptionValues) -> None:
 
 def _build_next(data: Path, fix_list: Path | None, settings: Mapping[str, Any], audit: "Audit") -> tuple[str, str]:
     """Return the reason and the next command: `recommend`, or `check` with a remedy."""
-    flags = quote_settings({name: value for name, value in settings.items() if name != "resplit"})
+    kept = {name: value for name, value in settings.items() if name != "resplit"}
     if not audit.falsifies:
-        kept = [flag for flag in flags if not flag.startswith("--group-from")]
+        kept.pop("group_from", None)
         left_out = [f"--exclude {quote(fix_list)}"] if fix_list and "exclude" not in settings else []
-        return "", " ".join([f"convnext recommend {quote(data)}", *kept, *left_out])
-    check = " ".join([f"convnext check {quote(data)}", *flags])
+        return "", " ".join([f"convnext recommend {quote(data)}", *quote_settings(kept), *left_out])
+    check = " ".join([f"convnext check {quote(data)}", *quote_settings(kept)])
     if fix_list is not None and "exclude" not in settings:
         return "Check the data without the images of the fix-list.", f"{check} --exclude {quote(fix_list)}"
     is_of_splits = all(finding.is_leakage for finding in audit.findings if finding.falsifies)
