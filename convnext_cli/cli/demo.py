@@ -121,7 +121,7 @@ def _is_demo_run(run: "RunFolder") -> bool:
     from convnext_cli.recipes.plan import read_plan
 
     try:
-        return any(reason.startswith(SOURCE) for reason in read_plan(run.plan).reasons.values())
+        return any(choice.source == SOURCE for choice in read_plan(run.plan).choices.values())
     except UsageError:  # damaged
         return False
 

@@ -81,10 +81,10 @@ def _describe_augmentation(plan: "Plan") -> str:
     from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS
 
     choices = {name: plan.choices[name] for name in AUGMENTATION_SETTINGS}
-    own = [f"{name} {choice.value}" for name, choice in choices.items() if choice.source in ("flag", "plan")]
-    sources = Counter(choice.source for choice in choices.values() if choice.source not in ("flag", "plan"))
-    usual = [source.removeprefix("augmentation ") for source, _ in sources.most_common(1)]
-    return ", ".join([*usual, *own])
+    own = {name: f"{name} {choice.value}" for name, choice in choices.items() if choice.source in ("flag", "plan")}
+    sources = Counter(choice.preset or choice.source for name, choice in choices.items() if name not in own)
+    usual = [source for source, _ in sources.most_common(1)]
+    return ", ".join([*usual, *own.values()])
 
 
 def count_splits(index: Index) -> dict[str, int]:

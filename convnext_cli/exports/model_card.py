@@ -222,8 +222,7 @@ def _describe_preprocessing(preprocessing: PretrainedCfg) -> str:
 
 
 def _describe_settings(plan: PlanFile) -> str:
-    reasons = plan.reasons
-    rows = [(name, str(value), reasons.get(name, "")) for name, value in plan.settings.items() if name not in PATHS]
+    rows = [row for row in plan.rows if row[0] not in PATHS]
     return _render_table(("setting", "value", "source"), rows)
 
 

@@ -67,7 +67,7 @@ class Plan:
         """The choices that differ from the defaults or have a reason, by name."""
 
         def is_shown(choice: Choice) -> bool:
-            is_off = choice.source.startswith("augmentation") and not choice.value
+            is_off = choice.preset and not choice.value
             return bool(choice.reason) or not (choice.source == "default" or is_off)
 
         return {name: choice for name, choice in self.choices.items() if is_shown(choice)}
@@ -136,12 +136,12 @@ class PlanFile:
         return choices
 
     @property
-    def reasons(self) -> dict[str, str]:
-        """Source and reason of each setting as text."""
-        return {
-            name: f"{choice.source} ({choice.reason})" if choice.reason else choice.source
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Name, value, and source with reason of each setting, as text."""
+        return [
+            (name, str(choice.value), f"{choice.source} ({choice.reason})" if choice.reason else choice.source)
             for name, choice in self._restore().items()
-        }
+        ]
 
     def _restore(self) -> dict[str, Choice]:
         return {name: _make_choice(value, self.records.get(name)) for name, value in self.settings.items()}

@@ -70,10 +70,7 @@ def choose_image_size(tag: Tag | None, median_side: int) -> Choice:
 def read_preset(name: str) -> dict[str, Choice]:
     """Return the choices of an augmentation preset."""
     row = load_augmentations()[name]
-    return {
-        setting: Choice(value=value, source=f"augmentation {name}", reason=reason)
-        for setting, (value, reason) in row.items()
-    }
+    return {setting: Choice.of_preset(name, value, reason) for setting, (value, reason) in row.items()}
 
 
 def choose_batch_size(images: int, epochs: int) -> Choice:

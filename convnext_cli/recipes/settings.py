@@ -39,6 +39,7 @@ TEACHER_SETTINGS = ("teacher_weight", "teacher_temperature", "teacher_features",
 MAX_COUNT = 1_000_000  # epochs, images of a batch, steps: a larger value is a typing error
 MAX_LR = 1e6  # far above any that trains; larger values overflow
 UNKNOWN = "unknown"
+_PRESET = "augmentation "  # before the name of a preset, in a source
 WEIGHTS: Final = "weights"  # the fit of the pretrained weights, and training crops from the whole image, as in timm
 DEFAULT_FIT = AUTO  # of the default recipe: benchmarks/recipes/README.md compares the fits
 BEFORE_FIT: dict[str, str] = {"fit": WEIGHTS, "crop_pct": AUTO}  # of plans and runs of version 0.1.0
@@ -599,3 +600,13 @@ class Choice:
     after an inconclusive range test); `the demo`.
     """
     reason: str = ""
+
+    @classmethod
+    def of_preset(cls, name: str, value: Any, reason: str) -> "Choice":
+        """Return the choice of an augmentation preset."""
+        return cls(value=value, source=f"{_PRESET}{name}", reason=reason)
+
+    @property
+    def preset(self) -> str:
+        """The augmentation preset that it is from; empty for other sources."""
+        return self.source.removeprefix(_PRESET) if self.source.startswith(_PRESET) else ""

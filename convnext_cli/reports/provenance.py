@@ -102,11 +102,9 @@ def show_settings(report: ReportData) -> Section | None:
 def _read_settings(run: RunFolder) -> list[tuple[str, str, str]]:
     """Return the settings with their reasons; none where the plan is gone or cannot be read."""
     try:
-        plan = read_plan(run.plan)
+        return read_plan(run.plan).rows
     except UsageError:
         return []
-    reasons = plan.reasons
-    return [(name, str(value), reasons.get(name, "")) for name, value in plan.settings.items()]
 
 
 def show_limits(report: ReportData) -> Section:

@@ -413,8 +413,8 @@ def _make_plan(inputs: PlanInputs, chosen: Collection[str]) -> tuple[Plan, tuple
             "With --epochs 0, the head alone is trained: at its own learning rate, on images as evaluation sees them"
         )
         notices.append(Notice(f"no effect: {', '.join(unused)}. {reason}"))
-    guessed = f"augmentation {inputs.augment}" if inputs.is_augment_guessed else None
-    if fingerprint and any(choice.source == guessed for choice in plan.choices.values()):
+    is_used = any(choice.preset == inputs.augment for choice in plan.choices.values())
+    if fingerprint and inputs.is_augment_guessed and is_used:
         notices.append(Notice(explain_domain(fingerprint, "--augment light, natural or none overrides it")))
     if text := warn_unseen(measure_plan_unseen(plan, inputs.tag, fingerprint)):
         notices.append(Notice(text, "warning"))
