@@ -1,6 +1,6 @@
 """Measure the audit: the planted faults it detects, and time and memory as a data set grows.
 
-    python -m benchmarks.audit plant              5,000 distinct images with 350 planted faults
+    python -m benchmarks.audit plant              5,000 distinct images with 400 planted faults
     python -m benchmarks.audit grow FOLDER        scan and audit of 1,000, 10,000 … and all images of a folder
 
 Each size runs in a separate process, on links to the files. Memory is the peak above that of the previous size.
@@ -75,7 +75,7 @@ def find_planted() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CONVNEXT_CACHE"] = str(Path(folder) / "cache")
         planted = plant(
-            Path(folder) / "data", distinct=5000, exact=200, encoded=50, resized=50, conflicts=20, leaked=30
+            Path(folder) / "data", distinct=5000, exact=200, encoded=50, resized=50, turned=50, conflicts=20, leaked=30
         )
         index, grouping = group_index(scan_data(planted.root), "auto")
         started = time.perf_counter()

@@ -51,15 +51,17 @@ def turn_upright(raster: Raster, orientation: int) -> Raster:
     """Rotate and mirror a raster by its EXIF orientation, 1 to 8."""
     if orientation == 1:
         return raster
+    alpha = None if raster.alpha is None else orient(raster.alpha, orientation)
+    values = orient(raster.values, orientation)
+    return raster._replace(values=values, alpha=alpha, steps=(*raster.steps, "turned upright"))
 
-    def turn(array: NDArray[Any]) -> NDArray[Any]:
-        if orientation >= 5:  # the stored rows are columns
-            array = array.swapaxes(0, 1)
-        array = array[:, ::-1] if orientation in (2, 3, 6, 7) else array
-        return array[::-1] if orientation in (3, 4, 7, 8) else array
 
-    alpha = None if raster.alpha is None else turn(raster.alpha)
-    return raster._replace(values=turn(raster.values), alpha=alpha, steps=(*raster.steps, "turned upright"))
+def orient(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Rotate and mirror pixels, (H, W) or (H, W, C), by an EXIF orientation, 1 to 8. They are not copied."""
+    if orientation >= 5:  # the stored rows are columns
+        pixels = pixels.swapaxes(0, 1)
+    pixels = pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
+    return pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
 
 
 def scale_alpha(alpha: NDArray[Any], full: float) -> NDArray[np.float32] | None:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.data.audit.duplicates import MAX_DISTANCE
-from convnext_cli.data.audit.measurements import CONTENT_MEASURES, measure_images
+from convnext_cli.data.audit.candidates import MAX_ORIENTED_DISTANCE, ORIENTATIONS, find_similar, orient_thumbs
+from convnext_cli.data.audit.measurements import CONTENT_MEASURES, hash_images, measure_images
 from convnext_cli.data.index import Index
 from convnext_cli.data.split import is_fold
 from convnext_cli.progress import Steps
@@ -16,7 +16,7 @@ from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
 
 MAX_THUMB_DIFFERENCE = 2.0  # grey levels, root mean square; JPEG at quality 40 gives about 1
-_BLOCK = 256
+_PAIRS = 100_000  # of thumbnails at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,13 +97,22 @@ def _find_exact(known: Mapping[str, NDArray[Any]], evaluated: Mapping[str, NDArr
 
 
 def _find_near(known: Mapping[str, NDArray[Any]], evaluated: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
-    """Return true for images with a near-duplicate among the known ones: similar hash and thumbnail, (N,)."""
+    """Return true for images with a near-duplicate among the known ones, also mirrored or turned, (N,).
+
+    It has a similar hash and thumbnail.
+    """
     is_near = np.zeros(len(evaluated["hash"]), bool)
-    for start in range(0, len(is_near), _BLOCK):
-        hashes = evaluated["hash"][start : start + _BLOCK, None]
-        one, two = np.nonzero(np.bitwise_count(hashes ^ known["hash"][None]) <= MAX_DISTANCE)
-        for part in range(0, len(one), 100_000):
-            a, b = one[part : part + 100_000] + start, two[part : part + 100_000]
-            difference = evaluated["thumb"][a].astype(np.float32) - known["thumb"][b]
-            is_near[a[(difference**2).mean(axis=(1, 2)) <= MAX_THUMB_DIFFERENCE**2]] = True
+
+    def mark(pairs: NDArray[np.int64], thumbs: NDArray[np.uint8]) -> None:
+        for one, two in (pairs[start : start + _PAIRS].T for start in range(0, len(pairs), _PAIRS)):
+            difference = evaluated["thumb"][one].astype(np.float32) - thumbs[two]
+            is_near[one[(difference**2).mean(axis=(1, 2)) <= MAX_THUMB_DIFFERENCE**2]] = True
+
+    for pairs in find_similar(evaluated["hash"], known["hash"]):
+        mark(pairs, known["thumb"])
+    hashes = hash_images(evaluated["thumb"])
+    for orientation in ORIENTATIONS:
+        thumbs = orient_thumbs(known["thumb"], orientation)
+        for pairs in find_similar(hashes, hash_images(thumbs), MAX_ORIENTED_DISTANCE):
+            mark(pairs, thumbs)
     return is_near

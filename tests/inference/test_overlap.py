@@ -72,6 +72,18 @@ def make_new_data(trained_on: Index, root: Path) -> None:
         shutil.copyfile(trained_on.root / trained_on.paths[row], root / "a" / f"val{place}.png")
 
 
+def test_mirrored_and_turned_copies_of_training_images_are_found(
+    trained: tuple[RunFolder, Index], tmp_path: Path
+) -> None:
+    run, index = trained
+    draw(tmp_path / "new", range(12), start=500)
+    for turn in Image.Transpose:
+        path = index.paths[index.rows("train")[turn]]
+        with Image.open(index.root / path) as picture:
+            picture.transpose(turn).save(tmp_path / "new" / path.split("/")[0] / f"turned{turn}.jpg", quality=80)
+    assert evaluate(run, tmp_path / "new")[2] == Overlap(trained=0, trained_near=len(Image.Transpose), validated=0)
+
+
 @pytest.mark.parametrize("has_digests", [True, False])
 def test_copies_of_training_images_are_found_by_content(
     trained: tuple[RunFolder, Index], tmp_path: Path, *, has_digests: bool

@@ -51,9 +51,7 @@ MEASURES = np.dtype(
     ]
 )
 _SMALL = 32  # side of the grey image from which hash, border and thumbnail are computed
-_COSINES = np.cos(np.pi / _SMALL * (np.arange(_SMALL) + 0.5) * np.arange(8)[:, None]).astype(np.float32)  # (8, 32)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow
-_BITS = np.left_shift(np.uint64(1), np.arange(64, dtype=np.uint64))
 
 
 CONTENT_MEASURES = ("digest", "hash", "thumb")
@@ -149,7 +147,7 @@ def _measure(path: Path) -> tuple[Any, str]:
     small = np.asarray(Image.fromarray(pixels).resize((_SMALL, _SMALL), Image.Resampling.BOX), dtype=np.float32)
     grey = small @ _LUMA
     values["digest"] = np.frombuffer(digest.digest(), "u8")
-    values["hash"] = hash_image(grey)
+    values["hash"] = hash_images(grey)
     values["height"], values["width"] = pixels.shape[:2]
     values["bits"], values["readable"] = bits, 1
     values["coloured"] = np.ptp(small, axis=2).max() > 8  # JPEG leaves a little difference in what was grey
@@ -167,16 +165,19 @@ def _count_levels(pixels: Pixels) -> int:
     return int((np.bincount(levels, minlength=256) > RARE * len(levels)).sum())
 
 
-def hash_image(grey: NDArray[np.float32]) -> np.uint64:
-    """Return a 64-bit perceptual hash of (32, 32) grey values.
+def hash_images(grey: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Return the 64-bit perceptual hashes of grey values, (..., S, S), S at least 8.
 
     Each bit says if one of the lowest 8 x 8 frequencies is above their median.
 
     Source: the DCT hash of pHash (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions").
     """
-    low = (_COSINES @ grey @ _COSINES.T).ravel()
-    bits = low > np.partition(low[1:], 31)[31]  # the median; the first is the mean brightness
-    return np.uint64(_BITS[bits].sum())
+    side = grey.shape[-1]
+    cosines = np.cos(np.pi / side * (np.arange(side) + 0.5) * np.arange(8)[:, None]).astype(np.float32)  # (8, S)
+    low = (cosines @ grey.astype(np.float32) @ cosines.T).reshape(*grey.shape[:-2], 64)
+    median = np.partition(low[..., 1:], 31)[..., 31:32]  # the first is the mean brightness
+    hashes: NDArray[np.uint64] = np.packbits(low > median, axis=-1, bitorder="little").view("<u8")[..., 0]
+    return hashes
 
 
 def sign_files(index: Index, rows: Sequence[int]) -> NDArray[np.uint64]:

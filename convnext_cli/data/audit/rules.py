@@ -22,7 +22,7 @@ _SHORTCUTS = {
     "mode": (Kind.MODE_SHORTCUT, "pixel mode"),
     "border": (Kind.BORDER_SHORTCUT, "brightness of the border"),
 }
-_EXACT, _NEAR = "the same pixels", "saved again or scaled"
+_EXACT, _NEAR = "the same pixels", "saved again, scaled, mirrored or turned"
 
 
 def find_grave(index: Index, grouping: Grouping, duplicates: Duplicates, across: Support | None) -> Iterator[Finding]:
@@ -75,7 +75,8 @@ def _find_conflicting_labels(index: Index, duplicates: Duplicates) -> Iterator[F
             title=f"possible label conflicts: {sets} of near-duplicates with different labels",
             count=len(near),
             examples=_show(index, near, with_label=True),
-            effect="a label is wrong, or the classes differ by details too small for this comparison (64 x 64 px)",
+            effect="a label is wrong, or the classes differ by direction (left, right) or by details too small for "
+            "this comparison (64 x 64 px)",
             action="kept, always in one split; correct the labels that are wrong",
         )
 

@@ -27,7 +27,9 @@ class Planted:
     leaked: set[str]
 
 
-def plant(root: Path, *, distinct: int, exact: int, encoded: int, resized: int, conflicts: int, leaked: int) -> Planted:
+def plant(
+    root: Path, *, distinct: int, exact: int, encoded: int, resized: int, turned: int, conflicts: int, leaked: int
+) -> Planted:
     """Write `distinct` images as `root/{train,test}/<class>/plant<group>_<number>.png` and plant faults.
 
     Each plant has two images of one class in one split, similar but not the same. Those of `leaked` plants lie in both
@@ -47,7 +49,7 @@ def plant(root: Path, *, distinct: int, exact: int, encoded: int, resized: int, 
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_relative(group, number, (64 + 8 * (number % 5), 72)).save(path, compress_level=1)
         paths.append(path.relative_to(root).as_posix())
-    sources = draw.sample(paths[2 * leaked :], exact + encoded + resized + conflicts)
+    sources = draw.sample(paths[2 * leaked :], exact + encoded + resized + turned + conflicts)
     copies: list[set[tuple[str, str]]] = [set(), set(), set()]
     for place, name in enumerate(sources):
         source, target = root / name, (root / name).with_name(f"copy{place}.png")
@@ -63,6 +65,9 @@ def plant(root: Path, *, distinct: int, exact: int, encoded: int, resized: int, 
         elif place < exact + encoded + resized:
             factor = draw.choice((0.5, 0.7, 1.5, 2.0))
             image.resize((round(image.width * factor), round(image.height * factor))).save(target)
+            kind = 1
+        elif place < exact + encoded + resized + turned:
+            image.transpose(draw.choice(list(Image.Transpose))).save(target)
             kind = 1
         else:
             split, label, _ = name.split("/")

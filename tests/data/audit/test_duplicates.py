@@ -1,5 +1,6 @@
 import io
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,25 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from convnext_cli.data.audit.duplicates import MAX_DISTANCE, compare_images, find_similar, shrink
+from convnext_cli.data.audit.candidates import MAX_DISTANCE, find_similar
+from convnext_cli.data.audit.duplicates import compare_images, shrink
 from convnext_cli.data.audit.fix_list import write_fix_list
 from convnext_cli.data.audit.measurements import THUMB
 from convnext_cli.data.audit.summary import Audit
 from convnext_cli.data.dataset import DatasetRequest, load_dataset
 from convnext_cli.progress import finish
 from tests.conftest import draw_picture
+
+EXIF_OF = {
+    Image.Transpose.FLIP_LEFT_RIGHT: 2,
+    Image.Transpose.ROTATE_180: 3,
+    Image.Transpose.FLIP_TOP_BOTTOM: 4,
+    Image.Transpose.TRANSPOSE: 5,
+    Image.Transpose.ROTATE_90: 6,
+    Image.Transpose.TRANSVERSE: 7,
+    Image.Transpose.ROTATE_270: 8,
+}
+"""The EXIF orientation that makes up for each way to turn an image."""
 
 
 def audit(data: Path, **options: object) -> Audit:
@@ -46,9 +59,9 @@ def test_find_similar_equals_an_exhaustive_comparison() -> None:
         flips = random.choice(64, row % 12, replace=False).astype(np.uint64)
         hashes[100 + row] = hashes[row] ^ np.bitwise_or.reduce(np.uint64(1) << flips, initial=np.uint64(0))
     hashes = np.unique(hashes)
-    result = [tuple(sorted(pair)) for pairs in find_similar(hashes) for pair in pairs.tolist()]
+    result = [tuple(pair) for pairs in find_similar(hashes, hashes) for pair in pairs.tolist()]
     bits = np.bitwise_count(hashes[:, None] ^ hashes[None])
-    expected = {(a, b) for a, b in np.argwhere(bits <= MAX_DISTANCE).tolist() if a < b}
+    expected = {(a, b) for a, b in np.argwhere(bits <= MAX_DISTANCE).tolist() if a <= b}
     assert len(result) == len(set(result))
     assert set(result) == expected
 
@@ -136,6 +149,33 @@ def test_image_saved_again_or_scaled_is_a_near_duplicate(quality: int, scale: fl
         with Image.open(file) as again:
             assert compare_images(shrink(drawn), shrink(again.convert("RGB"))) == "near"
         assert compare_images(shrink(drawn), shrink(draw_picture(number + 100, (192, 160)))) is None
+
+
+def test_mirrored_and_turned_copies_are_near_duplicates(tmp_path: Path) -> None:
+    """Test copies as an augmentation leaves them, which was applied before the split, of photos of another shape."""
+    for number in range(16):
+        drawn = draw_picture(number, (120, 96))
+        save(drawn, tmp_path / "train" / "ab"[number % 2] / f"{number}.png")
+        turned = drawn.transpose(Image.Transpose(number % 8 % 7))
+        if number % 8 != 7:
+            turned = turned.resize((turned.width * 2 // 3, turned.height * 2 // 3))
+        else:
+            turned = draw_picture(100 + number, (120, 96))
+        save(turned, tmp_path / "test" / "ab"[number % 2] / f"copy{number}.jpg", quality=60)
+    result = audit(tmp_path, group_from="none")
+    assert count(result)["near-duplicates across splits"] == 14
+    assert result.falsifies
+    numbers = [{Path(result.index.paths[row]).stem.removeprefix("copy") for row in rows} for rows in result.clusters]
+    assert all(len(found) == 1 for found in numbers), "each copy is joined to its original only"
+
+
+@pytest.mark.parametrize("turn", list(Image.Transpose), ids=lambda turn: turn.name)
+def test_mirrored_frames_of_one_subject_are_no_near_duplicates(turn: Image.Transpose) -> None:
+    frames = make_slices(0)
+    for one, two in pairwise(frames):
+        assert compare_images(shrink(one), shrink(two)) == "similar"
+        assert compare_images(shrink(one), shrink(two.transpose(turn)).orient(EXIF_OF[turn])) == "similar"
+        assert compare_images(shrink(one), shrink(one.transpose(turn)).orient(EXIF_OF[turn])) == "near"
 
 
 def test_thumbnails_are_large_enough_to_compare() -> None:

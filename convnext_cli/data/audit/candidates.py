@@ -1,0 +1,174 @@
+"""Candidates for near-duplicates: pairs of images with similar hashes and correlated thumbnails."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise, product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext_cli.data.audit.measurements import THUMB
+from convnext_cli.images.raster import orient
+
+MAX_DISTANCE = 8  # bits of 64 in which the hashes of near-duplicates may differ
+ORIENTATIONS = range(2, 9)  # of EXIF: mirrored or turned
+MAX_ORIENTED_DISTANCE = 4  # bits, of hashes of thumbnails; finds all of 800 JPEG copies at quality 40 to 95
+MIN_THUMB_CORRELATION = 0.95
+MAX_COMPARED = 50_000_000  # pairs of thumbnails, compared one by one
+MAX_CANDIDATES = 200_000  # pairs to decode again; the nearest are taken
+_MATRIX_GAIN = 20  # times that a matrix product is faster per pair
+_BLOCK = 1024
+_GATHER = 100_000  # pairs of thumbnails at a time
+_LARGE = 4096  # pairs of two buckets; above it, blocks are faster than single pairs
+
+
+@dataclass(frozen=True, slots=True)
+class _Buckets:
+    """Items in order of a key, those with one key together."""
+
+    items: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+    """The unique keys."""
+    starts: NDArray[np.int64]
+    """The place in `items` of the first item with each key."""
+    sizes: NDArray[np.int64]
+    """The number of items with each key."""
+
+    def select(self, bucket: int) -> NDArray[np.int64]:
+        """Return the items of one key."""
+        return self.items[self.starts[bucket] :][: self.sizes[bucket]]
+
+
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """Images, to be compared by their hashes."""
+
+    thumbs: NDArray[np.uint8]
+    """(N, THUMB, THUMB), of all images."""
+    hashes: NDArray[np.uint64]
+    """(N,), of all images."""
+    rows: NDArray[np.int64]
+    """The images to compare."""
+
+
+def orient_thumbs(thumbs: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Return thumbnails, (N, THUMB, THUMB), mirrored or turned by an EXIF orientation. They are not copied."""
+    return np.moveaxis(orient(np.moveaxis(thumbs, 0, 2), orientation), 2, 0)
+
+
+def find_candidates(
+    left: Hashed, right: Hashed, max_distance: int = MAX_DISTANCE, budget: int = MAX_COMPARED
+) -> tuple[NDArray[np.int64], int]:
+    """Return the pairs of a row of `left` and another of `right` that may show one image, and the number left out.
+
+    Every image is compared with every image with the same or a similar hash, so that an unlike image with the same
+    hash hides no pair. If many images share a hash, matrix products compare their thumbnails. If `left` is `right`,
+    each pair is sorted and found once.
+
+    Args:
+        left: images.
+        right: the same images, or turned ones in the same order.
+        max_distance: bits in which two hashes may differ.
+        budget: pairs of thumbnails to compare; the others are left out.
+    """
+    ones, twos = (_sort_into_buckets(side.hashes[side.rows], side.rows) for side in (left, right))
+    candidates = [np.empty((0, 2), np.int64)]
+    unchecked = 0
+    for places in find_similar(ones.keys, ones.keys if left is right else twos.keys, max_distance):
+        work = ones.sizes[places[:, 0]] * twos.sizes[places[:, 1]]
+        is_large = work > _LARGE
+        cost = np.where(is_large, work // _MATRIX_GAIN, work)
+        fits = np.cumsum(cost) <= budget
+        budget -= int(cost[fits].sum())
+        unchecked += int(work[~fits].sum())
+        for one, two in places[fits & is_large].tolist():
+            candidates += _correlate_sets(left, ones.select(one), right, twos.select(two))
+        for pairs in _pair_items(ones, twos, places[fits & ~is_large]):
+            first, second = (_normalise(side.thumbs[rows]) for side, rows in zip((left, right), pairs.T, strict=True))
+            candidates.append(pairs[(first * second).sum(axis=1) >= MIN_THUMB_CORRELATION])
+    pairs = np.concatenate(candidates)
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    pairs = np.unique(np.sort(pairs, axis=1) if left is right else pairs, axis=0)
+    bits = np.bitwise_count(left.hashes[pairs[:, 0]] ^ right.hashes[pairs[:, 1]])
+    nearest = np.sort(np.argsort(bits, kind="stable")[:MAX_CANDIDATES])
+    return pairs[nearest], unchecked + len(pairs) - len(nearest)
+
+
+def find_similar(
+    left: NDArray[np.uint64], right: NDArray[np.uint64], max_distance: int = MAX_DISTANCE
+) -> Iterator[NDArray[np.int64]]:
+    """Yield the places of a hash of `left` and one of `right` that differ in at most `max_distance` bits, (P, 2).
+
+    Cut into one piece more than bits may differ, two such hashes have an equal piece. So only pairs that share a piece
+    are compared. Each pair is yielded once, with the first piece that it shares; if `left` is `right`, sorted.
+    """
+    edges = np.linspace(0, 64, max_distance + 2).astype(np.uint64)
+    masks = [(low, (np.uint64(1) << (high - low)) - np.uint64(1)) for low, high in pairwise(edges)]
+    for number, (shift, mask) in enumerate(masks):
+        ones, twos = (_sort_into_buckets((hashes >> shift) & mask, np.arange(len(hashes))) for hashes in (left, right))
+        for pairs in _list_pairs(left, ones, right, twos, max_distance):
+            differs = left[pairs[:, 0]] ^ right[pairs[:, 1]]
+            is_new = np.bitwise_count(differs) <= max_distance
+            if left is right:
+                is_new &= pairs[:, 0] <= pairs[:, 1]
+            for other, bits in masks[:number]:
+                is_new &= ((differs >> other) & bits) != 0
+            yield pairs[is_new]
+
+
+def _sort_into_buckets(keys: NDArray[np.uint64], items: NDArray[np.int64]) -> _Buckets:
+    order = np.argsort(keys, kind="stable")
+    return _Buckets(items[order], *np.unique(keys[order], return_index=True, return_counts=True))
+
+
+def _pair_items(left: _Buckets, right: _Buckets, places: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Yield the pairs of items of pairs of buckets, (P, 2), `_GATHER` at a time."""
+    one, two = places.T
+    work = left.sizes[one] * right.sizes[two]
+    ends = np.cumsum(work)
+    for start in range(0, int(work.sum()), _GATHER):
+        numbers = np.arange(start, min(start + _GATHER, ends[-1]))
+        pair = np.searchsorted(ends, numbers, side="right")
+        ones, twos = np.divmod(numbers - (ends - work)[pair], right.sizes[two[pair]])
+        first, second = left.items[left.starts[one[pair]] + ones], right.items[right.starts[two[pair]] + twos]
+        yield np.stack([first, second], axis=1)
+
+
+def _list_pairs(
+    left: NDArray[np.uint64], ones: _Buckets, right: NDArray[np.uint64], twos: _Buckets, max_distance: int
+) -> Iterator[NDArray[np.int64]]:
+    """Yield pairs of places of hashes with one piece, (P, 2); of large buckets only the similar ones."""
+    _, *shared = np.intersect1d(ones.keys, twos.keys, assume_unique=True, return_indices=True)
+    places = np.stack(shared, axis=1)
+    is_large = ones.sizes[places[:, 0]] * twos.sizes[places[:, 1]] > _LARGE
+    for one, two in places[is_large].tolist():
+        for first, second in product(_cut(ones.select(one)), _cut(twos.select(two))):
+            near, other = np.nonzero(np.bitwise_count(left[first][:, None] ^ right[second][None]) <= max_distance)
+            yield np.stack([first[near], second[other]], axis=1)
+    yield from _pair_items(ones, twos, places[~is_large])
+
+
+def _correlate_sets(
+    left: Hashed, ones: NDArray[np.int64], right: Hashed, twos: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
+    """Return the pairs of different rows of two sets whose thumbnails correlate, (P, 2) at a time."""
+    correlated = []
+    for first in _cut(ones):
+        thumbs = _normalise(left.thumbs[first])
+        for second in _cut(twos):
+            one, two = np.nonzero(thumbs @ _normalise(right.thumbs[second]).T >= MIN_THUMB_CORRELATION)
+            pairs = np.stack([first[one], second[two]], axis=1)
+            correlated.append(pairs[pairs[:, 0] != pairs[:, 1]][: 2 * MAX_CANDIDATES])
+    return correlated
+
+
+def _cut(items: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [items[start : start + _BLOCK] for start in range(0, len(items), _BLOCK)]
+
+
+def _normalise(thumbs: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return thumbnails as vectors of mean 0 and length 1, (N, THUMB * THUMB); the product of two correlates them."""
+    vectors = thumbs.reshape(len(thumbs), THUMB * THUMB).astype(np.float32)
+    vectors -= vectors.mean(axis=1, keepdims=True)
+    scaled: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-3)
+    return scaled
