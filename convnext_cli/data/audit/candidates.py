@@ -14,7 +14,6 @@ MAX_DISTANCE = 8  # bits of 64 in which the hashes of near-duplicates may differ
 ORIENTATIONS = range(2, 9)  # of EXIF: mirrored or turned
 MAX_ORIENTED_DISTANCE = 4  # bits, of hashes of thumbnails; finds all of 800 JPEG copies at quality 40 to 95
 MIN_THUMB_CORRELATION = 0.95
-MAX_COMPARED = 50_000_000  # pairs of thumbnails, compared one by one
 MAX_CANDIDATES = 200_000  # pairs to decode again; the nearest are taken
 _MATRIX_GAIN = 20  # times that a matrix product is faster per pair
 _BLOCK = 1024
@@ -56,9 +55,7 @@ def orient_thumbs(thumbs: NDArray[np.uint8], orientation: int) -> NDArray[np.uin
     return np.moveaxis(orient(np.moveaxis(thumbs, 0, 2), orientation), 2, 0)
 
 
-def find_candidates(
-    left: Hashed, right: Hashed, max_distance: int = MAX_DISTANCE, budget: int = MAX_COMPARED
-) -> tuple[NDArray[np.int64], int]:
+def find_candidates(left: Hashed, right: Hashed, max_distance: int, budget: int) -> tuple[NDArray[np.int64], int]:
     """Return the pairs of a row of `left` and another of `right` that may show one image, and the number left out.
 
     Every image is compared with every image with the same or a similar hash, so that an unlike image with the same
@@ -74,15 +71,18 @@ def find_candidates(
     ones, twos = (_sort_into_buckets(side.hashes[side.rows], side.rows) for side in (left, right))
     candidates = [np.empty((0, 2), np.int64)]
     unchecked = 0
-    for places in find_similar(ones.keys, ones.keys if left is right else twos.keys, max_distance):
-        work = ones.sizes[places[:, 0]] * twos.sizes[places[:, 1]]
+    for similar in find_similar(ones.keys, ones.keys if left is right else twos.keys, max_distance):
+        one, two = similar.T
+        work = ones.sizes[one] * twos.sizes[two]
+        is_itself = (work == 1) & (ones.items[ones.starts[one]] == twos.items[twos.starts[two]])
+        places, work = similar[~is_itself], work[~is_itself]
         is_large = work > _LARGE
         cost = np.where(is_large, work // _MATRIX_GAIN, work)
         fits = np.cumsum(cost) <= budget
         budget -= int(cost[fits].sum())
         unchecked += int(work[~fits].sum())
-        for one, two in places[fits & is_large].tolist():
-            candidates += _correlate_sets(left, ones.select(one), right, twos.select(two))
+        for place, other in places[fits & is_large].tolist():
+            candidates += _correlate_sets(left, ones.select(place), right, twos.select(other))
         for pairs in _pair_items(ones, twos, places[fits & ~is_large]):
             first, second = (_normalise(side.thumbs[rows]) for side, rows in zip((left, right), pairs.T, strict=True))
             candidates.append(pairs[(first * second).sum(axis=1) >= MIN_THUMB_CORRELATION])

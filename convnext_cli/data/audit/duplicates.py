@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext_cli.data.audit.candidates import (
-    MAX_COMPARED,
+    MAX_DISTANCE,
     MAX_ORIENTED_DISTANCE,
     ORIENTATIONS,
     Hashed,
@@ -27,6 +27,7 @@ from convnext_cli.images.raster import orient
 from convnext_cli.machine import count_process_cpus
 from convnext_cli.progress import Progress, Steps
 
+MAX_COMPARED = 50_000_000  # pairs of thumbnails, compared one by one
 MIN_CORRELATION = 0.97  # of the pixels at 32 x 32
 MAX_DIFFERENCE = 8.0  # grey levels, mean absolute difference
 MAX_COARSE = 1.25  # grey levels, root mean square over 16 x 16; JPEG at quality 40 differs by at most 0.95
@@ -114,7 +115,7 @@ def _list_candidates(
     """
     thumbs = measurements.measures["thumb"]
     images = Hashed(thumbs, measurements.measures["hash"], rows)
-    yield 1, *find_candidates(images, images)
+    yield 1, *find_candidates(images, images, MAX_DISTANCE, MAX_COMPARED)
     rows = np.array([row for row in rows.tolist() if joined.find(row) == row], np.int64)
     images = Hashed(thumbs, hash_images(thumbs), rows)
     for orientation in ORIENTATIONS:
