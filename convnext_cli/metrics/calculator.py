@@ -26,6 +26,8 @@ class Calculator(ABC):
     images: int
     num_classes: int
     """Number of entries that the metrics of `per_class` have."""
+    present: NDArray[np.bool_]
+    """(K,) True for the entries that averages are over: those with images."""
     correct: NDArray[np.bool_] | None
     """(N,) True for images that are predicted correctly; None for tasks in which no image is simply right or wrong."""
 

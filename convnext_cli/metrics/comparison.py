@@ -16,6 +16,7 @@ from convnext_cli.metrics.intervals import (
     count_class_units,
     number_units,
     resample,
+    select_averaged,
     t_quantile,
 )
 from convnext_cli.metrics.registry import METRICS
@@ -113,8 +114,11 @@ def _list_unknown(first: Calculator, second: Calculator, name: str, units: Ints)
     if key is None:
         return np.empty((0, 2))
     models = (first, second)
-    before, after = (model.compute(np.ones((1, model.images)))[1][key][0] for model in models)
-    gaps, fewest = after - before, np.min([count_class_units(model, units)[key] for model in models], axis=0)
+    before, after = (
+        select_averaged(name, model.compute(np.ones((1, model.images)))[1][key], model)[0] for model in models
+    )
+    fewest = np.min([np.array(count_class_units(model, units)[key])[model.present] for model in models], axis=0)
+    gaps = after - before
     defined = ~np.isnan(gaps)
     single = gaps[defined & (fewest < MIN_UNITS)]
     distances: Floats = np.stack([1 + single, 1 - single], axis=1) / max(1, defined.sum())

@@ -113,9 +113,12 @@ def compute_intervals(
         name = registry.METRICS[macro].average_of
         if name is None:
             continue
-        parts = [class_intervals[k][name] for k in range(calculator.num_classes)]
+        parts = [class_intervals[k][name] for k in np.flatnonzero(calculator.present)]
+        estimates, replicates = (
+            select_averaged(macro, values[name], calculator) for values in (point_per_class, per_class)
+        )
         overall_intervals[macro] = _average_intervals(
-            point[macro][0], point_per_class[name][0], parts, per_class[name], overall_intervals[macro]
+            point[macro][0], estimates[0], parts, replicates, overall_intervals[macro]
         )
     _replace_sums(overall_intervals, class_intervals, calculator, gaps, units)
     return Intervals(
@@ -277,6 +280,15 @@ def count_effective(units: Ints) -> float:
     return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(sizes) else 0.0
 
 
+def select_averaged(macro: str, values: Floats, calculator: Calculator) -> Floats:
+    """Return the values, (C, L), of the classes that an average is over, from those of all classes, (C, K).
+
+    The average of the precision takes 0 for a class that is never predicted.
+    """
+    values = values[:, calculator.present]
+    return np.nan_to_num(values) if macro == "macro_precision" else values
+
+
 def _average_intervals(
     mean: float, estimates: Floats, intervals: Sequence[Interval | None], replicates: Floats, whole: Interval | None
 ) -> Interval | None:
@@ -289,9 +301,9 @@ def _average_intervals(
 
     Args:
         mean: value of the averaged metric.
-        estimates: (K,) values of the classes.
-        intervals: K CIs of the classes.
-        replicates: (R, K).
+        estimates: (L,) values of the classes that it is over.
+        intervals: L CIs of these classes.
+        replicates: (R, L).
         whole: CI from the variance of the mean itself.
     """
     known = [k for k, estimate in enumerate(estimates) if not np.isnan(estimate)]

@@ -70,6 +70,7 @@ class MultilabelCalculator(Calculator):
         self.positive, self.negative = targets == 1, targets == 0
         self.predicted = probabilities >= (0.5 if thresholds is None else np.asarray(thresholds))
         known = self.positive | self.negative
+        self.present = known.any(axis=0)
         self._has_known: NDArray[np.bool_] = known.any(axis=1)
         self._all_right = (~known | (self.predicted == self.positive)).all(axis=1) & self._has_known
         self.correct = None

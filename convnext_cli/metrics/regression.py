@@ -49,6 +49,7 @@ class RegressionCalculator(Calculator):
         self, predictions: NDArray[np.float64], targets: NDArray[np.float64], covered: NDArray[np.bool_] | None = None
     ) -> None:
         self.images, self.num_classes, self.correct = len(targets), 0, None
+        self.present = np.zeros(0, np.bool_)
         # Centred, so that sums of squares keep their digits: bootstrap weights are float32.
         self._shift = float(targets.mean())
         deviation = float(targets.std())

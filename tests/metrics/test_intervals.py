@@ -138,6 +138,30 @@ def test_average_over_classes_is_unknown_by_the_part_of_a_class_with_a_single_im
         assert interval.low <= estimate + sign / 3 <= interval.high
 
 
+def test_average_over_classes_depends_on_those_that_occur_only() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 60)
+    logits = random.normal(size=(60, 2)) + 2 * np.eye(2)[labels]
+    absent = np.full((60, 8), -30.0)  # eight classes that no image has
+    two, ten = (ClassCalculator(z, labels) for z in (logits, np.hstack([logits, absent])))
+    expected, intervals = (compute_intervals(calculator, resamples=200).overall for calculator in (two, ten))
+    for key in ("balanced_accuracy", "macro_precision", "macro_specificity", "macro_f1", "macro_roc_auc"):
+        one, other = expected[key], intervals[key]
+        assert one is not None
+        assert other is not None
+        assert (other.low, other.high) == pytest.approx((one.low, one.high)), key
+
+
+def test_precision_of_a_class_that_is_never_predicted_is_unknown_in_the_average() -> None:
+    labels = np.repeat([0, 1, 2], [40, 30, 10])
+    calculator = ClassCalculator(4 * np.eye(3)[np.repeat([0, 1], [40, 40])], labels)
+    interval = compute_intervals(calculator, resamples=200).overall["macro_precision"]
+    assert interval is not None
+    estimate = (1 + 0.75 + 0) / 3
+    assert interval.low <= estimate
+    assert interval.high >= estimate + 1 / 3, "its true precision may be 100%"
+
+
 def test_errors_in_grades_have_intervals_within_the_grades_also_where_all_are_equal() -> None:
     labels = np.repeat([0, 1, 2, 3], [20, 6, 3, 3])
     predictions = np.concatenate([labels[:20], labels[20:26] + 1, [2, 3, 2], [2, 2, 2]])
