@@ -19,7 +19,7 @@ from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics.calculator import Ints
 from convnext_cli.metrics.intervals import Intervals, number_units
 from convnext_cli.metrics.summary import MetricSet, describe_absent
-from convnext_cli.metrics.thresholds import OperatingPoint, describe_missed
+from convnext_cli.metrics.thresholds import OperatingPoint, describe_missed, describe_unreachable
 from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice
 from convnext_cli.runs.folder import RunFolder
@@ -156,7 +156,8 @@ def evaluate_groups(
     if max(sizes) == 1:
         notes.append(Notice("each group has one image: metrics per group are those per image"))
     points = measure_points(pooled, pooling.thresholds)
-    missed = [f"per group: {describe_missed(point)}" for point in points if point.is_missed]
+    warnings = [text for point in points if (text := describe_unreachable(point.threshold, "validation groups"))]
+    warnings += [describe_missed(point) for point in points if point.is_missed]
     return GroupEvaluation(
         groups=len(members),
         images_per_group=(min(sizes), int(np.median(sizes)), max(sizes)),
@@ -170,7 +171,7 @@ def evaluate_groups(
         names=tuple(groups[rows[0]] for rows in members),
         sizes=tuple(sizes),
         pooled=pooled,
-        notes=(*notes, *(Notice(text, "warning") for text in missed)),
+        notes=(*notes, *(Notice(f"per group: {text}", "warning") for text in warnings)),
     )
 
 

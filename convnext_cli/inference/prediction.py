@@ -158,9 +158,11 @@ def list_run_notes(run: Path, request: PredictRequest) -> list[str]:
         notes.append(unreliable)
     if request.raw or request.calibration is not None:
         return notes
-    fitted = read_pooling(folder) if request.per == "group" else calibration
+    is_per_group = request.per == "group"
+    fitted = read_pooling(folder) if is_per_group else calibration
     thresholds = fitted.thresholds if fitted else ()
-    notes += [text for threshold in thresholds if (text := describe_unreachable(threshold))]
+    fitted_on = "validation groups" if is_per_group else "validation images"
+    notes += [text for threshold in thresholds if (text := describe_unreachable(threshold, fitted_on))]
     missed = find_missed(folder, thresholds, request.per, tta=request.tta)
     return [*notes, *(f"target {name} was not met on the test split: {text}" for name, text in missed.items())]
 

@@ -131,6 +131,18 @@ def test_target_that_groups_missed_on_test_is_told_by_predict(bags: RunFolder, c
     assert "target specificity=0.9:SPOT was not met on the test split: specificity 25.0%" in shown.err
 
 
+def test_target_that_no_threshold_reaches_on_validation_groups_is_a_warning(bags: RunFolder) -> None:
+    groups = evaluate(bags.path, per="group", targets=["sensitivity=0.99:SPOT@confidence=0.9"]).per_group
+    assert groups is not None
+    start = (
+        "target sensitivity=0.99:SPOT@confidence=0.9: no threshold reaches sensitivity=0.99 on the validation groups"
+    )
+    [warning] = [note.text for note in groups.notes if "no threshold" in note.text]
+    assert warning.startswith(f"per group: {start}")
+    [note] = [text for text in list_run_notes(bags.path, PredictRequest(per="group")) if "no threshold" in text]
+    assert note.startswith(start)
+
+
 def test_one_positive_image_in_five_is_pooled_by_more_than_the_mean(bags: RunFolder) -> None:
     groups = evaluate(bags.path, per="group").per_group
     assert groups is not None
