@@ -167,8 +167,8 @@ OVERALL = (
     ),
     Metric(
         key="log_loss", title="log loss", short="log loss", unit="", digits=4, high=math.inf, higher_is_better=False,
-        meaning="penalty for low probabilities of the true class; 0 is perfect, confident errors cost most",
-        formula="mean negative log-likelihood of the true class, in nats",
+        meaning="penalty for low probabilities of what is true; 0 is perfect, confident errors cost most",
+        formula="mean negative log-likelihood of the true class, or of each known label's value, in nats",
     ),
     Metric(
         key="brier", title="Brier score", short="Brier", unit="", digits=4, higher_is_better=False,

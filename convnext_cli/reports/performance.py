@@ -172,10 +172,6 @@ def show_calibration(report: ReportData) -> Section:
         sentences = ["Not calibrated: the outputs are those of the model."]
     if RELIABILITY not in display.plots:
         return Section(title="Calibration", sentences=sentences)
-    note = (
-        f"{display.confidence_note} On the dotted line, confidence equals accuracy. Above it the model is "
-        "under-confident, below it over-confident."
-    )
     figure = plots.PLOTS[RELIABILITY](evaluation)
-    drawing = Plots(title="Reliability", plots=[Plot(RELIABILITY, figure)], note=note)
+    drawing = Plots(title="Reliability", plots=[Plot(RELIABILITY, figure)], note=display.confidence_note)
     return Section(title="Calibration", sentences=sentences, blocks=[drawing])

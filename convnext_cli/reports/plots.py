@@ -176,12 +176,13 @@ def plot_pr(evaluation: Evaluation) -> Figure:
 
 @_quietly()
 def plot_reliability(evaluation: Evaluation) -> Figure:
-    """Plot accuracy by confidence, before and after calibration."""
-    figure, axes = _square("Reliability", "confidence (probability of the predicted class)", "accuracy")
+    """Plot accuracy by confidence, or frequency by probability, before and after calibration."""
+    figure, axes = _square("Reliability", *evaluation.task.display.confidence_axes)
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
     ece, logits = METRICS[dict(evaluation.task.display.calibration)["ece"]], evaluation.images.logits
     before, after = (getattr(m, ece.key) for m in (evaluation.uncalibrated, evaluation.metrics))
-    series = [(logits, f"uncalibrated, ECE {ece.format_with_unit(before)}", COLOURS[1], "o")]
+    start = "uncalibrated, " if evaluation.calibration else ""  # the members of an ensemble are calibrated
+    series = [(logits, f"{start}ECE {ece.format_with_unit(before)}", COLOURS[1], "o")]
     if evaluation.calibration and evaluation.calibration.is_fitted:
         title = f"calibrated, ECE {ece.format_with_unit(after)}"
         series.append((evaluation.images.calibrated, title, COLOURS[0], "s"))

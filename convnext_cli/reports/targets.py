@@ -26,7 +26,12 @@ def show_targets(report: ReportData) -> Section | None:
     sentences: list[str | Notice] = []
     is_own = evaluation.is_own and not evaluation.recalibration
     is_fitted_here = is_own and evaluation.split in ("val", "all")
-    if not points:
+    if not points and report.members:
+        sentences.append(
+            "No target was set. A cross-validation has no validation images of its own: eval --recalibrate N --target "
+            "sensitivity=0.95:CLASS sets a threshold on N of the images."
+        )
+    elif not points:
         sentences.append("No target was set. eval --target sensitivity=0.95:CLASS sets a threshold on validation.")
     elif evaluation.split == "val" and is_fitted_here:
         sentences.append("The thresholds were set on these same images; measure them on other images.")

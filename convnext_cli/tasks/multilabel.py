@@ -81,7 +81,10 @@ class Multilabel(Task):
         plots=("roc", "pr", "reliability"),
         target_word="label",
         class_order="roc_auc",
-        confidence_note="The probabilities of all known labels are sorted into 15 bins of equal size.",
+        confidence_axes=("probability of a label", "fraction of images with the label"),
+        confidence_note="The probabilities of all known labels together are sorted into 15 bins of equal size; the ECE "
+        "is the mean over the single labels. On the dotted line, probability equals frequency. Above it probabilities "
+        "are too low, below it too high.",
         calibration=(("log_loss", "log_loss"), ("ece", "macro_ece")),
     )  # fmt: skip
 

@@ -77,7 +77,12 @@ class Display:
     class_order: str | None = None
     """Of each class: the metric by which the report sorts them, the best first; None keeps their order."""
     curves_heading: str = "Curves"
-    confidence_note: str = "Images are sorted by confidence into 15 bins of equal size."
+    confidence_axes: tuple[str, str] = ("confidence (probability of the predicted class)", "accuracy")
+    """Of the reliability plot."""
+    confidence_note: str = (
+        "Images are sorted by confidence into 15 bins of equal size. On the dotted line, confidence equals accuracy. "
+        "Above it the model is under-confident, below it over-confident."
+    )
     calibration: tuple[tuple[str, str], ...] = ()
     """Metrics that calibration changes, shown before and after: the field of `Calibration`, and the metric's key."""
 

@@ -15,6 +15,7 @@ from convnext_cli.metrics.registry import METRICS
 from convnext_cli.reports.gallery import draw_images
 from convnext_cli.reports.per_group import show_groups
 from convnext_cli.reports.performance import show_mistakes
+from convnext_cli.reports.plots import plot_reliability
 from convnext_cli.reports.section import Cell, ReportData, Table
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.registry import TASKS
@@ -104,6 +105,18 @@ def test_report_has_plain_sentences_and_a_row_for_each_mistake(reported: Reporte
     for key in evaluation.task.display.table:
         assert METRICS[key].explanation in lines, "each metric is explained in print"
     assert "Each heading" not in text
+
+
+@pytest.mark.parametrize("task", ["single", "multilabel"])
+def test_reliability_plot_says_what_its_axes_are(reported: Reported, task: str) -> None:
+    evaluation, path = reported(task)
+    [axes] = plot_reliability(evaluation).axes
+    labels = {
+        "single": ("confidence (probability of the predicted class)", "accuracy"),
+        "multilabel": ("probability of a label", "fraction of images with the label"),
+    }
+    assert (axes.get_xlabel(), axes.get_ylabel()) == labels[task]
+    assert evaluation.task.display.confidence_note in read_lines(path.read_text())
 
 
 def test_images_without_a_known_label_are_not_counted_as_correct(reported: Reported) -> None:

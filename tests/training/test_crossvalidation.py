@@ -27,8 +27,10 @@ from convnext_cli.inference.evaluation import evaluate_steps
 from convnext_cli.inference.prediction import list_run_notes
 from convnext_cli.inference.request import EvalRequest, PredictRequest
 from convnext_cli.inference.torch_classifier import TorchClassifier, open_classifier
+from convnext_cli.metrics.registry import METRICS
 from convnext_cli.progress import finish
 from convnext_cli.recipes.plan import read_plan
+from convnext_cli.reports.plots import plot_reliability
 from convnext_cli.reports.report import write_report
 from convnext_cli.runs.files import CALIBRATION
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run
@@ -251,7 +253,14 @@ def test_ensemble_is_evaluated_on_the_common_test_split(folds_run: FoldsFolder) 
         probabilities = dict(zip(prediction.classes, prediction.probabilities, strict=True))
         assert np.exp(logits) == pytest.approx([probabilities[name] for name in result.images.classes], abs=1e-5)
     assert result.test_number == 1
-    assert write_report(result).parent == folds_run.path
+    report = write_report(result)
+    assert report.parent == folds_run.path
+    assert "eval --recalibrate N --target sensitivity" in report.read_text(), "without it, --target is refused"
+    legend = plot_reliability(result).axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [f"ECE {METRICS['ece'].format(result.metrics.ece)}%"], (
+        "its models are calibrated"
+    )
     for split in ("train", "all"):
         with pytest.raises(DataError, match="trained on images"):
             evaluate(folds_run.path, split=split)
