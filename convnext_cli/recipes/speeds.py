@@ -1,8 +1,9 @@
 """Speeds of trainings on this machine, kept in the cache folder so that later estimates of time are nearer.
 
 A speed is the measured time of an epoch divided by its estimate. A later estimate of the same model and image size is
-multiplied by it, that of another model by the median over trainings on the same machine of about as much work per
-image. The speed of much smaller ones, such as the demo's, says little: their time is mostly overhead.
+multiplied by it, that of another model by the median over trainings on the same machine. A speed counts the less, the
+more two trainings differ in the work per image: the time of small ones, such as the demo's, is mostly overhead. It
+fades evenly: on a CPU, the model with more work then stays the slower one.
 """
 
 import json
@@ -19,7 +20,8 @@ from convnext_cli.models.catalog import load_catalog
 from convnext_cli.recipes.costs import ROUGH, RunTime, Workload, estimate_epoch, estimate_time
 
 LARGEST = 50.0  # a speed outside 1/50 to 50 is no measurement
-NEAR = 10.0  # largest ratio of the work per image
+FAR = 100.0  # ratio of the work per image from which a speed says nothing
+NEAR = 10.0  # largest ratio of an estimate that is more than rough
 
 
 def remember_speed(workload: Workload, seconds: float) -> None:
@@ -39,13 +41,14 @@ def remember_speed(workload: Workload, seconds: float) -> None:
 def estimate_time_here(workload: Workload) -> RunTime:
     """Estimate the duration of a fine-tuning, as `estimate_time` does, with the speed of earlier trainings here."""
     speeds = _read_speeds(_find_file(workload.machine))
-    own = speeds.get(_describe(workload))
-    near = [speed for training, speed in speeds.items() if _is_near(training, _describe(workload))]
+    training = _describe(workload)
+    ratios = {other: ratio for other in speeds if (ratio := _compare_work(training, other)) < FAR}
     speed, basis = 1.0, ROUGH
-    if own is not None:
-        speed, basis = own, "by an earlier run of this model here"
-    elif near:
-        speed, basis = statistics.median(near), "by earlier runs of other models here"
+    if training in speeds:
+        speed, basis = speeds[training], "by an earlier run of this model here"
+    elif ratios:
+        speed = statistics.median(speeds[other] ** (1 - math.log(ratio, FAR)) for other, ratio in ratios.items())
+        basis = "by earlier runs of other models here" if min(ratios.values()) <= NEAR else ROUGH
     return estimate_time(workload, speed=speed, basis=basis)
 
 
@@ -62,10 +65,10 @@ def _describe(workload: Workload) -> str:
     return f"{workload.model.name} {settings.image_size} {settings.amp}{checkpointed}"
 
 
-def _is_near(one: str, two: str) -> bool:
-    """Return True if two trainings, as `_describe` has them, do about as much work per image."""
-    works = [_count_work(training) for training in (one, two)]
-    return 0 < max(works) <= NEAR * min(works)
+def _compare_work(one: str, two: str) -> float:
+    """Return the ratio of the work per image of two trainings, as `_describe` has them; at least 1."""
+    low, high = sorted((_count_work(one), _count_work(two)))
+    return high / low if low else math.inf
 
 
 def _count_work(training: str) -> float:

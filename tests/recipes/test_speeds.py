@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from convnext_cli.models.catalog import find_model
 from convnext_cli.recipes.costs import ROUGH, Workload, estimate_epoch
 from convnext_cli.recipes.fingerprint import DataCounts
 from convnext_cli.recipes.plan import PlanInputs, make_plan
-from convnext_cli.recipes.speeds import estimate_time_here, remember_speed
+from convnext_cli.recipes.speeds import FAR, estimate_time_here, remember_speed
 
 MACHINE = Machine(name="NVIDIA H100", is_gpu=True, memory=80 * GIB, cores=16)
 
@@ -38,7 +39,7 @@ def test_measured_epoch_makes_later_estimates_of_its_model_and_machine() -> None
     assert estimate_time_here(other).basis == ROUGH
 
 
-def test_other_models_take_the_median_of_the_machine() -> None:
+def test_other_models_take_the_median_of_the_machine_the_less_the_more_the_work_differs() -> None:
     base = make_workload("convnext_base")
     rough = estimate_time_here(base)
     for name, factor in (("convnext_tiny", 2.0), ("convnext_small", 3.0), ("convnextv2_nano", 9.0)):
@@ -46,15 +47,33 @@ def test_other_models_take_the_median_of_the_machine() -> None:
         remember_speed(workload, factor * estimate_epoch(workload))
     time = estimate_time_here(base)
     assert time.basis == "by earlier runs of other models here"
-    assert time.epochs == pytest.approx(3 * rough.epochs)
+    ratio = base.model.gmacs / make_workload("convnext_small").model.gmacs
+    assert time.epochs == pytest.approx(3 ** (1 - math.log(ratio, FAR)) * rough.epochs)
+
+
+@pytest.mark.parametrize("factor", [0.05, 20.0])
+@pytest.mark.parametrize("measured", ["convnextv2_atto", "convnext_tiny", "convnext_large"])
+def test_no_model_is_estimated_slower_than_one_with_more_work(measured: str, factor: float) -> None:
+    machine = Machine(name="CPU", is_gpu=False, memory=8 * GIB, cores=2)
+    small = make_workload(measured, machine)
+    small = replace(small, settings=replace(small.settings, image_size=96))
+    remember_speed(small, factor * estimate_epoch(small))
+    names = ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")
+    workloads = [make_workload(f"convnext_{name}", machine) for name in names]
+    assert len({workload.settings.epochs for workload in workloads}) == 1
+    times = [estimate_time_here(workload).epochs for workload in workloads]
+    assert times == sorted(times)
 
 
 def test_much_smaller_trainings_say_nothing_of_a_large_one(empty_cache: Path) -> None:
     base, atto = make_workload("convnext_base"), make_workload("convnext_atto")
     small = replace(atto, settings=replace(atto.settings, image_size="32x64"))
-    for workload in (atto, small):
-        remember_speed(workload, 9 * estimate_epoch(workload))
+    rough = estimate_time_here(base)
+    remember_speed(small, 9 * estimate_epoch(small))
+    assert estimate_time_here(base) == rough
+    remember_speed(atto, 9 * estimate_epoch(atto))
     assert estimate_time_here(base).basis == ROUGH
+    assert estimate_time_here(base).epochs < 3 * rough.epochs
     assert estimate_time_here(make_workload("convnext_nano")).basis == "by earlier runs of other models here"
     [kept] = empty_cache.rglob("*.json")
     kept.write_text('{"test_convnext 32 auto": 20.0, "unreadable": 3}')
