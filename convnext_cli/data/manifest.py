@@ -39,6 +39,7 @@ from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import AUTO_OPTIONS, RawTargets, Table, TableOptions, fold_column
 from convnext_cli.text import format_count, quote, shorten_names
 
+_SHORTENED = re.compile(r"\d([.,]\d+)?[eE]\+\d\d+")
 _JOINT = re.compile(r"(?<=[^\W\d_]) (?=\d)|(?<=\d) (?=[^\W\d_])")
 """A blank between a letter and a digit, which may be missing: `P 1`, `P1`; unlike those of `1 12` and `11 2`."""
 
@@ -316,6 +317,12 @@ def _describe_groups(column: str, groups: Sequence[str]) -> list[str]:
         rows = f"{blank:,} of {format_count(len(groups), 'row')}"
         effect = "each of these images counts as a group of its own, so leakage between splits cannot be excluded"
         notes.append(f"column {column!r} is blank in {rows}: {effect}")
+    if short := sorted({group for group in groups if _SHORTENED.fullmatch(group)}):
+        number = format_count(len(short), "number that a spreadsheet has", "numbers that a spreadsheet has")
+        notes.append(
+            f"column {column!r} has {number} shortened, such as {short[0]}: several patients may have become one group. "
+            "Export the column as text"
+        )
     names = group_by(sorted(set(groups)), lambda group: _JOINT.sub("", fold_name(group)))
     if alike := [same for same in names.values() if len(same) > 1]:
         notes.append(

@@ -474,6 +474,14 @@ def test_groups_under_several_names_are_noted(images: Path) -> None:
         assert "several names" not in str(scan_data(write(images / "t.csv", changed)).notes)
 
 
+def test_groups_that_a_spreadsheet_has_shortened_are_noted(images: Path) -> None:
+    text = "path,label,patient\nimages/a,x,1.23E+11\nimages/b,y,1.23E+11\nimages/c,y,1.24E+11\nimages/d,y,4711\n"
+    [note] = [note for note in scan_data(write(images / "t.csv", text)).notes if "shortened" in note]
+    assert note.startswith("column 'patient' has 2 numbers that a spreadsheet has shortened, such as 1.23E+11")
+    changed = text.replace("1.23E+11", "A1E5").replace("1.24E+11", "2E07")
+    assert "shortened" not in str(scan_data(write(images / "t.csv", changed)).notes)
+
+
 def test_blanks_may_separate_tags(images: Path) -> None:
     text = "path,tags\nimages/a,haze primary\nimages/b,clear primary\n"
     note = "cells of 'tags' contain ' ': read as names of classes; --label-sep ' ' reads several labels per image"
