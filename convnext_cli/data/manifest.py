@@ -320,8 +320,8 @@ def _describe_groups(column: str, groups: Sequence[str]) -> list[str]:
     if short := sorted({group for group in groups if _SHORTENED.fullmatch(group)}):
         number = format_count(len(short), "number that a spreadsheet has", "numbers that a spreadsheet has")
         notes.append(
-            f"column {column!r} has {number} shortened, such as {short[0]}: several patients may have become one group. "
-            "Export the column as text"
+            f"column {column!r} has {number} shortened, such as {short[0]}: several patients may have become one; "
+            "export the column as text"
         )
     names = group_by(sorted(set(groups)), lambda group: _JOINT.sub("", fold_name(group)))
     if alike := [same for same in names.values() if len(same) > 1]:
