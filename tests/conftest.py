@@ -3,10 +3,12 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads would wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -19,9 +21,13 @@ from PIL import Image
 from convnext_cli import finetune
 from convnext_cli.cli.app import main
 from convnext_cli.data.digits import write_digits
+from convnext_cli.exports.request import ExportRequest
 from convnext_cli.machine import LAUNCHER
 from convnext_cli.progress import finish
 from convnext_cli.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from convnext_cli.exports.export import ExportedFile
 
 ROOT = Path(__file__).parents[1]  # of the repository
 
@@ -110,6 +116,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def few_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 of these images, for trainings that need not learn."""
+    from tools.kill_test import copy_images
+
+    return copy_images(digits, tmp_path_factory.mktemp("few"), 20)
+
+
+@pytest.fixture(scope="session")
 def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A finished run on the digits."""
     folder = tmp_path_factory.mktemp("runs") / "small"
@@ -182,6 +196,33 @@ def run_all(steps: Generator[object, None, object]) -> list[Any]:
     events: list[Any] = []
     result = finish(steps, events.append)
     return [*events, result]
+
+
+def list_images(run: RunFolder, split: str) -> list[Path]:
+    """Return the images of a split of a run."""
+    index = run.read_split()
+    return [index.root / index.paths[row] for row in index.rows(split)]
+
+
+def export(run: RunFolder, **options: Any) -> "ExportedFile":
+    """Export a run to a file."""
+    from convnext_cli.exports.export import ExportedFile, export_steps  # PyTorch
+
+    exported = finish(export_steps(run, ExportRequest(**options)))
+    assert isinstance(exported, ExportedFile)
+    return exported
+
+
+def list_imported(*words: str) -> tuple[set[str], str]:
+    """Run a command in a process of its own; return the modules that it imports, and its output."""
+    script = (
+        "import json, sys\n"
+        "from convnext_cli.cli.app import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "finally:\n    print(json.dumps(sorted(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stderr.splitlines()[-1])), done.stdout
 
 
 def change_json(path: Path, place: str, value: Any) -> None:

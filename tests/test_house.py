@@ -1,5 +1,4 @@
 import ast
-import json
 import re
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import pytest
 
 import convnext_cli
 from convnext_cli.tasks.registry import TASKS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, list_imported
 
 LONG_FUNCTIONS: set[str] = set()  # over 60 lines; at most five
 PUBLIC_FUNCTIONS = {"models/catalog.py:list_models", "recipes/recommendation.py:recommend"}  # a keyword per option
@@ -21,14 +20,7 @@ HEAVY = {"torch", "timm", "numpy", "pandas", "torchvision", "accelerate", "sklea
     [["--help"], ["list"], ["list", "convnext_tiny"], ["recommend", "--dataset-size", "6000"], ["finetune", "--help"]],
 )
 def test_commands_answer_without_heavy_imports(words: list[str]) -> None:
-    script = (
-        "import json, sys\n"
-        "from convnext_cli.cli.app import main\n"
-        "try:\n    main(sys.argv[1:])\n"
-        "finally:\n    print(json.dumps(sorted(sys.modules)), file=sys.stderr)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
-    modules = set(json.loads(done.stderr.splitlines()[-1]))
+    modules, _ = list_imported(*words)
     assert "typer" in modules
     assert not modules & HEAVY
 

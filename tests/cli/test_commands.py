@@ -17,7 +17,7 @@ from convnext_cli.models.catalog import load_builtin
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.files import CALIBRATION
 from convnext_cli.runs.folder import RunFolder
-from tests.conftest import ROOT, Convnext, Outcome, change_json, save_image
+from tests.conftest import ROOT, Convnext, Outcome, change_json, list_images, save_image
 
 
 def errors(outcome: Outcome) -> list[str]:
@@ -308,8 +308,7 @@ def test_each_row_of_predict_says_that_a_target_was_missed(
     change_json(CALIBRATION.path(run_copy.path), "thresholds.0.threshold", 1.1)
     outcome = convnext("eval", "mine", "--no-report")
     assert f"warning: target {target} is not met on these images: sensitivity 0.0%" in outcome.err + outcome.out
-    index = run_copy.read_split()
-    images = [index.root / index.paths[row] for row in index.rows("test")[:2]]
+    images = list_images(run_copy, "test")[:2]
     outcome = convnext("predict", *images, "--run", "mine")
     rows = outcome.out.splitlines()
     assert len(rows) == 2

@@ -12,14 +12,9 @@ import pytest
 from convnext_cli.cli.app import main
 from convnext_cli.cli.streams import Log, keep_streams, survive_lost_reader
 from convnext_cli.runs.folder import RunFolder
-from tools.kill_test import check_files, copy_images
+from tools.kill_test import check_files
 
 WORDS = ["--model", "test_convnext", "--weights", "none", "--epochs", "2", "--image-size", "32", "-o", "run"]
-
-
-@pytest.fixture(scope="module")
-def data(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_images(digits, tmp_path_factory.mktemp("few"), 20)
 
 
 def open_lost(kind: str) -> int:
@@ -51,7 +46,7 @@ def test_a_log_that_cannot_be_written_is_dropped(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", LOST)
-def test_a_training_ends_well_without_a_terminal(kind: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_ends_well_without_a_terminal(kind: str, few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def train() -> None:
         with (
             os.fdopen(open_lost(kind), "w", buffering=1) as err,
@@ -60,7 +55,7 @@ def test_a_training_ends_well_without_a_terminal(kind: str, data: Path, monkeypa
         ):
             patch.setattr(sys, "stderr", err)  # here: pytest sets its own between a fixture and its test
             patch.setattr(sys, "stdout", out)
-            main(["finetune", str(data), *WORDS])
+            main(["finetune", str(few_digits), *WORDS])
 
     with pytest.raises(SystemExit) as ended:
         train()
@@ -70,9 +65,9 @@ def test_a_training_ends_well_without_a_terminal(kind: str, data: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_closed_streams_do_not_stop_a_training(data: Path) -> None:
+def test_closed_streams_do_not_stop_a_training(few_digits: Path) -> None:
     script = 'exec "$0" -m convnext_cli finetune "$@" <&- >&- 2>&-'
-    command = ["bash", "-c", script, sys.executable, str(data), *WORDS]
+    command = ["bash", "-c", script, sys.executable, str(few_digits), *WORDS]
     assert subprocess.run(command, check=False).returncode == 0
     run = RunFolder(Path("run"))
     assert run.is_finished

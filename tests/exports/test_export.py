@@ -18,7 +18,7 @@ from convnext_cli import evaluate, finetune, predict
 from convnext_cli.data.split import MORE_VALIDATION
 from convnext_cli.errors import ConvnextError, RunError, UsageError
 from convnext_cli.exports import quantisation
-from convnext_cli.exports.export import INT8_TOLERANCE, ExportedFile, _choose_tolerance, export_steps
+from convnext_cli.exports.export import INT8_TOLERANCE, _choose_tolerance, export_steps
 from convnext_cli.exports.onnx_file import write_metadata
 from convnext_cli.exports.parity import Parity, ParityError, Tolerance
 from convnext_cli.exports.request import ExportRequest
@@ -29,19 +29,13 @@ from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.regression import Regression
 from convnext_cli.tasks.single import Single
-from tests.conftest import SMALL, Convnext, change_json, draw_picture
+from tests.conftest import SMALL, Convnext, change_json, draw_picture, export, list_images, list_imported
 
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 import onnx
 import onnxruntime
 
 from convnext_cli.progress import finish
-
-
-def export(run: RunFolder, **options: object) -> ExportedFile:
-    exported = finish(export_steps(run, ExportRequest(**options)))  # type: ignore[arg-type]
-    assert isinstance(exported, ExportedFile)
-    return exported
 
 
 def test_quantisation_leaves_the_logging_of_the_program_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,11 +61,6 @@ def mine(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     (folder / ".model.onnx.abcd1234.tmp").write_text("what a killed export left")
     export(RunFolder(folder))
     return RunFolder(folder)
-
-
-def list_images(run: RunFolder, split: str) -> list[Path]:
-    index = run.read_split()
-    return [index.root / index.paths[row] for row in index.rows(split)]
 
 
 @pytest.fixture
@@ -193,18 +182,10 @@ def test_both_engines_agree_on_x_rays(mine: RunFolder, shared_data: Path) -> Non
 
 @pytest.mark.slow
 def test_prediction_with_onnx_does_not_import_torch(mine: RunFolder, pictures: list[Path]) -> None:
-    script = (
-        "import json, sys\n"
-        "from convnext_cli.cli.app import main\n"
-        "try:\n    main(sys.argv[1:])\n"
-        "finally:\n    print(json.dumps(sorted(sys.modules)), file=sys.stderr)\n"
-    )
-    words = ["predict", str(pictures[0]), "--run", str(mine.path), "--abstain", "--json"]
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
-    modules = set(json.loads(done.stderr.splitlines()[-1]))
+    modules, output = list_imported("predict", str(pictures[0]), "--run", str(mine.path), "--abstain", "--json")
     assert "onnxruntime" in modules
     assert not modules & {"torch", "timm", "torchvision", "accelerate", "sklearn", "matplotlib", "onnx"}
-    assert json.loads(done.stdout)[0]["class"] in "012"
+    assert json.loads(output)[0]["class"] in "012"
 
 
 WRONG = {

@@ -27,7 +27,7 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import to_plain
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import SINGLE
-from tests.conftest import Convnext
+from tests.conftest import Convnext, list_images
 from tests.images.dicom import XRAY, save_dicom
 from tests.inference.conftest import shrink_validation
 
@@ -76,11 +76,6 @@ def bags(trained: RunFolder, tmp_path: Path) -> RunFolder:
     """A copy of the run that a test may write to."""
     shutil.copytree(trained.path, tmp_path / "run", ignore=shutil.ignore_patterns("tests.jsonl", "last"))
     return RunFolder(tmp_path / "run")
-
-
-def list_images(run: RunFolder, split: str) -> list[Path]:
-    index = run.read_split()
-    return [index.root / index.paths[row] for row in index.rows(split)]
 
 
 def test_metrics_per_group_are_those_of_the_pooled_probabilities(bags: RunFolder) -> None:

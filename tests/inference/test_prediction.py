@@ -23,18 +23,13 @@ from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.runs.files import CALIBRATION
 from convnext_cli.runs.folder import RunFolder
-from tests.conftest import Convnext, change_json, save_image
-
-
-def paths_of(run: RunFolder, split: str) -> list[Path]:
-    index = run.read_split()
-    return [index.root / index.paths[row] for row in index.rows(split)]
+from tests.conftest import Convnext, change_json, list_images, save_image
 
 
 def test_temperature_is_applied_unless_raw(run: RunFolder) -> None:
     fitted = read_calibration(run)
     assert fitted is not None
-    image = paths_of(run, "test")[0]
+    image = list_images(run, "test")[0]
     [raw], [calibrated] = predict(image, run.path, raw=True), predict(image, run.path)
     assert raw.classes == calibrated.classes
     scaled = np.exp(log_softmax(np.log([raw.probabilities]) / fitted.temperature))[0]
@@ -55,18 +50,18 @@ def test_tta_averages_the_logits_of_the_image_and_four_shifted_ones(run: RunFold
 def test_threshold_of_the_run_decides(run_copy: RunFolder) -> None:
     result = evaluate(run_copy.path, targets=["sensitivity=0.9:1"])
     [point] = result.operating_points
-    predictions = predict(paths_of(run_copy, "test"), run_copy.path)
+    predictions = predict(list_images(run_copy, "test"), run_copy.path)
     decided = [p.decisions["sensitivity=0.9:1"] for p in predictions]
-    of_class = np.array([path.parent.name == "1" for path in paths_of(run_copy, "test")])
+    of_class = np.array([path.parent.name == "1" for path in list_images(run_copy, "test")])
     assert np.mean(np.array(decided)[of_class]) == pytest.approx(point.sensitivity), "as eval said"
     for p in predictions:
         own = dict(zip(p.classes, p.probabilities, strict=True))["1"]
         assert p.decisions["sensitivity=0.9:1"] == (own >= point.threshold.threshold)
-    assert predict(paths_of(run_copy, "test")[0], run_copy.path, raw=True)[0].decisions == {}
+    assert predict(list_images(run_copy, "test")[0], run_copy.path, raw=True)[0].decisions == {}
 
 
 def test_ood_images_are_flagged(run: RunFolder, tmp_path: Path) -> None:
-    own = predict(paths_of(run, "test"), run.path, abstain=True)
+    own = predict(list_images(run, "test"), run.path, abstain=True)
     assert np.mean([p.abstained for p in own]) < 0.2, "stated: about one in twenty"
     stripes = np.zeros((32, 32, 3), np.uint8)
     stripes[:, ::4] = 255
@@ -83,8 +78,8 @@ def test_ood_images_are_flagged(run: RunFolder, tmp_path: Path) -> None:
 def test_uncalibrated_run_cannot_abstain(run_copy: RunFolder) -> None:
     (run_copy.path / "calibration.json").unlink()
     with pytest.raises(UsageError, match="it was never calibrated"):
-        predict(paths_of(run_copy, "test")[0], run_copy.path, abstain=True)
-    assert predict(paths_of(run_copy, "test")[0], run_copy.path)[0].error is None
+        predict(list_images(run_copy, "test")[0], run_copy.path, abstain=True)
+    assert predict(list_images(run_copy, "test")[0], run_copy.path)[0].error is None
     [note] = list_run_notes(run_copy.path, PredictRequest(abstain=True))
     assert "is not calibrated: calibration.json is missing" in note
 
@@ -94,7 +89,7 @@ def test_run_with_few_validation_images_has_no_ood_score_and_says_why(run_copy: 
     change_json(CALIBRATION.path(run_copy.path), "weak", reason)
     change_json(CALIBRATION.path(run_copy.path), "novelty_threshold", None)
     with pytest.raises(UsageError, match=f"has no OOD score: {reason}") as caught:
-        predict(paths_of(run_copy, "test")[0], run_copy.path, abstain=True)
+        predict(list_images(run_copy, "test")[0], run_copy.path, abstain=True)
     assert caught.value.remedy == f"{MORE_VALIDATION}, or leave out --abstain"
     assert list_run_notes(run_copy.path, PredictRequest()) == [f"not calibrated, because {reason}"]
     assert list_run_notes(run_copy.path, PredictRequest(raw=True)) == []
@@ -103,24 +98,24 @@ def test_run_with_few_validation_images_has_no_ood_score_and_says_why(run_copy: 
 def test_run_whose_calibration_is_of_other_weights_cannot_abstain(run_copy: RunFolder) -> None:
     change_json(CALIBRATION.path(run_copy.path), "weights", "00000000")
     with pytest.raises(UsageError, match="its calibration is of other weights") as caught:
-        predict(paths_of(run_copy, "test")[0], run_copy.path, abstain=True)
+        predict(list_images(run_copy, "test")[0], run_copy.path, abstain=True)
     assert caught.value.remedy.startswith("Run `convnext eval")
 
 
 def test_run_that_is_another_file_is_refused(run_copy: RunFolder) -> None:
     for name in ("model.safetensors", "config.json"):
         with pytest.raises(RunError, match=rf"{name} is neither a run folder nor an \.onnx file\. Give one of them"):
-            predict(paths_of(run_copy, "test")[0], run_copy.path / name)
+            predict(list_images(run_copy, "test")[0], run_copy.path / name)
         with pytest.raises(RunError, match=f"{name} is a file, not a run folder"):
             evaluate(run_copy.path / name)
 
 
 def test_engine_without_an_option_is_not_exported_again(run_copy: RunFolder) -> None:
     with pytest.raises(UsageError, match="--tta needs torch") as caught:
-        predict(paths_of(run_copy, "test")[0], run_copy.path, tta=True, engine="onnx")
+        predict(list_images(run_copy, "test")[0], run_copy.path, tta=True, engine="onnx")
     assert caught.value.remedy == "Use --engine auto"
     with pytest.raises(UsageError, match=r"has no model\.onnx.*convnext export"):
-        predict(paths_of(run_copy, "test")[0], run_copy.path, engine="onnx")
+        predict(list_images(run_copy, "test")[0], run_copy.path, engine="onnx")
 
 
 def test_address_is_not_called_a_missing_file(run_copy: RunFolder, convnext: Convnext) -> None:
@@ -132,7 +127,7 @@ def test_address_is_not_called_a_missing_file(run_copy: RunFolder, convnext: Con
 
 
 def test_heat_maps_are_written_to_their_folder(run: RunFolder, tmp_path: Path) -> None:
-    images = paths_of(run, "test")[:3]
+    images = list_images(run, "test")[:3]
     predictions = predict(images, run.path, explain=tmp_path / "heat")
     names = [p.explanation.name for p in predictions if p.explanation]
     assert names == [f"{i:05d}-{path.stem}.png" for i, path in enumerate(images, start=1)]
@@ -149,7 +144,7 @@ def test_heat_maps_are_written_to_their_folder(run: RunFolder, tmp_path: Path) -
 
 
 def test_heat_map_folder_must_lie_outside_the_data(run: RunFolder, tmp_path: Path) -> None:
-    images = paths_of(run, "test")
+    images = list_images(run, "test")
     data = run.read_split().root
     copied = tmp_path / "new"
     for path in images:
@@ -178,7 +173,7 @@ def test_heat_map_folder_must_lie_outside_the_data(run: RunFolder, tmp_path: Pat
 
 
 def test_heat_maps_replace_files_only_with_overwrite(run: RunFolder, tmp_path: Path) -> None:
-    image = paths_of(run, "test")[0]
+    image = list_images(run, "test")[0]
     picture = tmp_path / f"00001-{image.stem}.png"
     picture.write_text("mine")
     with pytest.raises(UsageError, match=r"exists already\. Choose another --explain, or add --overwrite"):
@@ -202,7 +197,7 @@ def test_prediction_needs_constant_memory(run: RunFolder, monkeypatch: pytest.Mo
         return decode.decode_image(path)
 
     monkeypatch.setattr(sources, "decode_image", counted)
-    images = paths_of(run, "test") * 10
+    images = list_images(run, "test") * 10
     steps = predict_images(run.path, sources.list_sources(images), PredictRequest())
     next(steps)
     assert len(opened) <= 4 * 32, "the batch at work and those decoded ahead"

@@ -15,7 +15,6 @@ from convnext_cli.training.events import StepDone
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.request import TrainRequest
 from tests.conftest import SMALL, run_all
-from tools.kill_test import copy_images
 
 # On `few_digits`: 48 training images, 6 steps of 8 per epoch; 12 validation images, so few that the last epoch is kept
 TINY: dict[str, Any] = {
@@ -24,12 +23,6 @@ TINY: dict[str, Any] = {
     "drop_path": 0.2, "save_every": 4,
 }  # fmt: skip
 STEPS = 6
-
-
-@pytest.fixture(scope="session")
-def few_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 images of three classes."""
-    return copy_images(digits, tmp_path_factory.mktemp("few"), 20)
 
 
 def make_request(options: Mapping[str, Any], data: Path, output: Path | str | None, **changes: Any) -> TrainRequest:

@@ -40,7 +40,7 @@ from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.crossvalidation import cross_validate_steps, train_steps
 from convnext_cli.training.events import CrossValidationResult, FoldDone, Started, StepDone
 from convnext_cli.training.request import TrainRequest
-from tests.conftest import SMALL, Convnext, change_json, run_all
+from tests.conftest import SMALL, Convnext, change_json, list_images, run_all
 from tests.training.conftest import make_request, train
 from tools.kill_test import copy_images
 
@@ -248,8 +248,8 @@ def test_ensemble_is_evaluated_on_the_common_test_split(folds_run: FoldsFolder) 
     result = evaluate(folds_run.path)
     index = folds_run.read_split()
     assert (result.split, result.test_set.rows) == ("test", index.rows("test"))
-    images = [index.root / index.paths[row] for row in index.rows("test")]
-    for logits, prediction in zip(result.images.logits, predict(images, folds_run.path), strict=True):
+    predictions = predict(list_images(folds_run, "test"), folds_run.path)
+    for logits, prediction in zip(result.images.logits, predictions, strict=True):
         probabilities = dict(zip(prediction.classes, prediction.probabilities, strict=True))
         assert np.exp(logits) == pytest.approx([probabilities[name] for name in result.images.classes], abs=1e-5)
     assert result.test_number == 1

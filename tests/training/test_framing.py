@@ -26,6 +26,7 @@ from convnext_cli.progress import finish
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.events import FinetuneResult
+from tests.conftest import list_images
 from tests.training.conftest import resume, stop_after, tiny_request, train
 
 COLOURS = {"blue": (40, 60, 220), "red": (220, 60, 40)}
@@ -86,8 +87,8 @@ def wide_run(strips: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
 
 def load_images(run: RunFolder) -> tuple[list[Path], NDArray[np.uint8]]:
     """Return image files of a run's validation split, and the images as its model gets them."""
-    index, preprocessing = run.read_split(), TorchClassifier(run.path, torch.device("cpu")).preprocessing
-    paths = [index.root / index.paths[row] for row in index.rows("val")[:4]]
+    preprocessing = TorchClassifier(run.path, torch.device("cpu")).preprocessing
+    paths = list_images(run, "val")[:4]
     return paths, np.stack([transform_for_eval(decode_image(path), preprocessing) for path in paths])
 
 

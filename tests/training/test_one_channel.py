@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +14,7 @@ from timm.data import create_transform, resolve_model_data_config
 
 from convnext_cli import evaluate, finetune, predict
 from convnext_cli.errors import UsageError, WeightsError
-from convnext_cli.exports.export import ExportedFile, export_steps
 from convnext_cli.exports.hub import hub_steps
-from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
 from convnext_cli.inference.saved_model import RunMetadata, load_model, write_model
 from convnext_cli.inference.torch_classifier import TorchClassifier
@@ -25,10 +22,9 @@ from convnext_cli.models.build import ModelOptions, build_model, read_preprocess
 from convnext_cli.models.catalog import find_model
 from convnext_cli.models.forward import prepare_input, to_luminance
 from convnext_cli.models.weights import fit_weights
-from convnext_cli.progress import finish
 from convnext_cli.recipes.settings import check_settings
 from convnext_cli.runs.folder import RunFolder
-from tests.conftest import SMALL, Convnext, draw_picture
+from tests.conftest import SMALL, Convnext, draw_picture, export
 
 CPU = torch.device("cpu")
 
@@ -176,12 +172,6 @@ def test_timm_transformers_and_the_hub_load_it(grey_run: RunFolder, tmp_path: Pa
         loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "hub").eval()
         assert torch.allclose(loaded(inputs).logits, expected, atol=1e-6)
     assert 'luminance alone (Pillow\'s `convert("L")`), 32 x 32 px' in (tmp_path / "hub/README.md").read_text()
-
-
-def export(run: RunFolder, **options: Any) -> ExportedFile:
-    exported = finish(export_steps(run, ExportRequest(**options)))
-    assert isinstance(exported, ExportedFile)
-    return exported
 
 
 @pytest.mark.slow

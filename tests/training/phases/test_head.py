@@ -13,21 +13,18 @@ from safetensors.torch import load_file
 
 from convnext_cli import evaluate, finetune, predict
 from convnext_cli.errors import UsageError
-from convnext_cli.exports.export import ExportedFile, export_steps
 from convnext_cli.exports.hub import hub_steps
-from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.kernels.blocks import FusedBlock, use_fused_blocks
 from convnext_cli.models.build import ModelOptions, build_model
 from convnext_cli.models.catalog import find_model
-from convnext_cli.progress import finish
 from convnext_cli.recipes.rules import check_head
 from convnext_cli.recipes.settings import Choice
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.phases.head import HEAD_LR, make_head_optimizer
-from tests.conftest import SMALL
+from tests.conftest import SMALL, export, list_images
 from tests.training.conftest import STEPS, resume, stop_after, tiny_request, train
 from tools.kill_test import copy_images, read_final_files
 
@@ -142,12 +139,6 @@ def test_timm_transformers_and_the_hub_load_it(head_run: RunFolder, tmp_path: Pa
     assert "| head_hidden_size | 64 |" in (tmp_path / "hub/README.md").read_text()
 
 
-def export(run: RunFolder, **options: Any) -> ExportedFile:
-    exported = finish(export_steps(run, ExportRequest(**options)))
-    assert isinstance(exported, ExportedFile)
-    return exported
-
-
 @pytest.mark.slow
 def test_exports_with_hidden_layer_predict_like_the_run(head_run: RunFolder, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
@@ -155,8 +146,7 @@ def test_exports_with_hidden_layer_predict_like_the_run(head_run: RunFolder, tmp
     run = RunFolder(tmp_path / "run")
     for options in ({}, {"format": "pt2"}, {"int8": True, "tolerance": 0.2}):
         assert export(run, **options).parity.holds
-    index = run.read_split()
-    images = [index.root / index.paths[row] for row in index.rows("test")]
+    images = list_images(run, "test")
     by_torch = predict(images, run.path, engine="torch", abstain=True)
     by_onnx = predict(images, run.path, engine="onnx", abstain=True)
     for a, b in zip(by_torch, by_onnx, strict=True):
