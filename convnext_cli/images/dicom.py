@@ -33,7 +33,6 @@ _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL
 _WHOLE = MAX_BYTES // 4  # larger files are read in pieces; a deflated file may not exceed it
 _PIECE = 1 << 16  # bytes to inflate at once while counting the size
 _MAX_READS = 500_000  # two or three an element; an enhanced MR image of 1,000 frames takes 100,000
-_WINDOWED = "windowed as the file says"
 _REMEDY = "Export it again"
 
 
@@ -429,9 +428,6 @@ def _show_grey(stored: NDArray[Any], view: "Dataset", dataset: "Dataset", steps:
             values = -values
         low, high = find_range(values[shown].reshape(1, -1)) or (0.0, 0.0)
         steps.extend(notes)
-        if not any(note in ("VOI LUT", _WINDOWED) for note in notes):
-            ends = (-high, -low) if inverted else (low, high)
-            steps.append(f"stretched from {ends[0]:g}..{ends[1]:g}")
         if inverted:
             steps.append("inverted (MONOCHROME1)")
         values[hidden] = low
@@ -443,7 +439,11 @@ def _show_grey(stored: NDArray[Any], view: "Dataset", dataset: "Dataset", steps:
 def _apply_luts(
     levels: NDArray[Any], view: "Dataset", shown: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], list[str]]:
-    """Apply modality LUT or rescale, then VOI LUT or window; skip those that fail or make all `shown` one value."""
+    """Apply modality LUT or rescale, then VOI LUT or window; skip those that fail or make all `shown` one value.
+
+    Returns:
+        The values, and the steps, of which the last is `stretched` if neither VOI LUT nor window was applied.
+    """
     from pydicom.pixels import apply_modality_lut, apply_windowing
 
     notes = []
@@ -457,7 +457,8 @@ def _apply_luts(
     if "ModalityLUTSequence" not in view:
         values = np.asarray(apply_modality_lut(values, view))
     spread = np.ptp(levels[shown])
-    for keyword, name, note in (("VOILUTSequence", "VOI LUT", "VOI LUT"), ("WindowWidth", "window", _WINDOWED)):
+    views = (("VOILUTSequence", "VOI LUT", "VOI LUT"), ("WindowWidth", "window", "windowed as the file says"))
+    for keyword, name, note in views:
         if keyword not in view:
             continue
         try:
@@ -470,7 +471,7 @@ def _apply_luts(
             notes.append(f"{name} ignored (it makes the image one grey)")
             continue
         return result.astype(np.float64), [*notes, note]
-    return values.astype(np.float64), notes
+    return values.astype(np.float64), [*notes, "stretched"]
 
 
 def _look_up(values: NDArray[Any], keyword: str, view: "Dataset") -> NDArray[np.uint16]:

@@ -27,7 +27,7 @@ class Decoded(NamedTuple):
     bits: int
     """Bits per value in the file."""
     steps: tuple[str, ...]
-    """The steps in words: windowed, first frame, turned upright …"""
+    """The steps in words: windowed, first frame, turned upright … The audit counts images with the same ones."""
 
 
 class Raster(NamedTuple):
@@ -140,10 +140,8 @@ def finish_raster(raster: Raster, path: object) -> Decoded:
         ends = find_range(values, shown if shown is not None and shown.any() else None)
         if ends is None:
             raise ImageError(f"{path} has no finite values", "Replace or remove the file")
-        low, high = ends
-        pixels = stretch_between(values, low, high)
-        step = f"{bits}-bit colour stretched" if values.ndim == 3 else "stretched"
-        steps = (*steps, f"{step} from {low:g}..{high:g}")
+        pixels = stretch_between(values, *ends)
+        steps = (*steps, f"{bits}-bit colour stretched" if values.ndim == 3 else "stretched")
     if alpha is not None and alpha.min() < 1:
         for rows in cut_rows(values.shape):
             opaque = alpha[rows][..., None]

@@ -43,7 +43,7 @@ def test_deep_greyscale_keeps_its_levels(tmp_path: Path, ending: str) -> None:
     image, mode, bits, steps = read_image(path)
     assert len(np.unique(image)) == 256
     assert (image[..., 0] == image[..., 1]).all()
-    assert (mode, bits, steps) == ("I;16", 16, ("stretched from 0..4095",))
+    assert (mode, bits, steps) == ("I;16", 16, ("stretched",))
 
 
 def test_deep_colour_keeps_its_levels(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_deep_colour_keeps_its_levels(tmp_path: Path) -> None:
         image, mode, bits, steps = read_image(tmp_path / name)
         assert mode == "RGB"
         np.testing.assert_array_equal(image, expected, err_msg=name)
-        assert (bits, steps) == (16, ("16-bit colour stretched from 0..4095",))
+        assert (bits, steps) == (16, ("16-bit colour stretched",))
 
 
 @pytest.mark.parametrize(("samples", "colours", "deep"), [(4, 3, False), (5, 3, False), (4, 3, True), (2, 1, False)])

@@ -39,7 +39,7 @@ DEEP = base64.b64decode(
 def test_heic_of_10_bits_is_stretched(tmp_path: Path) -> None:
     (tmp_path / "deep.heic").write_bytes(DEEP)
     result = read_image(tmp_path / "deep.heic")
-    assert (result.bits, result.steps) == (10, ("10-bit colour stretched from 312..344",))
+    assert (result.bits, result.steps) == (10, ("10-bit colour stretched",))
     ramp = np.linspace(0, 255, 256).reshape(16, 16)
     assert np.abs(result.pixels - ramp[..., None]).max() <= 8  # 33 of the levels
 

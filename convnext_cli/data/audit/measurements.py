@@ -154,8 +154,7 @@ def _measure(path: Path) -> tuple[Any, str]:
     edges = np.stack([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     values["border"] = np.concatenate([edges.mean(axis=1), edges.std(axis=1)])
     values["thumb"] = np.asarray(Image.fromarray(grey).resize((THUMB, THUMB), Image.Resampling.BOX)).round()
-    names = (text.partition(" from ")[0] for text in steps)  # without numbers, so that steps can be counted
-    return values, "|".join((mode, *names))
+    return values, "|".join((mode, *steps))
 
 
 def _count_levels(pixels: Pixels) -> int:
