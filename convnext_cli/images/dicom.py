@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from convnext_cli.errors import ImageError
 from convnext_cli.images.formats import JPEG2000_CODESTREAM, explain_missing_reader, open_regular_file
 from convnext_cli.images.memory import MAX_BYTES, reserve_memory
-from convnext_cli.images.raster import Raster, cut_rows, find_range, stretch_between
+from convnext_cli.images.raster import Raster, cut_rows, find_range, name_frame, stretch_between
 from convnext_cli.text import format_count
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def _read_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path, step
     else:
         frames, shift = _count_frames(dataset, pixel_format, path), _find_shift(dataset, pixel_format)
     if frames > 1:
-        steps.append(f"first of {frames} frames")
+        steps.append(name_frame(0, frames))
     if syntax == uid.JPEGExtended12Bit and pixel_format.bits_stored > 8 and pixel_format.samples_per_pixel == 1:
         return _decode_deep_jpeg(frame, pixel_format, path)
     # gdcm ends the process for a damaged JPEG; Pillow gives the same pixels, or an error

@@ -21,10 +21,11 @@ from convnext_cli.images.raster import (
     check_orientation,
     cut_rows,
     finish_raster,
+    name_frame,
     scale_alpha,
     turn_upright,
 )
-from convnext_cli.images.tiff import REMEDY, describe_ignored, is_read_by_pillow, is_thumbnail, name_page
+from convnext_cli.images.tiff import REMEDY, describe_ignored, is_read_by_pillow, is_thumbnail
 
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits per pixel
 _ALPHA_MODES = ("P", "PA", "LA", "RGBA", "La", "RGBa")
@@ -100,8 +101,8 @@ def read_opened(opened: Image.Image, file: BinaryIO, path: Path, at_least: int |
 def _load(opened: Image.Image, file: BinaryIO, path: Path, at_least: int | None) -> Decoded:
     steps: list[str] = []
     mode = opened.mode
-    if (frames := getattr(opened, "n_frames", 1)) > 1:
-        steps.append(name_page(opened.tell(), frames))
+    if (frames := getattr(opened, "n_frames", 1)) > 1 and opened.format != "MPO":  # which has a preview or another view
+        steps.append(name_frame(opened.tell(), frames))
     if opened.format == "TIFF":
         steps += describe_ignored(opened.tag_v2.get(277, 1) - len(opened.getbands()))  # type: ignore[attr-defined]
     bits, rawmode = _find_cut_depth(opened, file), _find_rawmode(opened)  # before its EXIF is read, which loads a PNG

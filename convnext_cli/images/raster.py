@@ -1,6 +1,7 @@
 """Stored values of an image, of any type and range, and their conversion to 8 bits."""
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -62,6 +63,16 @@ def orient(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
         pixels = pixels.swapaxes(0, 1)
     pixels = pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
     return pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
+
+
+def name_frame(place: int, count: int) -> str:
+    """Return the step in words that reads one of several frames."""
+    return f"frame {place + 1} of {count}" if place else f"first of {count} frames"
+
+
+def has_frames(step: str) -> bool:
+    """Return True for a step of `name_frame`."""
+    return re.fullmatch(r"(first|frame \d+) of \d+( frames)?", step) is not None
 
 
 def scale_alpha(alpha: NDArray[Any], full: float) -> NDArray[np.float32] | None:

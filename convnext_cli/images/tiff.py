@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.errors import ImageError
 from convnext_cli.images.memory import MAX_BYTES, reserve_memory
-from convnext_cli.images.raster import ORIENTATION_TAG, Raster, check_orientation, scale_alpha
+from convnext_cli.images.raster import ORIENTATION_TAG, Raster, check_orientation, name_frame, scale_alpha
 from convnext_cli.text import format_count
 
 REMEDY = "Save it again as a grey or RGB TIFF of 8 or 16 bits, or as PNG"
@@ -120,14 +120,9 @@ def read_tiff(file: BinaryIO, path: Any) -> tuple[Raster, int]:
         bytes_per_pixel = 4 * page.samplesperpixel * page.dtype.itemsize + 3
         with reserve_memory(path, page.imagewidth, page.imagelength, bytes_per_pixel):
             planes = _read_planes(page, path)
-            steps = [name_page(place, count)] if count > 1 else []
+            steps = [name_frame(place, count)] if count > 1 else []
             orientation = check_orientation(page.tags.valueof(ORIENTATION_TAG))
             return _convert_planes(page, planes, steps), orientation
-
-
-def name_page(place: int, count: int) -> str:
-    """Return which of several frames is read, in words."""
-    return f"frame {place + 1} of {count}" if place else f"first of {count} frames"
 
 
 def _choose_page(pages: Any) -> tuple[int, Any]:

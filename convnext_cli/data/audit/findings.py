@@ -17,6 +17,7 @@ class Kind(StrEnum):
     TRAINED_BEFORE = "images that the base weights were trained on"
     UNREADABLE = "unreadable"
     FEW_LEVELS = "few grey levels"
+    FRAMES = "frames that are not read"
     DUPLICATES = "duplicates"
     NEAR_DUPLICATES = "near-duplicates"
     SIMILAR = "very similar images"

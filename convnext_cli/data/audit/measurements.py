@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -70,6 +70,11 @@ class Measurements:
     def select(self, rows: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Return the `CONTENT_MEASURES` of `rows`, in their order."""
         return {name: np.ascontiguousarray(self.measures[name][list(rows)]) for name in CONTENT_MEASURES}
+
+    def list_rows(self, is_step: Callable[[str], bool]) -> list[int]:
+        """Return the rows with a step of decoding for which `is_step` is true."""
+        places = [place for place, note in enumerate(self.notes) if any(map(is_step, note.split("|")[1:]))]
+        return np.flatnonzero(np.isin(self.measures["note"], places)).tolist()
 
     def list_sizes(self, rows: Sequence[int]) -> NDArray[np.uint32]:
         """Return width and height of `rows` in pixels, (N, 2)."""

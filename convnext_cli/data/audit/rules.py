@@ -11,6 +11,7 @@ from convnext_cli.data.audit.support import Support, describe_test
 from convnext_cli.data.groups import Grouping, find_groups_across_splits
 from convnext_cli.data.index import SPLITS, Index, find_alike, group_by
 from convnext_cli.data.unseen import Unseen
+from convnext_cli.images.raster import has_frames
 from convnext_cli.text import capitalise, format_count, format_percent
 
 MIN_IMAGES = 20  # a class; fewer cannot be both learned and tested
@@ -45,6 +46,7 @@ def find_notes(
     """Yield all other findings, the gravest first."""
     yield from _find_unreadable(measurements.errors)
     yield from _find_few_levels(index, measurements)
+    yield from _find_frames(index, measurements)
     yield from _find_duplicates(index, duplicates)
     yield from _find_similar(index, duplicates)
     yield from _find_alike_names(index.classes)
@@ -149,9 +151,7 @@ def _find_unreadable(errors: Mapping[int, str]) -> Iterator[Finding]:
 
 def _find_few_levels(index: Index, measurements: Measurements) -> Iterator[Finding]:
     """Yield images whose range is that of a few extreme values, as of a fill value of -9999 or of a hot pixel."""
-    places = [place for place, note in enumerate(measurements.notes) if note.endswith(f"|{Kind.FEW_LEVELS}")]
-    rows = [row for row, place in enumerate(measurements.measures["note"].tolist()) if place in places]
-    if rows:
+    if rows := measurements.list_rows(Kind.FEW_LEVELS.__eq__):
         yield Finding(
             kind=Kind.FEW_LEVELS,
             title=f"{format_count(len(rows), 'image has', 'images have')} at most {MAX_LEVELS} of 256 grey levels, "
@@ -161,6 +161,19 @@ def _find_few_levels(index: Index, measurements: Measurements) -> Iterator[Findi
             effect="if a few extreme values set the range, such as a no-data value or a hot pixel, the model sees "
             "hardly anything else",
             action="kept; replace these values in the files, or declare GDAL's no-data value of a TIFF file",
+        )
+
+
+def _find_frames(index: Index, measurements: Measurements) -> Iterator[Finding]:
+    if rows := measurements.list_rows(has_frames):
+        yield Finding(
+            kind=Kind.FRAMES,
+            title=f"{format_count(len(rows), 'file has', 'files have')} several frames or pages, of which one is read",
+            count=len(rows),
+            examples=tuple(index.paths[row] for row in rows[:EXAMPLES]),
+            effect="what the others show is used neither for training nor for testing",
+            action="one is used; to use others, save each as a file, and name the subject with --group-from or in a "
+            "column of a table",
         )
 
 

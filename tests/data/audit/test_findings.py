@@ -19,6 +19,7 @@ from convnext_cli.images.raster import Decoded
 from convnext_cli.progress import finish
 from tests.conftest import draw_picture, save_image
 from tests.data.audit.planting import Planted, plant, score_duplicates
+from tests.images.dicom import save_dicom
 
 
 def load(data: Path, **options: object) -> Dataset:
@@ -52,6 +53,20 @@ def test_planted_duplicates_and_no_others_are_detected(planted: Planted, result:
     assert hits == planted.exact | planted.conflicts
     assert near_share >= 0.95
     assert false_share <= 0.01
+
+
+def test_frames_that_are_not_read_are_noted(tmp_path: Path) -> None:
+    names = ("a/stack.tif", "a/clip.gif", "a/photo.jpg", "b/plain.tif")
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        more = [draw_picture(10 * number + frame) for frame in (1, 2)] if name != "b/plain.tif" else []
+        options = {"format": "MPO"} if name == "a/photo.jpg" else {}
+        draw_picture(10 * number).save(tmp_path / name, save_all=bool(more), append_images=more, **options)
+    save_dicom(tmp_path / "b" / "loop.dcm", np.arange(128, dtype=np.uint16).reshape(2, 8, 8), NumberOfFrames=2)
+    frames = find(audit(tmp_path, group_from="none"), "frames that are not read")
+    assert frames.title == "3 files have several frames or pages, of which one is read"
+    assert set(frames.examples) == {"a/stack.tif", "a/clip.gif", "b/loop.dcm"}
+    assert not frames.leave_out
 
 
 def test_planted_conflicts_and_leakage_are_reported(planted: Planted, result: Audit) -> None:
