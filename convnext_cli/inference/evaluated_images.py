@@ -107,6 +107,8 @@ def describe_worse_calibration(
         f"the calibration that was fitted on {fitted_on} makes the probabilities worse on these images: "
         f"{', '.join(changes)}"
     )
-    if change is None or change.interval is None or change.interval.low <= 0:
+    if change is None or change.interval is None:
+        return Notice(f"{text}. That may be chance: these images give no 95% CI of the change")
+    if change.interval.low <= 0:
         return Notice(f"{text}. That may be chance: the 95% CI of the change includes 0")
     return Notice(f"{text}. Do not rely on them; the images may differ from the {fitted_on}", "warning")

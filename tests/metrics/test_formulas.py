@@ -178,3 +178,16 @@ def test_temperature_that_increases_log_loss_is_a_warning_unless_it_may_be_chanc
     assert partly is not None
     assert "ECE" not in partly.text
     assert describe(0.5, replace(plain, log_loss=plain.log_loss + 1e-9)) is None
+
+
+def test_change_of_the_log_loss_of_a_single_image_has_no_interval_that_includes_0() -> None:
+    calibration = Calibration(weights="", images=90, temperature=0.5, unfitted_reason=None)
+    logits, labels = np.array([[1.0, 0.0]]), np.array([1])
+    images = EvaluatedImages(
+        task=SINGLE, classes=("a", "b"), logits=logits, targets=labels, calibration=calibration, groups=None
+    )
+    before = replace(images, calibration=None).compute_metrics()
+    worse = describe_worse_calibration(images, before, images.compute_metrics())
+    assert worse is not None
+    assert worse.severity == "note"
+    assert worse.text.endswith("That may be chance: these images give no 95% CI of the change")
