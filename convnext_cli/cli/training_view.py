@@ -101,12 +101,13 @@ class _TrainingView:
 def show_finished(finished: "FinetuneResult | CrossValidationResult") -> None:
     """Show the metrics, the run folder and the next command."""
     from convnext_cli.inference.calibration import describe_calibration
-    from convnext_cli.tasks.registry import TASKS
+    from convnext_cli.runs.folder import RunFolder
     from convnext_cli.training.events import CrossValidationResult
 
     if isinstance(finished, CrossValidationResult):
         _show_folds(finished)
         return
+    task = RunFolder(finished.run).read_config().read_task(finished.run)
     head = "" if finished.epoch else ", the head alone"
     kept = f"epoch {finished.epoch}{head} ({finished.selected_by})"
     if finished.val is None:
@@ -114,11 +115,11 @@ def show_finished(finished: "FinetuneResult | CrossValidationResult") -> None:
     else:
         values = ", ".join(
             f"{metric.title} {metric.format_with_unit(getattr(finished.val, metric.key))}"
-            for metric in (METRICS[key] for key in reversed(TASKS[finished.task].display.epoch))
+            for metric in (METRICS[key] for key in reversed(task.display.epoch))
         )
         console.show(f"Kept {kept}: {values} on {format_count(finished.val.images, 'validation image')}")
     if (calibration := finished.calibration) and calibration.is_fitted:
-        console.show(f"Calibrated with {describe_calibration(finished.task, calibration)}")
+        console.show(f"Calibrated with {describe_calibration(task, calibration)}")
     elif calibration:
         console.show(f"Not calibrated, because {calibration.unfitted_reason}")
     console.show(f"Run:  {finished.run}")

@@ -22,8 +22,7 @@ from convnext_cli.options import AUTO
 from convnext_cli.runs.files import CALIBRATION, CALIBRATION_ARRAYS, POOLING, RunFile
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import check_digest, convert_record, digest_values, read_json, to_plain
-from convnext_cli.tasks.registry import TASKS
-from convnext_cli.tasks.task import Scaling, Targets
+from convnext_cli.tasks.task import Scaling, Targets, Task
 from convnext_cli.text import format_count, format_percent, quote
 
 ABSTAIN_RATE = 0.05  # largest fraction of validation images above the OOD threshold
@@ -110,11 +109,11 @@ def _drop_empty(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value not in (None, (), [])}
 
 
-def describe_calibration(task: str, calibration: Calibration) -> str:
+def describe_calibration(task: Task, calibration: Calibration) -> str:
     """Return what was fitted, and what it changed on the validation images, in words."""
-    changes = ((METRICS[key], getattr(calibration, field)) for field, key in TASKS[task].display.calibration[:1])
+    changes = ((METRICS[key], getattr(calibration, field)) for field, key in task.display.calibration[:1])
     parts = [f"validation {m.title} {m.format(pair[0])} -> {m.format(pair[1])}" for m, pair in changes if pair]
-    return ": ".join([TASKS[task].describe_calibration(calibration), *parts])
+    return ": ".join([task.describe_calibration(calibration), *parts])
 
 
 def describe_unreliable_ood(calibration: Calibration) -> str | None:

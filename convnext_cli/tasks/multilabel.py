@@ -255,8 +255,7 @@ class Multilabel(Task):
         """Return factor and offset of each label's logit; None without a calibration."""
         return (scaling.label_scale, scaling.label_offset) if scaling and scaling.label_scale else None
 
-    @classmethod
-    def describe_calibration(cls, scaling: Scaling) -> str:
+    def describe_calibration(self, scaling: Scaling) -> str:
         """Return the number of labels that were calibrated."""
         fitted = sum(pair != IDENTITY for pair in zip(scaling.label_scale, scaling.label_offset, strict=True))
         return f"Platt scaling of {fitted} of {format_count(len(scaling.label_scale), 'label')}"

@@ -218,11 +218,9 @@ class Regression(Task):
         """Return standard deviation and mean of the targets."""
         return (self.std,), (self.mean,)
 
-    @classmethod
-    def describe_calibration(cls, scaling: Scaling) -> str:
-        """Return the half length of the intervals."""
-        margin = scaling.margin or 0.0
-        return f"90% prediction intervals of {margin:.3g} standard deviations to either side"
+    def describe_calibration(self, scaling: Scaling) -> str:
+        """Return the ends of the intervals."""
+        return f"90% prediction intervals from {self._describe_ends((scaling.margin or 0.0) * self.std, 3)}"
 
     def describe_scores(self, scaling: Scaling | None) -> str:
         """Return how the number follows from the output."""
@@ -233,9 +231,12 @@ class Regression(Task):
         """Return the ends of the prediction interval."""
         if scaling is None or scaling.margin is None:
             return "There is no prediction interval."
-        half = scaling.margin * self.std
-        ends = f"value / {math.exp(half):.6g} to value * {math.exp(half):.6g}"
-        return f"The 90% prediction interval is {ends if self.log else f'value - {half:.6g} to value + {half:.6g}'}."
+        return f"The 90% prediction interval is {self._describe_ends(scaling.margin * self.std, 6)}."
+
+    def _describe_ends(self, half: float, digits: int) -> str:
+        """Return the ends of a prediction interval in words, in units of the targets."""
+        size = format_digits(math.exp(half) if self.log else half, digits)
+        return f"value / {size} to value * {size}" if self.log else f"value - {size} to value + {size}"
 
     def fit_calibration(self, logits: Floats, targets: Targets, groups: Sequence[str] | None) -> Scaling:
         """Fit the half length of the prediction intervals, in units of the model's output."""

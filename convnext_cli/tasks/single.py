@@ -164,8 +164,7 @@ class Single(Task):
         scaled: Floats = Task.calibrate(self, logits, scaling)
         return scaled + np.asarray(scaling.label_offset) if scaling and scaling.label_offset else scaled
 
-    @classmethod
-    def describe_calibration(cls, scaling: Scaling) -> str:
+    def describe_calibration(self, scaling: Scaling) -> str:
         """Return the temperature."""
         return f"temperature {scaling.temperature:.2f}{' and an offset for each class' * bool(scaling.label_offset)}"
 

@@ -304,9 +304,8 @@ class Task(ABC):
         """Size of a score, by which the differences of an exported file's scores are divided."""
         return 1.0
 
-    @classmethod
     @abstractmethod
-    def describe_calibration(cls, scaling: Scaling) -> str:
+    def describe_calibration(self, scaling: Scaling) -> str:
         """Return in words what was fitted, such as `temperature 1.20`."""
 
     @abstractmethod

@@ -403,7 +403,7 @@ def test_a_rare_label_does_not_hold_up_the_others(tables: dict[str, Path], tmp_p
     evaluation = evaluate(tmp_path / "run", split="val")
     text = "not calibrated, because validation has too few positive or negative images: rare"
     assert text in [note.text for note in evaluation.notes]
-    assert Multilabel.describe_calibration(calibration) == "Platt scaling of 4 of 5 labels"
+    assert Multilabel().describe_calibration(calibration) == "Platt scaling of 4 of 5 labels"
 
 
 @pytest.mark.parametrize(

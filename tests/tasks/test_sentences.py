@@ -10,7 +10,7 @@ from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.ordinal import Ordinal
 from convnext_cli.tasks.regression import Regression
 from convnext_cli.tasks.single import Single
-from convnext_cli.tasks.task import Outcome, Task
+from convnext_cli.tasks.task import Outcome, Scaling, Task
 
 CLASSES = ("a", "b", "c")
 
@@ -113,3 +113,10 @@ def test_number_names_the_third_with_the_largest_errors() -> None:
     ]
     large = Outcome(value=12345.0, interval=(10000.0, 15000.0))
     assert Regression().list_parts(large, 1, str) == ["12345  90% interval [10000, 15000]"]
+
+
+def test_prediction_intervals_are_told_in_units_of_the_number() -> None:
+    scaling = Scaling(margin=0.5)
+    plain, log = Regression(mean=40.0, std=25.0), Regression(log=True, mean=3.0, std=2.0)
+    assert plain.describe_calibration(scaling) == "90% prediction intervals from value - 12.5 to value + 12.5"
+    assert log.describe_calibration(scaling) == "90% prediction intervals from value / 2.72 to value * 2.72"
