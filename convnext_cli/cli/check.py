@@ -131,8 +131,10 @@ def _show_facts(audit: "Audit") -> None:
     if audit.shortcuts:
         scores = ", ".join(f"{shortcut.name} {format_percent(shortcut.score)}%" for shortcut in audit.shortcuts)
         chance = audit.shortcuts[0].chance
-        large = round(1 / chance)  # classes
-        some = f", of the {large} classes with {MIN_PER_CLASS} images or more" if large < len(index.classes) else ""
+        large, display = round(1 / chance), index.task.display
+        some = "" if display.strata == display.target_words else f", of {large} {display.strata}"
+        if not some and large < len(index.classes):
+            some = f", of the {large} {display.strata} with {MIN_PER_CLASS} images or more"
         console.show(f"balanced accuracy from metadata alone (chance {format_percent(chance)}%{some}): {scores}")
 
 

@@ -305,7 +305,7 @@ def _note_choice(files: Files, table: Index, layout: Layout, forms: Sequence[str
     without_row = sum(os.path.abspath(image) not in listed for image in layout.tree.list_images())  # noqa: PTH100
     others = {reason: count for reason, count in (+layout.skipped).items() if not reason.startswith("image ")}
     skipped = others | ({f"image without a row in {_name_files(files)}": without_row} if without_row else {})
-    notes = [f"the classes are those of {_name_files(files)}"]
+    notes = [f"the {table.task.display.target_words} are those of {_name_files(files)}"]
     if forms:
         notes.append(f"{', '.join(forms)} not used: a submission form has no true labels")
     return replace(table, notes=(*notes, *table.notes), skipped=table.skipped | skipped)

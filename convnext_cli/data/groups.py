@@ -1,8 +1,9 @@
 """Groups: images of one patient, plant, part or photograph, which must stay in one split."""
 
+import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
@@ -26,6 +27,7 @@ MAX_PATIENT = 0.5  # largest fraction of the DICOM files that may have the same 
 MIN_AGREEMENT = 0.95  # fraction of a data set's groups that a rule must give, to be used for other files
 MIN_EXPECTED = 5  # names in two classes, if numbers restarted: that none is by chance has a probability below 1%
 _DICOM = "dicom:"
+_NUMBER = re.compile(r"\d+")
 _PATIENT = re.compile(r"(?:p|pat|pt|patient|sub|subj|subject|participant|case|mrn)[ _.-]*\d+", re.IGNORECASE)
 
 GroupSource = Literal["manifest", "names", "folders", "pattern", "dicom", "none"]
@@ -283,24 +285,32 @@ def group_like(known: Index, paths: Sequence[str]) -> list[str] | None:
         levels.update([folders.index(group)] if group in folders else [])
     for level, count in levels.most_common(1):
         if count >= MIN_AGREEMENT * len(grouped):
-            folders_of = [path.split("/")[-2::-1] for path in paths]
-            return [
-                folders[level] if len(folders) > level else path
-                for path, folders in zip(paths, folders_of, strict=True)
-            ]
+            return _group_like_folders(set(grouped.values()), paths, level)
     number = len(paths)
     joined = replace(
         known,
         paths=(*known.paths, *paths),
         labels=(*known.labels, *(0,) * number),
         splits=(*known.splits, *("new",) * number),
-        values=(*known.values, *(known.values[0],) * number) if known.values else (),
+        values=(*known.values, *((math.nan,) * len(known.values[0]),) * number) if known.values else (),
     )
     identifiers = group_by_name(joined)
     agreeing = sum(identifiers.get(row) == group for row, group in grouped.items())
     if agreeing < MIN_AGREEMENT * len(grouped):
         return None
     return [identifiers.get(len(known) + place, path) for place, path in enumerate(paths)]
+
+
+def _group_like_folders(known: Set[str], paths: Sequence[str], level: int) -> list[str] | None:
+    """Return the folders of files at a level, 0 for the innermost, or their paths; None if no folder can be a group.
+
+    If the known groups are named alike, as `patient7`, so must a folder be: images outside such folders share no group.
+    """
+    forms = {_NUMBER.sub("#", group) for group in known}
+    have_form = len(forms) < MIN_GROUPS and all("#" in form for form in forms)
+    folders = [(*path.split("/")[-2::-1], *("",) * (level + 1))[level] for path in paths]
+    groups = ["" if have_form and _NUMBER.sub("#", folder) not in forms else folder for folder in folders]
+    return [group or path for group, path in zip(groups, paths, strict=True)] if any(groups) else None
 
 
 def find_groups_across_splits(groups: Iterable[str], splits: Iterable[str]) -> dict[str, set[str]]:

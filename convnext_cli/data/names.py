@@ -1,5 +1,6 @@
 """Identifiers of patients or other subjects in file names, by which images are grouped."""
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence, Set
@@ -57,6 +58,7 @@ def group_by_name(index: Index) -> dict[int, str]:
     - a token that most files share, such as a version, a stain or a site (`MAX_FRACTION`);
     - a date, which many subjects share (a date with a time of day may be one);
     - a view (`left`, `MLO`, `T1`), of which one subject has several;
+    - the number that is the image's target, such as the age in `61_0_p12.jpg`;
     - a number that repeats in other classes only, once in each: the numbers then restart in each class
       (`groups.py` sees to it).
 
@@ -64,6 +66,7 @@ def group_by_name(index: Index) -> dict[int, str]:
     itself. Copies, crops and frames of that photograph share it.
     """
     cells = list(zip(index.splits, index.class_numbers, strict=True))
+    targets = [row[0] for row in index.values] if index.task.is_continuous else []
     names = [_cut(path.rpartition("/")[2].rpartition(".")[0]) for path in index.paths]
     rows_of: dict[Hashable, list[int]] = defaultdict(list)
     for row, name in enumerate(names):
@@ -77,7 +80,8 @@ def group_by_name(index: Index) -> dict[int, str]:
         if len(rows) < MIN_ALIKE:
             undecided |= {row: list(accumulate(names[row]))[1::2] for row in rows}
             continue
-        candidates, shared = _find_identifiers([names[row] for row in rows], [cells[row] for row in rows])
+        numbers = [targets[row] for row in rows] if targets else []
+        candidates, shared = _find_identifiers([names[row] for row in rows], [cells[row] for row in rows], numbers)
         repeated |= shared
         if candidates and _are_shared(candidates[0], shared):
             result |= zip(rows, candidates[0], strict=True)
@@ -116,8 +120,8 @@ class _Column:
     """The word before it in the first name, in lower case."""
 
 
-def _make_columns(names: Sequence[list[str]], cells: Sequence[Cell]) -> list[_Column]:
-    """Return the columns of names with the same separators."""
+def _make_columns(names: Sequence[list[str]], cells: Sequence[Cell], targets: Sequence[float]) -> list[_Column]:
+    """Return the columns of names with the same separators, of which those of the targets are no identifiers."""
     columns: list[_Column] = []
     _, *pieces = zip(*names, strict=True)
     for tokens, separators in zip(pieces[::2], pieces[1::2], strict=True):
@@ -126,13 +130,26 @@ def _make_columns(names: Sequence[list[str]], cells: Sequence[Cell]) -> list[_Co
         for words, after in zip(parts, [*inside, separators], strict=True):
             before = columns[-1].words[0].lower() if columns else ""
             varies = len(set(zip(words, cells, strict=True))) > len(set(cells))
-            columns.append(_Column(words, after, _classify(words, cells), varies, before))
+            kind = "target" if _are_targets(words, targets) else _classify(words, cells)
+            columns.append(_Column(words, after, kind, varies, before))
     return columns
 
 
-def _find_identifiers(names: Sequence[list[str]], cells: Sequence[Cell]) -> tuple[list[list[str]], set[str]]:
-    """Return the candidate identifiers of names with the same separators, the best first, and those that repeat."""
-    columns = _make_columns(names, cells)
+def _are_targets(words: Sequence[str], targets: Sequence[float]) -> bool:
+    """Return True if most words are the numbers to be predicted, or their whole part; `nan` is not known."""
+    known = [(word, abs(target)) for word, target in zip(words, targets, strict=False) if not math.isnan(target)]
+    same = sum(word.isdecimal() and int(word) == int(target) for word, target in known)
+    return bool(known) and same >= MOST * len(known)
+
+
+def _find_identifiers(
+    names: Sequence[list[str]], cells: Sequence[Cell], targets: Sequence[float]
+) -> tuple[list[list[str]], set[str]]:
+    """Return the candidate identifiers of names with the same separators, the best first, and those that repeat.
+
+    `targets` are the numbers to be predicted; none where the target is no number.
+    """
+    columns = _make_columns(names, cells, targets)
     candidates: list[list[str]] = []
     repeated: set[str] = set()
     for column, keys in _list_candidates([name[0] for name in names], columns):

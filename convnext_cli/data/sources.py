@@ -104,7 +104,7 @@ def apply_task(index: Index, options: TableOptions) -> Index:
         )
     labels = [index.classes[label] for label in index.labels]
     targets = kind.read_folders(index.root, index.classes, labels, options)
-    return replace(index, **number_targets(targets, range(len(index))))
+    return replace(index, notes=(*index.notes, *targets.notes), **number_targets(targets, range(len(index))))
 
 
 def _exclude(index: Index, exclude: str) -> Index:

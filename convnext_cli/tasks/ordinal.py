@@ -75,6 +75,8 @@ class Ordinal(Single):
         class_values=("precision", "specificity", "f1", "roc_auc"),
         compared=("quadratic_kappa", "grade_mae", "top1"),
         target_word="grade",
+        target_words="grades",
+        strata="grades",
         subgroups=("quadratic_kappa", "grade_mae", "ece"),
         subgroups_of_two=(),
         card=("quadratic_kappa", "grade_mae", "within_one", "top1", "ece"),
@@ -123,10 +125,9 @@ class Ordinal(Single):
         counted = [[first + step for step in range(len(order))] for first in (0, 1)]
         if are_graded and 2 < len(order) <= MAX_NUMBERS and [find_number(name) for name in order] in counted:
             return f"{order[0]} to {order[-1]} are read as classes; if they are grades: --task ordinal"
-        ranks = {name: rank for name in classes if (rank := _find_severity(name)) is not None and "," not in name}
-        if 2 < len(classes) == len(set(ranks.values())):
-            names = ",".join(sorted(classes, key=ranks.__getitem__))
-            return f"the names are read as classes; if they are grades: --task ordinal --grades {quote(names)}"
+        if len(classes) > 2 and (ranked := _sort_by_severity(classes)):
+            names = quote(",".join(ranked))
+            return f"the names are read as classes; if they are grades: --task ordinal --grades {names}"
         return ""
 
     # Targets
@@ -228,6 +229,12 @@ def _find_severity(name: str) -> float | None:
     return ranks[0] + ("very" in words) * (0.5 if ranks[0] > 2 else -0.5)
 
 
+def _sort_by_severity(names: Sequence[str]) -> list[str]:
+    """Return names in the order of their words of severity; empty unless each has another one, and none has a comma."""
+    ranks = {name: rank for name in names if (rank := _find_severity(name)) is not None and "," not in name}
+    return sorted(names, key=ranks.__getitem__) if len(names) == len(set(ranks.values())) else []
+
+
 def _sort_grades(names: Sequence[str], source: str, options: TableOptions) -> tuple[str, ...]:
     """Return grades in the order of `--grades`, else in that of the first number in each.
 
@@ -237,6 +244,8 @@ def _sort_grades(names: Sequence[str], source: str, options: TableOptions) -> tu
         return tuple(names)  # the order is that of the run's grades
     more = ",..." if len(names) > EXAMPLES else ""
     remedy = f"Put these names in order, the lowest grade first: --grades {quote(','.join(names[:EXAMPLES]) + more)}"
+    if ranked := _sort_by_severity(names):
+        remedy = f"Give the order, the lowest grade first: --grades {quote(','.join(ranked))}"
     if options.grades == AUTO:
         order = sort_by_number(names)
         if order is None:

@@ -23,6 +23,7 @@ from convnext_cli.metrics.scaling import fit_margin
 from convnext_cli.metrics.summary import MetricSet, compute_once
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import (
+    NUMBER,
     OtherTaskError,
     RawTargets,
     Table,
@@ -31,7 +32,6 @@ from convnext_cli.tasks.reading import (
     is_measure,
     is_unknown,
     parse_numbers,
-    sort_by_number,
 )
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
 from convnext_cli.text import format_count, format_digits, format_part, shorten_names
@@ -39,6 +39,7 @@ from convnext_cli.text import format_count, format_digits, format_part, shorten_
 COVERAGE = 0.9  # of prediction intervals
 BINS = 10  # quantiles by which a split is stratified
 LARGEST = 1e100  # number of a target, and inverse of the smallest range, whose squares can be summed
+FAR = 10  # widths of the middle 80% of the numbers, from the median on; one in millions of normal values
 LOG_RANGE = 20  # ratio of the 95% to the 5% quantile of skewed targets, from which on their logarithm is learned
 
 
@@ -86,6 +87,8 @@ class Regression(Task):
         card=("mae", "rmse", "r2", "pearson", "coverage"),
         plots=("agreement", "bland_altman"),
         target_word="number",
+        target_words="numbers",
+        strata="tenths of the numbers",
         curves_heading="Agreement",
     )
 
@@ -115,38 +118,42 @@ class Regression(Task):
                 "standard deviation cannot be computed",
                 "Give them in another unit",
             )
-        log = options.log_target == "yes" or (options.log_target == AUTO and _needs_logarithm(numbers))
         override = "; --task single or ordinal overrides this" if options.task == AUTO else ""
         span = f"{format_count(len(set(numbers)), 'value')} from {min(numbers):g} to {max(numbers):g}"
         notes = [f"column {name!r} is a number ({span}): read as {cls.name}{override}"]
         notes += [comma] if comma else []
+        targets = cls._make_targets(numbers, normalise_name(name), options)
+        return replace(targets, columns=(name,), notes=(*notes, *targets.notes))
+
+    @classmethod
+    def _make_targets(cls, numbers: Sequence[float], name: str, options: TableOptions) -> RawTargets:
+        """Return targets, with notes on the choice of their logarithm and on outliers."""
+        log = options.log_target == "yes" or (options.log_target == AUTO and _needs_logarithm(numbers))
+        notes = [] if log else _note_outliers(numbers)
         if log and options.log_target == AUTO:
             low, high = _list_quantiles(numbers)
             notes.append(
                 f"its 5% and 95% quantiles are {low:g} and {high:g}, and it is skewed: its logarithm is learned; "
                 "--log-target no overrides this"
             )
-        return RawTargets(
-            task=cls(log=log),
-            columns=(name,),
-            classes=(normalise_name(name),),
-            values=tuple((number,) for number in numbers),
-            notes=tuple(notes),
-        )
+        values = tuple((number,) for number in numbers)
+        return RawTargets(task=cls(log=log), classes=(name,), values=values, notes=tuple(notes))
 
     @classmethod
     def read_folders(
         cls, folder: Path, classes: Sequence[str], labels: Sequence[str], options: TableOptions
     ) -> RawTargets:
         """Return the number in the name of each image's folder."""
-        if sort_by_number(classes) is None:
+        if wrong := [name for name in classes if len(NUMBER.findall(name)) != 1]:
             raise DataError(
-                f"--task {cls.name} needs a number in the name of each class folder: {shorten_names(classes)}",
+                f"--task {cls.name} needs one number in the name of each class folder: {shorten_names(wrong)}",
                 "Give a CSV file with a column of numbers",
             )
         numbers = {name: find_number(name) for name in classes}
-        values = tuple((numbers[label],) for label in labels)
-        return RawTargets(task=cls(log=options.log_target == "yes"), classes=("value",), values=values)
+        targets = cls._make_targets([numbers[label] for label in labels], "value", options)
+        example = next((name for name in classes if not name.isdecimal()), classes[0])
+        note = f"the class folders are read as numbers, such as {numbers[example]:g} for {example!r}"
+        return replace(targets, notes=(note, *targets.notes))
 
     # Targets
 
@@ -299,7 +306,7 @@ class Regression(Task):
 
     # Groups
 
-    def pool(self, logits: Floats, units: Ints, rule: Rule) -> NDArray[np.float64]:
+    def pool(self, logits: Floats, units: Ints, rule: Rule, negative: int | None = None) -> NDArray[np.float64]:
         """Return the mean output of each group's images, (G, 1)."""
         return pool_scores(logits, units, rule)
 
@@ -394,6 +401,24 @@ def _skewness(numbers: Sequence[float]) -> float:
     return statistics.fmean(((number - mean) / deviation) ** 3 for number in numbers)
 
 
-def _list_quantiles(numbers: Sequence[float]) -> tuple[float, float]:
+def _note_outliers(numbers: Sequence[float]) -> list[str]:
+    """Return a note on numbers far from most others, as codes of missing values such as -999; empty if there are none.
+
+    They determine the standard deviation by which the targets are divided.
+    """
+    low, high = _list_quantiles(numbers, 0.1)
+    middle = statistics.median_low(numbers)
+    far = [number for number in numbers if abs(number - middle) > FAR * (high - low) > 0]
+    if not far:
+        return []
+    part = format_part(len(far), len(numbers), "number", "is", "are")
+    note = (
+        f"{part} far from the others (80% lie from {low:g} to {high:g}), such as {far[0]:g}, and would dominate the "
+        "loss; correct or remove mistakes and codes of missing values"
+    )
+    return [note]
+
+
+def _list_quantiles(numbers: Sequence[float], tail: float = 0.05) -> tuple[float, float]:
     ordered = sorted(numbers)
-    return ordered[int(0.05 * (len(ordered) - 1))], ordered[int(0.95 * (len(ordered) - 1))]
+    return ordered[int(tail * (len(ordered) - 1))], ordered[int((1 - tail) * (len(ordered) - 1))]

@@ -98,10 +98,13 @@ class Single(Task):
                 "Correct or remove these rows; or --task single reads each value as a class",
             )
         values = list_values(cells)
-        if options.task == AUTO and 2 < len(values) <= MAX_GRADES and fold_column(name) in GRADE_WORDS:
+        are_graded = not GRADE_WORDS.isdisjoint(fold_column(name).split("_"))
+        have_fractions = not all(value.is_integer() for value in values)
+        if options.task == AUTO and 2 < len(values) <= MAX_GRADES and (are_graded or have_fractions):
             span = f"{min(values):g} to {max(values):g}"
+            numbers = ", --task regression as numbers" * have_fractions
             notes.append(
-                f"column {name!r} has the numbers {span}: read as classes; --task ordinal reads them as grades"
+                f"column {name!r} has the numbers {span}: read as classes; --task ordinal reads them as grades{numbers}"
             )
         if options.task == AUTO and not values and (separator := _find_possible_separator(name, set(cells))):
             notes.append(
@@ -222,7 +225,7 @@ class Single(Task):
 
     # Groups
 
-    def pool(self, logits: Floats, units: Ints, rule: Rule) -> NDArray[np.float64]:
+    def pool(self, logits: Floats, units: Ints, rule: Rule, negative: int | None = None) -> NDArray[np.float64]:
         """Return the logarithm of the groups' pooled probabilities, which are divided by their sum, (G, K)."""
         pooled = pool_scores(self.activate(logits), units, rule)
         fractions: NDArray[np.float64] = np.maximum(pooled / pooled.sum(axis=1, keepdims=True), 1e-7)

@@ -74,6 +74,9 @@ class Display:
     """The same where there are two classes: metrics of the positive one, or overall ones; empty for `subgroups`."""
     target_word: str = "class"
     """The word for a target in headings and sentences."""
+    target_words: str = "classes"
+    strata: str = "classes"
+    """What `number_strata` numbers."""
     class_order: str | None = None
     """Of each class: the metric by which the report sorts them, the best first; None keeps their order."""
     curves_heading: str = "Curves"
@@ -368,10 +371,10 @@ class Task(ABC):
     # Groups
 
     @abstractmethod
-    def pool(self, logits: Floats, units: Ints, rule: Rule) -> NDArray[np.float64]:
+    def pool(self, logits: Floats, units: Ints, rule: Rule, negative: int | None = None) -> NDArray[np.float64]:
         """Return the logits of groups, (G, K), from the calibrated logits of their images.
 
-        `units` has the number of each image's group, (N,), 0 to G-1.
+        `units` has the number of each image's group, (N,), 0 to G-1. `negative` as in `pool_targets`.
         """
 
     @abstractmethod

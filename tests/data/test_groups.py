@@ -101,6 +101,17 @@ def test_both_eyes_of_a_patient_are_a_group_though_their_grades_differ(classes: 
     assert grouping.rule == "the repeated part of the file names"
 
 
+@pytest.mark.parametrize("patient", ["", "_p{}"])
+def test_the_number_to_be_predicted_is_no_group(patient: str) -> None:
+    """Such as the age in UTKFace's names: each age would be in one split only."""
+    ages = [20 + k % 25 for k in range(100)]
+    paths = tuple(f"faces/{age}_{k // 4 % 2}{patient.format(k // 4)}_2017{k:05}.jpg" for k, age in enumerate(ages))
+    values = tuple((float(age),) for age in ages)
+    index = replace(make_index(*paths), paths=paths, values=values, task_record={"name": "regression"})
+    groups = group_index(index, "auto")[0].groups
+    assert sorted(set(Counter(groups).values())) == ([4] if patient else [])
+
+
 def test_eyes_whose_numbers_restart_in_each_class_are_cut() -> None:
     paths = sorted({*draw_eyes(range(60), 2), "0/3_left.jpeg", "1/3_left.jpeg"})
     assert "restart in each class" in group_index(make_index(*paths), "auto")[1].rule
@@ -215,6 +226,14 @@ def test_other_files_get_groups_by_the_same_rule(name: str) -> None:
     assert len(set(groups)) == len(subjects)
     pairs = {(groups[at], index.groups[row]) for at, row in enumerate(late)}
     assert len(pairs) == len(subjects), "one to one"
+
+
+def test_a_folder_that_is_not_named_as_a_patient_is_no_group() -> None:
+    paths = tuple(f"{c}/patient{p:03}/{i}.png" for c in "ab" for p in range(12) for i in (1, 2))
+    known, _ = group_index(make_index(*paths), "auto")
+    assert group_like(known, ["new/1.png", "new/2.png"]) is None
+    mixed = ["in/patient900/1.png", "in/patient900/2.png", "new/1.png", "new/2.png", "3.png"]
+    assert group_like(known, mixed) == ["patient900", "patient900", *mixed[2:]]
 
 
 def test_names_that_do_not_give_the_groups_give_no_rule() -> None:

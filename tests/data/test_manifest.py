@@ -24,6 +24,7 @@ from convnext_cli.progress import finish
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.reading import AUTO_OPTIONS, Table, TableOptions, parse_flag
 from convnext_cli.tasks.registry import read_columns
+from convnext_cli.tasks.regression import Regression
 from tests.conftest import save_image
 
 
@@ -574,6 +575,11 @@ OTHER_TASKS: dict[str, tuple[str, str, list[str], list[tuple[float, ...]]]] = {
         rows("94,True", "120.5,False", "60,True", "12,False", head="path,boneage,male"), "regression", ["boneage"],
         [(94,), (120.5,), (60,), (12,)],
     ),
+    "a number beside dates": (
+        rows("2021-03-12,12.03.2021,9", "2021-03-12,12.03.2021,12", "2021-04-30,1.4.2021,6.5", "2021-04-30,1.4.2021,1",
+             head="path,date,planted,height"),
+        "regression", ["height"], [(9,), (12,), (6.5,), (1,)],
+    ),
     "numbers with thousands": (
         rows('"1,250"', "980", '"12,000"', "1010.5", head="path,area"), "regression", ["area"],
         [(1250,), (980,), (12000,), (1010.5,)],
@@ -613,8 +619,10 @@ def test_table_of_another_task_is_read_and_said_so(case: str, images: Path) -> N
         (
             rows("mild", "severe"),
             {"task": "ordinal"},
-            "have no order: mild, severe. Put these names in order, .* --grades mild,severe",
+            "have no order: mild, severe. Give the order, the lowest grade first: --grades mild,severe",
         ),
+        (rows("mild", "none", "severe"), {"task": "ordinal"}, "the lowest grade first: --grades none,mild,severe"),
+        (rows("well", "ill"), {"task": "ordinal"}, "Put these names in order, the lowest grade first: --grades ill,"),
         (rows("mild", "severe"), {"task": "ordinal", "grades": "none,mild"}, "--grades has no severe, which is in col"),
         (rows("mild", "severe"), {"task": "ordinal", "grades": "mild,severe,mild"}, "--grades has 'mild' twice"),
         (rows("1,1", "0,1", head="path,A,B"), {"task": "ordinal"}, "needs one column"),
@@ -632,6 +640,35 @@ def test_table_that_is_not_of_the_task_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=problem):
         scan_data(write(images / "list.csv", text), table_options=TableOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("head", "cells", "note"),
+    [
+        ("dr_grade", ["0.0", "1.0", "2.0"], "the numbers 0 to 2: read as classes; --task ordinal reads them as grades"),
+        ("hardness", ["0", "0.5", "1", "1.5"], "--task ordinal reads them as grades, --task regression as numbers"),
+        ("hardness", ["0", "5", "10"], ""),
+    ],
+)
+def test_numbers_that_are_read_as_classes_have_a_note(head: str, cells: list[str], note: str, images: Path) -> None:
+    cells = [cells[row % len(cells)] for row in range(40)]
+    for row in range(40):
+        save_image(images / f"images/{row}.png", seed=row)
+    text = "\n".join([f"path,{head}", *(f"images/{row}.png,{cell}" for row, cell in enumerate(cells))])
+    notes = " / ".join(scan_data(write(images / "list.csv", text)).notes)
+    assert note in notes
+    assert bool(note) == ("ordinal" in notes)
+
+
+@pytest.mark.parametrize(("code", "count"), [("-999", 3), ("99999", 1), ("-1", 0)])
+def test_numbers_far_from_the_others_have_a_note(code: str, count: int, images: Path) -> None:
+    for row in range(60):
+        save_image(images / f"images/{row}.png", seed=row)
+    cells = [code if row < max(count, 1) else str(80 + 2 * row) for row in range(60)]
+    text = "\n".join(["path,age", *(f"images/{row}.png,{cell}" for row, cell in enumerate(cells))])
+    notes = scan_data(write(images / "list.csv", text)).notes
+    assert sum(f"{count} of 60 numbers" in note and f"such as {code}" in note for note in notes) == (count > 0)
+    assert ("far from the others" in " / ".join(notes)) == (count > 0)
 
 
 def test_many_combinations_of_few_words_are_several_labels(images: Path) -> None:
@@ -802,6 +839,23 @@ def test_class_folders_can_be_grades_or_numbers(tmp_path: Path) -> None:
         scan_data(tmp_path / "data", table_options=TableOptions(task="multilabel"))
     given = TableOptions(task="ordinal", grades="0_none, 10_worst,9_dead,2_mild")
     assert scan_data(tmp_path / "data", table_options=given).classes == ("0_none", "10_worst", "2_mild")
+
+
+def test_ranges_as_class_folders_are_no_numbers(tmp_path: Path) -> None:
+    for number, name in enumerate(("0-23", "24-47")):
+        save_image(tmp_path / f"data/{name}/{number}.png", seed=number)
+    with pytest.raises(DataError, match="needs one number in the name of each class folder: 0-23, 24-47"):
+        scan_data(tmp_path / "data", table_options=TableOptions(task="regression"))
+
+
+def test_skewed_numbers_of_folders_are_learned_as_those_of_tables(tmp_path: Path) -> None:
+    for number in range(8):
+        save_image(tmp_path / f"data/{3**number} cells/a.png", seed=number)
+    index = scan_data(tmp_path / "data", table_options=TableOptions(task="regression"))
+    assert index.task == Regression(log=True)
+    assert "the class folders are read as numbers, such as 1 for '1 cells'" in index.notes
+    options = TableOptions(task="regression", log_target="no")
+    assert scan_data(tmp_path / "data", table_options=options).task == Regression()
 
 
 GRADES = "--task ordinal --grades "

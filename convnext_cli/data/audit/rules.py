@@ -51,7 +51,7 @@ def find_notes(
     yield from _find_similar(index, duplicates)
     yield from _find_alike_names(index.classes)
     yield from _find_small_classes(index)
-    yield from _find_shortcuts(shortcuts)
+    yield from _find_shortcuts(index, shortcuts)
     yield from _find_unseen_area(unseen.get(1.0))
     yield from _find_uncompared(duplicates.unchecked)
 
@@ -235,28 +235,30 @@ def _find_small_classes(index: Index) -> Iterator[Finding]:
     small = [(name, n) for name, n in zip(index.classes, index.count_classes(), strict=True) if n < MIN_IMAGES]
     if small and len(index.classes) > 1:  # else they are numbers, or have no labels
         whose = "its" if len(small) == 1 else "their"
+        display = index.task.display
+        have = f"{display.target_word} has", f"{display.target_words} have"
         yield Finding(
             kind=Kind.SMALL_CLASSES,
-            title=f"{format_count(len(small), 'class has', 'classes have')} fewer than {MIN_IMAGES} images",
+            title=f"{format_count(len(small), *have)} fewer than {MIN_IMAGES} images",
             count=len(small),
             examples=tuple(f"{name}: {n}" for name, n in small[:EXAMPLES]),
             effect=f"{whose} metrics are unreliable, and a split may have none of {whose} images",
-            action="kept; collect more images, or merge the class with another",
+            action=f"kept; collect more images, or merge the {display.target_word} with another",
         )
 
 
-def _find_shortcuts(shortcuts: Sequence[Shortcut]) -> Iterator[Finding]:
+def _find_shortcuts(index: Index, shortcuts: Sequence[Shortcut]) -> Iterator[Finding]:
     for shortcut in shortcuts:
         if shortcut.is_predictive:
             kind, name = _SHORTCUTS[shortcut.name]
             score, spread, chance = map(format_percent, (shortcut.score, shortcut.spread, shortcut.chance))
             yield Finding(
                 kind=kind,
-                title=f"classes predictable from the {name} alone",
+                title=f"{index.task.display.strata} predictable from the {name} alone",
                 examples=(f"balanced accuracy {score}% ± {spread}%; chance {chance}%",),
                 effect="the model may learn this instead of what the images show, and fail on images from elsewhere"
                 + ("; padding and squashing show the model the proportions" if shortcut.name == "size" else ""),
-                action="kept; prepare all classes in the same way, and test on images from another source",
+                action="kept; prepare all images in the same way, and test on images from another source",
             )
 
 

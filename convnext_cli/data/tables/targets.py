@@ -1,10 +1,12 @@
 """Find the columns that hold the targets of a table; the tasks read them."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from convnext_cli.data.folders.words import list_words
 from convnext_cli.data.index import are_too_many
+from convnext_cli.data.patterns import DATE
 from convnext_cli.data.tables.columns import SPLIT_COLUMNS, holds_identifiers
 from convnext_cli.data.tables.table import find_named, list_columns
 from convnext_cli.encoding import normalise_name
@@ -19,6 +21,7 @@ from convnext_cli.tasks.reading import (
     fold_column,
     is_flag,
     is_measure,
+    is_missing,
     parse_flag,
 )
 from convnext_cli.tasks.registry import TASKS, choose_kind, read_cells, read_columns
@@ -26,6 +29,8 @@ from convnext_cli.text import format_count, format_part, shorten
 
 _PRESENCE_WORDS = frozenset(("confidence", "present", "presence", "exists", "vorhanden", "presente", "présent"))
 """Names of a column whose 0 says that a row's label is absent."""
+_DATE = re.compile(rf"(?:{DATE}|\d{{1,2}}(?P<sign>[-./])\d{{1,2}}(?P=sign)(?:19|20)\d\d)(?![^\WT]|[-.]\d)")
+"""A date that begins with the year, or ends with it."""
 _IDENTIFIERS = (["id"], ["uid"])
 _LABEL_WORDS = frozenset(("label", "labels", "class", "category", "diagnosis", "grade"))
 
@@ -125,12 +130,20 @@ def _is_identifier(table: Table, name: str) -> bool:
     return counts_rows or list_words(name)[-1:] in _IDENTIFIERS
 
 
+def _holds_dates(table: Table, name: str) -> bool:
+    """Return True if all cells of a column that have a value begin with a date."""
+    cells = [cell for cell in table.columns[name] if not is_missing(cell)]
+    return bool(cells) and all(map(_DATE.match, cells))
+
+
 def _read_likely_labels(table: Table, remaining: list[str], options: TableOptions) -> RawTargets:
     """Return the targets of the only column that can hold class names, or a number; attributes such as sex go last.
 
-    Addresses, as of the publications that images are from, are neither, nor are identifiers beside other columns.
+    Addresses, as of the publications that images are from, are neither, nor are dates and identifiers beside other
+    columns.
     """
     possible = [name for name in remaining if not any("://" in cell for cell in table.columns[name])]
+    possible = [name for name in possible if not _holds_dates(table, name)] or possible
     others = [name for name in possible if fold_column(name) not in ATTRIBUTES] or possible
     likely = [
         name
