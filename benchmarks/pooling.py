@@ -124,7 +124,7 @@ def compare_bags(bags: Bags, validation_patients: int, seed: int) -> tuple[Rule,
     random = np.random.default_rng(seed)
     logits, units, labels = draw_bags(bags, validation_patients, random)
     weights = np.ones(len(labels))
-    chosen = choose_pooling(SINGLE, logits, units, labels, weights, BLANK)
+    chosen = choose_pooling(SINGLE, partial(SINGLE.pool, logits, units), labels, weights, BLANK)
     scaling = SINGLE.fit_pooled(SINGLE.pool(logits, units, MEAN), labels, weights)
     mean = Pooling(weights="", rule=MEAN, **asdict(scaling))
     logits, units, labels = draw_bags(bags, TEST_PATIENTS, random)

@@ -101,7 +101,7 @@ def predict(_context: typer.Context, values: OptionValues) -> None:
         console.note(f"flagged as out-of-distribution (OOD): {tally.flagged:,} of {scored}")
     can_explain = request.per == "image" and run.is_dir()  # a file has no gradients
     if not (flags.as_json or flags.as_csv):
-        summary = f"Classified {tally.classified:,} of {format_count(tally.images, 'image')}"
+        summary = f"Predicted {tally.classified:,} of {format_count(tally.images, 'image')}"
         has_next = can_explain and tally.classified and request.explain is None
         console.say(f"{summary}. Next: --explain DIR draws heat maps" if has_next else summary)
     if request.explain is not None:

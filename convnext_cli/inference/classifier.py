@@ -20,6 +20,7 @@ from convnext_cli.metrics.drift import measure_corners
 from convnext_cli.metrics.novelty import measure_pixels
 from convnext_cli.progress import Progress, Steps
 from convnext_cli.tasks.task import Targets, Task
+from convnext_cli.text import format_count
 
 BATCH_SIZE = 32  # images per forward pass
 Heat = bool | tuple[int, ...]
@@ -136,12 +137,16 @@ class Classifier(ABC):
                 f"Give data with {self.task.title}",
             )
         positions = {name: find_name(name, self.classes) for name in index.classes}
+        if self.task.is_continuous and index.table is None:  # class folders do not name the number
+            positions = dict.fromkeys(positions, 0)
         unknown = [name for name, position in positions.items() if position is None]
         if unknown:
+            drop = "remove them from the table" if self.task.has_values else "leave out their images"
             raise DataError(
-                f"{source} has classes that the run does not know: {', '.join(unknown[:5])}",
+                f"{source} has {format_count(len(unknown), self.task.display.target_word)} that the run does not know: "
+                f"{', '.join(unknown[:5])}",
                 f"Name them as in training: {', '.join(self.classes[:10])}"
-                + ("; or leave out their images" if len(unknown) < len(positions) else ""),
+                + (f"; or {drop}" if len(unknown) < len(positions) else ""),
             )
         numbers = [position for position in positions.values() if position is not None]
         return self.task.align(index.targets(rows), numbers, len(self.classes))

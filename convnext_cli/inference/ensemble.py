@@ -112,7 +112,7 @@ class Ensemble(Classifier):
     ) -> Steps[Outputs]:
         """Return the outputs of rows of an index.
 
-        An image of the folds is classified by the one member that was not trained on it (out of fold).
+        An image of the folds is predicted by the one member that was not trained on it (out of fold).
 
         Raises:
             DataError: there is no row.

@@ -86,6 +86,8 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
     """
     if not targets:
         return calibration
+    if model.task.is_continuous:
+        raise UsageError(f"--target does not apply to {model.task.title}", "Leave it out")
     targets = name_targets(targets, model.classes)
     if not calibration.is_fitted:
         raise UsageError(

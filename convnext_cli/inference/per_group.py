@@ -138,7 +138,7 @@ def evaluate_groups(
     pooled = EvaluatedImages(
         task=task,
         classes=classes,
-        logits=task.pool(images.calibrated, units, pooling.rule),
+        logits=task.pool(images.calibrated, units, pooling.rule, position),
         targets=task.pool_targets(images.targets, units, position),
         calibration=pooling,
         groups=None,
@@ -180,9 +180,11 @@ def warn_of_ambiguous_groups(units: Ints, targets: Targets, negative: int | None
 
     Args:
         units: (N,) number of each image's group.
-        targets: (N,) classes.
+        targets: (N,) classes; of labels, (N, K), nothing is returned.
         negative: the class that any other one outweighs; None if there is none.
     """
+    if targets.ndim > 1:
+        return []
     kept = np.ones(len(targets), np.bool_) if negative is None else targets != negative
     pairs = np.unique(np.stack([units[kept], targets[kept]]), axis=1)[0]
     several, total = int((np.bincount(pairs) > 1).sum()) if len(pairs) else 0, len(np.unique(units))

@@ -1,7 +1,8 @@
 """Choose how the images of a group give one prediction, and calibrate it, on the validation groups of a run."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from convnext_cli.inference.calibration import Calibration, Pooling, read_poolin
 from convnext_cli.inference.classifier import Classifier, find_class
 from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.operating_points import fit_threshold
-from convnext_cli.metrics.calculator import Floats, Ints
+from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.intervals import number_units
 from convnext_cli.metrics.pooling import Rule, choose_rule
 from convnext_cli.options import AUTO
@@ -66,11 +67,12 @@ def fit_pooling(
     if few := _explain_few(task, targets, classes):
         return replace(blank, unfitted_reason=few, **kept)
     calibrated = task.calibrate(logits, calibration)
-    pooling = choose_pooling(task, calibrated, units, targets, _weigh(run, task, targets), blank)
+    pool = partial(task.pool, calibrated, units, negative=negative)
+    pooling = choose_pooling(task, pool, targets, _weigh(run, task, targets), blank)
     pooled = EvaluatedImages(
         task=task,
         classes=classes,
-        logits=task.pool(calibrated, units, pooling.rule),
+        logits=pool(pooling.rule),
         targets=targets,
         calibration=pooling,
         groups=None,
@@ -80,7 +82,7 @@ def fit_pooling(
 
 
 def choose_pooling(
-    task: Task, logits: Floats, units: Ints, targets: Targets, weights: Floats, blank: Pooling
+    task: Task, pool: Callable[[Rule], Floats], targets: Targets, weights: Floats, blank: Pooling
 ) -> Pooling:
     """Calibrate each rule on validation groups, and return the one with the lowest log loss.
 
@@ -90,8 +92,7 @@ def choose_pooling(
 
     Args:
         task: of the run.
-        logits: (N, K) of the images, calibrated.
-        units: (N,) number of each image's group, 0 to G-1.
+        pool: returns the logits of the groups, (G, K), by a rule.
         targets: of the G groups.
         weights: (G,), how much each group counts.
         blank: the other fields of the result.
@@ -99,7 +100,7 @@ def choose_pooling(
     poolings: dict[Rule, Pooling] = {}
     losses: dict[Rule, Floats] = {}
     for rule in task.pooling:
-        pooled = task.pool(logits, units, rule)
+        pooled = pool(rule)
         scaling = task.fit_pooled(pooled, targets, weights)
         poolings[rule] = replace(blank, rule=rule, **asdict(scaling))
         losses[rule] = weights * task.measure_losses(task.calibrate(pooled, scaling), targets)

@@ -280,7 +280,8 @@ def _pool(
     if not readable:
         return Prediction(path=None, images=0, unreadable=failures, error=failures[0])
     units = np.zeros(len(readable), np.int64)
-    logits = task.pool(np.stack([member.logits for member in readable]), units, pooling.rule)
+    negative = None if pooling.negative_class is None else classes.index(pooling.negative_class)
+    logits = task.pool(np.stack([member.logits for member in readable]), units, pooling.rule, negative)
     scores = task.activate(task.calibrate(logits, pooling))[0]
     ood_scores = [member.novelty for member in readable if member.novelty is not None]
     novelty = float(np.median(ood_scores)) if ood_scores else None

@@ -261,7 +261,7 @@ def _choose_from_folds(index: Index, split: str | None) -> tuple[str, list[int],
                 f"the cross-validation of {index.location} leaves out {names} in turn, as test images",
                 f"Leave out --split, or evaluate one fold with --split {split}",
             )
-        text = "external: each image is classified by the one model that was not trained on images of its value"
+        text = "external: each image is predicted by the one model that was not trained on images of its value"
         return "test", of_folds, [Notice(text)]
     test_rows = index.rows("test")
     if split in ("train", "all") or (split == "test" and not test_rows):
@@ -275,7 +275,7 @@ def _choose_from_folds(index: Index, split: str | None) -> tuple[str, list[int],
     if test_rows and split != "val":
         return "test", test_rows, []
     text = (
-        "out of fold: each image is classified by the one model that was not trained on it. Where a fold has enough "
+        "out of fold: each image is predicted by the one model that was not trained on it. Where a fold has enough "
         "images, that model's best epoch and calibration were chosen on them; metrics may be slightly too high"
     )
     return "val", of_folds, [Notice(text, "warning")]

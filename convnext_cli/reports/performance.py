@@ -160,7 +160,7 @@ def show_calibration(report: ReportData) -> Section:
             sentences.append(f"On these images, that changes {' and '.join(changes)}.")
     elif report.members:
         average = (
-            "Each image is classified by the one model that was not trained on it (out of fold)."
+            "Each image is predicted by the one model that was not trained on it (out of fold)."
             if evaluation.test_set.is_out_of_fold
             else "The probabilities are the mean over the models."
         )

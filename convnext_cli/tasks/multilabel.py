@@ -56,6 +56,7 @@ class Multilabel(Task):
     columns: ClassVar[tuple[str, ...]] = ("labels",)
     has_values: ClassVar[bool] = True
     has_several: ClassVar[bool] = True
+    has_negative: ClassVar[bool] = True
     pooling: ClassVar[tuple[Rule, ...]] = RULES
     unsupported: ClassVar[dict[str, str]] = {
         "sampler": "an image belongs to several labels",
@@ -80,6 +81,8 @@ class Multilabel(Task):
         card=("macro_roc_auc", "macro_pr_auc", "macro_f1", "exact_match", "macro_ece"),
         plots=("roc", "pr", "reliability"),
         target_word="label",
+        target_words="labels",
+        strata="combinations of labels",
         class_order="roc_auc",
         confidence_axes=("probability of a label", "fraction of images with the label"),
         confidence_note="The probabilities of all known labels together are sorted into 15 bins of equal size; the ECE "
@@ -369,21 +372,27 @@ class Multilabel(Task):
 
     # Groups
 
-    def pool(self, logits: Floats, units: Ints, rule: Rule) -> NDArray[np.float64]:
-        """Return the logits of the groups' pooled probabilities, (G, K)."""
-        return logit(pool_scores(self.activate(logits), units, rule))
+    def pool(self, logits: Floats, units: Ints, rule: Rule, negative: int | None = None) -> NDArray[np.float64]:
+        """Return the logits of the groups' pooled probabilities, (G, K). Of `negative`, its absence is pooled."""
+        signs = _list_signs(logits, negative)
+        return signs * logit(pool_scores(self.activate(signs * logits), units, rule))
 
     def pool_targets(self, targets: Targets, units: Ints, negative: int | None) -> Targets:
-        """Return the labels of each group, (G, K): 1 if any of its images has it, 0 if all lack it, else unknown."""
+        """Return the labels of each group, (G, K): 1 if any of its images has it, 0 if all lack it, else unknown.
+
+        The label `negative` is 0 if any image lacks it, and 1 if all have it.
+        """
         shape = (int(units.max()) + 1, targets.shape[1])
-        has_positive, are_negative = np.zeros(shape, np.bool_), np.ones(shape, np.bool_)
-        np.logical_or.at(has_positive, units, targets == 1)
-        np.logical_and.at(are_negative, units, targets == 0)
-        return np.where(has_positive, 1, np.where(are_negative, 0, np.nan)).astype(targets.dtype)
+        decisive = np.where(_list_signs(targets, negative) > 0, 1, 0)
+        has_one, have_other = np.zeros(shape, np.bool_), np.ones(shape, np.bool_)
+        np.logical_or.at(has_one, units, targets == decisive)
+        np.logical_and.at(have_other, units, targets == 1 - decisive)
+        return np.where(has_one, decisive, np.where(have_other, 1 - decisive, np.nan)).astype(targets.dtype)
 
     def describe_pooled_target(self, negative: str | None) -> str:
-        """Return that one positive image suffices."""
-        return "a label is positive if any image has it, and unknown if none has it and one is unknown"
+        """Return that one positive image suffices, and which label all images must have."""
+        text = "a label is positive if any image has it, and unknown if none has it and one is unknown"
+        return text if negative is None else f"{text}; {negative} is negative if any image lacks it"
 
     def measure_losses(self, logits: Floats, targets: Targets) -> NDArray[np.float64]:
         """Return the binary cross-entropy of each image, (N,), over known labels; the mean is the log loss."""
@@ -465,6 +474,11 @@ class Multilabel(Task):
             if name in (outcome.labels or ())
         ]
         return predicted or [f"no label (highest: {ranked[0][0]} {format_percent(ranked[0][1], 1)}%)"]
+
+
+def _list_signs(rows: Floats | Targets, negative: int | None) -> NDArray[np.float64]:
+    """Return 1 for each label, (K,), and -1 for `negative`."""
+    return np.where(np.arange(rows.shape[1]) == negative, -1.0, 1.0)
 
 
 def _is_known(targets: Targets) -> NDArray[np.bool_]:

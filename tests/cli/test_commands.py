@@ -274,7 +274,7 @@ def test_eval_on_a_folder(convnext: Convnext, digits: Path, run: RunFolder, tmp_
     save_image(tmp_path / "other/cat/1.png")
     outcome = convnext("eval", run.path, tmp_path / "other")
     assert outcome.code == 3
-    assert "classes that the run does not know: cat. Name them as in training: 0, 1, 2; or leave out" in outcome.err
+    assert "1 class that the run does not know: cat. Name them as in training: 0, 1, 2; or leave out" in outcome.err
 
 
 def test_moved_data_keep_their_split(convnext: Convnext, digits: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import to_plain
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.registry import SINGLE
+from convnext_cli.tasks.regression import Regression
 from tests.conftest import Convnext, list_images
 from tests.images.dicom import XRAY, save_dicom
 from tests.inference.conftest import shrink_validation
@@ -338,8 +339,8 @@ def test_refusals_say_what_to_do(bags: RunFolder, run: RunFolder, tmp_path: Path
         predict([np.zeros((32, 32), np.uint8)], bags.path, per="group")
     with pytest.raises(UsageError, match="unknown class 'SPOTS' in --negative-class"):
         evaluate(bags.path, per="group", negative_class="SPOTS")
-    with pytest.raises(UsageError, match="does not apply to several labels"):
-        choose_negative(Multilabel(), ("a", "b"), "a")
+    with pytest.raises(UsageError, match="does not apply to a number per image"):
+        choose_negative(Regression(), ("a",), "a")
 
 
 def test_negative_class_without_effect_is_refused(bags: RunFolder) -> None:
@@ -355,6 +356,7 @@ def test_negative_class_without_effect_is_refused(bags: RunFolder) -> None:
 def test_negative_class_is_recognised_by_its_name() -> None:
     assert choose_negative(SINGLE, ("BACTERIA", "NORMAL", "VIRUS"), None) == "NORMAL"
     assert choose_negative(SINGLE, ("No Finding", "Edema"), None) == "No Finding"
+    assert choose_negative(Multilabel(), ("No Finding", "Edema", "Mass"), None) == "No Finding"
     assert choose_negative(SINGLE, ("cat", "dog"), None) is None
     assert choose_negative(SINGLE, ("healthy", "normal", "sick"), None) is None
     assert choose_negative(SINGLE, ("cat", "dog"), "dog") == "dog"

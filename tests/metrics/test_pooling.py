@@ -57,6 +57,18 @@ def test_labels_are_pooled_one_by_one(rule: Rule) -> None:
     np.testing.assert_allclose(pooled, pool_scores(task.activate(logits), UNITS, rule), rtol=1e-5)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_of_the_label_without_a_finding_the_absence_is_pooled(rule: Rule) -> None:
+    logits = np.random.default_rng(2).normal(0, 3, (6, 3))
+    task = Multilabel()
+    pooled = task.activate(task.pool(logits, UNITS, rule, 1))
+    scores = task.activate(logits)
+    scores[:, 1] = 1 - scores[:, 1]
+    expected = pool_scores(scores, UNITS, rule)
+    expected[:, 1] = 1 - expected[:, 1]
+    np.testing.assert_allclose(pooled, expected, rtol=1e-5)
+
+
 def test_numbers_are_pooled_by_the_mean_output() -> None:
     task = Regression(log=True, mean=2.0, std=0.5)
     outputs = np.random.default_rng(3).normal(size=(6, 1))
@@ -89,6 +101,13 @@ def test_a_label_is_positive_if_any_image_has_it() -> None:
     targets = np.array([[1, 0, 0, -1], [0, 0, nan, 1], [nan, 0, 0, 0], [0, 0, -1, 0]], np.float32)
     pooled = Multilabel().pool_targets(targets, np.array([0, 0, 1, 1]), None)
     np.testing.assert_array_equal(pooled, np.array([[1, 0, nan, 1], [nan, 0, nan, 0]], np.float32))
+
+
+def test_a_group_without_a_finding_has_none_in_any_image() -> None:
+    nan = math.nan
+    targets = np.array([[1, 0], [0, 1], [1, 0], [1, 0], [1, nan], [nan, nan]], np.float32)
+    pooled = Multilabel().pool_targets(targets, np.array([0, 0, 1, 1, 2, 2]), 0)
+    np.testing.assert_array_equal(pooled, np.array([[0, 1], [1, 0], [nan, nan]], np.float32))
 
 
 def test_a_group_has_the_median_grade_and_the_mean_number() -> None:

@@ -320,6 +320,25 @@ def test_another_table_may_have_more_labels_or_fewer(task_run: Runs, tables: dic
     assert evaluation.metrics.per_class[0].roc_auc is not None
 
 
+def test_other_data_of_a_number_may_be_folders(task_run: Runs, tables: dict[str, Path], tmp_path: Path) -> None:
+    """Class folders do not name the number; a column has to."""
+    run = task_run("regression").path
+    for row, image in enumerate(list_images(tables["regression"], 4)):
+        (tmp_path / f"data/{row % 2} mm").mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, tmp_path / f"data/{row % 2} mm/{row}.png")
+    assert evaluate(run, tmp_path / "data", split="all").metrics.images == 4
+    table = tmp_path / "other.csv"
+    table.write_text("path,width\n" + "".join(f"data/{row % 2} mm/{row}.png,{row + 0.5}\n" for row in range(4)))
+    with pytest.raises(DataError, match=r"has 1 number that the run does not know: width\. Name them as in training: "):
+        evaluate(run, table)
+
+
+def test_a_number_has_no_thresholds(task_run: Runs) -> None:
+    run = task_run("regression")
+    with pytest.raises(UsageError, match=r"--target does not apply to a number per image\. Leave it out"):
+        evaluate(run.path, targets=[f"sensitivity=0.9:{run.read_config().label_names[0]}"])
+
+
 def test_grades_in_words_keep_their_order_in_other_data(tmp_path: Path) -> None:
     words = ("none", "mild", "severe", "grave")
     table = write_set(tmp_path, "ordinal", 40)

@@ -99,9 +99,9 @@ def test_eval_of_all_folds_is_external_and_compares_the_sites(
     evaluation = evaluate(folder.path, subgroups="site")
     assert evaluation.split == "test"
     assert evaluation.metrics.images == sum(entry.external.images for entry in result.left_out)
-    assert any(note.text.startswith("external: each image is classified by the one model") for note in evaluation.notes)
+    assert any(note.text.startswith("external: each image is predicted by the one model") for note in evaluation.notes)
     sentences = show_calibration(collect_data(evaluation)).sentences
-    assert "Each image is classified by the one model that was not trained on it (out of fold)." in sentences
+    assert "Each image is predicted by the one model that was not trained on it (out of fold)." in sentences
     assert evaluation.subgroups is not None
     [site] = evaluation.subgroups.groupings
     for subgroup, entry in zip(site.subgroups, result.left_out, strict=True):
