@@ -99,7 +99,7 @@ class Declaration:
     @property
     def flag(self) -> str:
         """The long flag."""
-        return f"--{self.option.name or self.field.replace('_', '-')}"
+        return f"--{self.option.name}" if self.option.name else name_flag(self.field)
 
     @property
     def word(self) -> str:
@@ -280,6 +280,11 @@ def _explain_text(option: Option, value: str) -> str | None:
         return None if option.parse(value) == value else f"= {value!r} must be {option.parse(value)!r}"
     except ValueError as error:
         return f"= {error}"
+
+
+def name_flag(field: str) -> str:
+    """Return the long flag of a field that has no other name: its own in kebab case."""
+    return f"--{field.replace('_', '-')}"
 
 
 def is_unicode(text: str) -> bool:

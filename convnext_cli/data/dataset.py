@@ -12,7 +12,7 @@ from convnext_cli.data.scan import scan_unlabelled
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import release_val
 from convnext_cli.errors import DataError, UsageError
-from convnext_cli.options import AUTO
+from convnext_cli.options import AUTO, name_flag
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.tasks.reading import COLUMN_OPTIONS, TableOptions
 from convnext_cli.text import capitalise, format_count
@@ -128,12 +128,12 @@ def read_index(request: DatasetRequest) -> Index:
 
 def _check_effects(chosen: Sequence[str], index: Index) -> None:
     for name in chosen:
-        flag, reason = f"--{name.replace('_', '-')}", (index.ignored | index.task.ignored).get(name)
+        flag, reason = name_flag(name), (index.ignored | index.task.ignored).get(name)
         if reason:
             raise UsageError(f"{flag} has no effect on {index.task.title}: {reason}", "Leave it out")
         for other, reason in REPLACED.get(name, {}).items():
             if other in chosen:
-                problem = f"{flag} has no effect with --{other.replace('_', '-')}: {reason}"
+                problem = f"{flag} has no effect with {name_flag(other)}: {reason}"
                 raise UsageError(problem, "Leave it out")
         if name == "resplit_val" and "val" not in index.splits:
             raise UsageError(f"{flag} has no effect: {index.location} has no val split", "Leave it out")
@@ -155,7 +155,7 @@ def _list_unused_fractions(chosen: Sequence[str], index: Index) -> list[str]:
     if "leave_out" in chosen:
         reasons = {"test_fraction": "the images of each value of the column are a test split"}
     names = [name for name in chosen if reasons.get(name)]
-    return [f"--{name.replace('_', '-')} has no effect: {reasons[name]}" for name in names]
+    return [f"{name_flag(name)} has no effect: {reasons[name]}" for name in names]
 
 
 def _leave_out_unreadable(audit: Audit) -> Dataset:

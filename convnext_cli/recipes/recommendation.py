@@ -1,6 +1,6 @@
 """Recommend a model and settings for a data set on a machine, with the reasons."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
 from pathlib import Path
@@ -68,7 +68,6 @@ MIN_IMAGES = 200  # of a data set; a test split of fewer leaves every metric unc
 SMALL_MODELS = ("convnext_nano", "convnext_pico", "convnext_femto", "convnext_atto")  # with permissive weights
 PRESETS = {"medical": "medical", "natural": "natural", "other": "light"}  # augmentation preset by domain
 DOMAINS = tuple(PRESETS)
-PREFERENCES = ("accuracy", "speed", "size")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +99,16 @@ class Candidate:
     def seconds(self) -> float | None:
         """Estimated seconds of the run; None if the machine is unknown."""
         return self.time.total if self.time else None
+
+
+PREFERENCES: dict[str, Callable[[Candidate], float]] = {
+    "accuracy": lambda candidate: -(candidate.top1 or 0.0),
+    "speed": lambda candidate: training_seconds(  # on a GPU, where GRN costs most
+        candidate.model, 1, (DEFAULT_IMAGE_SIZE,) * 2, make_gpu_machine(1)
+    ),
+    "size": lambda candidate: candidate.model.params,
+}
+"""The number that candidates are sorted by, the smallest first, for each `--prefer`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,7 +267,7 @@ def _check_request(request: RecommendRequest) -> None:
         problem = f"{format_count(request.classes, 'class')} for {format_count(request.dataset_size, 'image')}"
         raise UsageError(problem, "Give fewer --classes, or a larger --dataset-size")
     check_word("domain", request.domain, DOMAINS)
-    check_word("preference", request.prefer, PREFERENCES)
+    check_word("preference", request.prefer, tuple(PREFERENCES))
     check_word("recipe", request.recipe, RECIPES)
     if request.license != "any":
         check_license(request.license)
@@ -312,7 +321,8 @@ def _list_candidates(request: RecommendRequest, data: _DataSummary) -> list[Cand
             candidate = replace(candidate, rejection=rejection)
         candidates.append(candidate)
     if request.prefer:
-        candidates.sort(key=lambda candidate: _preference_key(candidate, str(request.prefer)))
+        order = PREFERENCES[request.prefer]
+        candidates.sort(key=lambda candidate: (bool(candidate.rejection), order(candidate)))
     if request.model is None:
         return candidates
     architecture, tag = find_model(request.model)
@@ -370,16 +380,6 @@ def _find_rejection(request: RecommendRequest, model: Architecture, tag: Tag | N
 
 def _step_bytes(model: Architecture, images: int, settings: Settings, machine: Machine | None) -> int:
     return training_bytes(model, images, StepMemory.of(asdict(settings), machine))
-
-
-def _preference_key(candidate: Candidate, prefer: str) -> tuple[bool, float]:
-    """Return a sort key for a preference; rejected candidates go last."""
-    model = candidate.model
-    if prefer == "accuracy":
-        return bool(candidate.rejection), -(candidate.top1 or 0.0)
-    if prefer == "speed":  # on a GPU, where GRN costs most
-        return bool(candidate.rejection), training_seconds(model, 1, (DEFAULT_IMAGE_SIZE,) * 2, make_gpu_machine(1))
-    return bool(candidate.rejection), float(model.params)
 
 
 def _explain_preference(model: Architecture, tag: Tag | None, prefer: str | None) -> str:
