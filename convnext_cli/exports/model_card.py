@@ -48,7 +48,7 @@ class License:
 
     @property
     def is_unknown(self) -> bool:
-        """Return whether the licence is not known."""
+        """True if the licence is not known."""
         return self.name is None
 
 

@@ -49,7 +49,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Return whether the differences are within the tolerance."""
+        """True if the differences are within the tolerance."""
         return self.changed / self.images <= self.tolerance.changed and self.difference <= self.tolerance.difference
 
 

@@ -55,7 +55,7 @@ class CalibratedClassifier:
         return outputs.novelty if self.novelty is None else self.novelty.score(outputs.features, outputs.statistics)
 
     def abstain(self, novelty: float | None) -> bool | None:
-        """Return whether an OOD score is above the threshold; None without one."""
+        """Return True if an OOD score is above the threshold; None without one."""
         return None if novelty is None or self.threshold is None else novelty > self.threshold
 
 

@@ -70,7 +70,7 @@ class Calibration(Scaling, frozen=True, kw_only=True, rename={"unfitted_reason":
 
     @property
     def is_fitted(self) -> bool:
-        """Return whether the validation split was large enough to fit anything."""
+        """True if the validation split was large enough to fit anything."""
         return self.unfitted_reason is None
 
 
@@ -98,7 +98,7 @@ class Pooling(Scaling, frozen=True, kw_only=True, rename={"unfitted_reason": "we
 
     @property
     def is_fitted(self) -> bool:
-        """Return whether there were enough validation groups to fit anything."""
+        """True if there were enough validation groups to fit anything."""
         return self.unfitted_reason is None
 
 

@@ -114,22 +114,22 @@ class Evaluation:
 
     @property
     def task(self) -> Task:
-        """Return the task of the run."""
+        """The task of the run."""
         return self.images.task
 
     @property
     def is_own(self) -> bool:
-        """Return True if the images are of the run's own split."""
+        """True if the images are of the run's own split."""
         return self.test_set.is_own
 
     @property
     def fitted_on(self) -> str:
-        """Return the images that calibration and thresholds were fitted on, in words."""
+        """The images that calibration and thresholds were fitted on, in words."""
         return "validation images" if self.recalibration is None else "recalibration images"
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
-        """Return the calibrated probabilities, (N, K); of a number, its prediction (N, 1)."""
+        """The calibrated probabilities, (N, K); of a number, its prediction (N, 1)."""
         return self.images.probabilities
 
     def to_dict(self) -> dict[str, Any]:

@@ -40,12 +40,12 @@ class Source:
 
     @property
     def path(self) -> Path | None:
-        """Return the file; None for an image in memory."""
+        """The file; None for an image in memory."""
         return self.content if isinstance(self.content, Path) else None
 
     @property
     def stem(self) -> str:
-        """Return the file's name without its suffix, for the names of files made from it."""
+        """The file's name without its suffix, for the names of files made from it."""
         return self.content.stem if isinstance(self.content, Path) else "image"
 
     def read(self) -> Pixels:

@@ -56,12 +56,12 @@ class SubgroupMetric:
 
     @property
     def title(self) -> str:
-        """Return the metric's title, with its class."""
+        """The metric's title, with its class."""
         return f"{METRICS[self.key].title}{f' of {self.of}' if self.of else ''}"
 
     @property
     def short_heading(self) -> str:
-        """Return the heading of a narrow column, with the target."""
+        """The heading of a narrow column, with the target."""
         heading = METRICS[self.key].short_heading
         return f"{heading} of {self.target}" if self.target else heading
 

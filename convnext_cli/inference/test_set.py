@@ -41,12 +41,12 @@ class TestSet:
 
     @property
     def groups(self) -> list[str] | None:
-        """Return the group of each row; None where groups are not known."""
+        """The group of each row; None where groups are not known."""
         return self.index.list_groups(self.rows)
 
     @property
     def is_out_of_fold(self) -> bool:
-        """Return True for images of a cross-validation's folds, each classified by the model that has not seen it."""
+        """True for images of a cross-validation's folds, each classified by the model that has not seen it."""
         return any(is_fold(self.index.splits[row]) for row in self.rows)
 
 

@@ -33,7 +33,7 @@ class DecisionCurve:
 
     @property
     def useful_ranges(self) -> list[tuple[float, float]]:
-        """Return the ranges of thresholds at which the model is better than treating all and none."""
+        """The ranges of thresholds at which the model is better than treating all and none."""
         best = np.maximum(self.treat_all, 0)
         is_better = np.array(self.model) > best + 1e-9
         edges = np.flatnonzero(np.diff(np.concatenate([[False], is_better, [False]])))

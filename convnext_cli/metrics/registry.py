@@ -47,22 +47,22 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """Return the title with its unit, for a table."""
+        """The title with its unit, for a table."""
         return f"{self.title} {self.unit}".rstrip()
 
     @property
     def short_heading(self) -> str:
-        """Return the short title with its unit, for a narrow table."""
+        """The short title with its unit, for a narrow table."""
         return f"{self.short} {self.unit}".rstrip()
 
     @property
     def explanation(self) -> str:
-        """Return meaning and formula as two sentences."""
+        """Meaning and formula as two sentences."""
         return f"{capitalise(self.meaning)}. {capitalise(self.formula)}."
 
     @property
     def scale(self) -> float:
-        """Return what a value is multiplied by before it is printed."""
+        """The factor of a value before it is printed."""
         return 100.0 if self.unit == "%" else 1.0
 
     def format(self, value: float | None) -> str:

@@ -40,7 +40,7 @@ class MetricSet:
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """Return the classes without images."""
+        """The classes without images."""
         return tuple(entry.name for entry in self.per_class if not entry.images)
 
 

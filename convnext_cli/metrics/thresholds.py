@@ -39,12 +39,12 @@ class Bound(Struct, frozen=True, rename={"metric": "figure"}):
 
     @property
     def title(self) -> str:
-        """Return the metric's name in a sentence."""
+        """The metric's name in a sentence."""
         return METRICS[self.metric].title if self.metric in PREDICTIVE else self.metric
 
     @property
     def least(self) -> float:
-        """Return the smallest value of the metric that reaches the bound: rounding of 19 / 20 must not miss 0.95."""
+        """The smallest value of the metric that reaches the bound: rounding of 19 / 20 must not miss 0.95."""
         return self.value - 1e-9
 
     def format(self, value: float | None) -> str:
@@ -79,7 +79,7 @@ class Target(Struct, frozen=True, rename={"metric": "figure"}):
 
     @property
     def bounds(self) -> tuple[Bound, ...]:
-        """Return all bounds, in their order."""
+        """All bounds, in their order."""
         return (Bound(self.metric, self.value), *self.also)
 
     def __str__(self) -> str:
@@ -161,13 +161,13 @@ class Threshold:
 
     @property
     def reached_bounds(self) -> tuple[tuple[Bound, Reached], ...]:
-        """Return each bound of the target with its value on the images that the threshold was set on."""
+        """Each bound of the target with its value on the images that the threshold was set on."""
         first = Reached(value=self.reached, images=self.images, confidence=self.confidence)
         return tuple(zip(self.target.bounds, (first, *self.also), strict=True))
 
     @property
     def unreachable(self) -> tuple[Bound, ...]:
-        """Return the bounds that this threshold does not reach on the images that it was set on."""
+        """The bounds that this threshold does not reach on the images that it was set on."""
         asked = self.target.confidence or 0.0
         return tuple(
             bound
@@ -223,7 +223,7 @@ class OperatingPoint:
 
     @property
     def missed(self) -> tuple[BoundResult, ...]:
-        """Return the bounds that these images do not reach."""
+        """The bounds that these images do not reach."""
         return tuple(result for result in self.results if result.is_missed)
 
     @property

@@ -144,7 +144,7 @@ def _make_count(count: int, total: int) -> Cell:
 
 
 def show_calibration(report: ReportData) -> Section:
-    """Return whether stated probabilities agree with observed frequencies, before and after calibration."""
+    """Return the agreement of stated probabilities with observed frequencies, before and after calibration."""
     evaluation, calibration = report.evaluation, report.evaluation.calibration
     display = evaluation.task.display
     if calibration and calibration.is_fitted:

@@ -76,7 +76,7 @@ class Table:
 
     @property
     def width(self) -> str:
-        """Return `narrow`, `medium` or `wide`: whether it fits a phone, a page, or a large window only."""
+        """`narrow`, `medium` or `wide`, for a phone, a page, or a large window only."""
         cells = [[column.heading for column in self.columns], *self.rows]
         letters = sum(max(map(_measure_cell, column)) for column in zip(*cells, strict=True)) + 2 * len(self.columns)
         return "narrow" if letters <= PHONE_LETTERS else "medium" if letters <= PAGE_LETTERS else "wide"

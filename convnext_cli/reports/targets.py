@@ -54,7 +54,7 @@ def show_targets(report: ReportData) -> Section | None:
 
 
 def describe_point(point: OperatingPoint, fitted_on: str) -> list[str | Notice]:
-    """Return whether a target is met on these images, and whether it was within reach where it was set."""
+    """Return sentences on a target: met or missed on these images, and out of reach where it was set."""
     target = point.threshold.target
     texts: list[str | Notice] = []
     if unreachable := point.threshold.unreachable:

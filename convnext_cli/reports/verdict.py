@@ -59,7 +59,7 @@ def _describe_trust(evaluation: Evaluation) -> list[str | Notice]:
 
 
 def describe_chance(evaluation: Evaluation) -> str | Notice:
-    """Return whether the headline metric is better than chance, by its 95% CI."""
+    """Return a sentence on the headline metric beside chance, by its 95% CI."""
     headline = METRICS[evaluation.task.display.headline]
     interval = evaluation.intervals.overall[headline.key]
     chance = evaluation.task.measure_chance(evaluation.metrics, evaluation.images.targets)
@@ -73,7 +73,7 @@ def describe_chance(evaluation: Evaluation) -> str | Notice:
 
 
 def describe_leakage(evaluation: Evaluation) -> list[str]:
-    """Return whether leakage is possible, not found or unknown; nothing where a warning of the evaluation has it."""
+    """Return a sentence on leakage: possible, not found or unknown; none where a warning of the evaluation has it."""
     overlap, audit = evaluation.overlap, evaluation.audit
     if evaluation.split == "train":
         return []

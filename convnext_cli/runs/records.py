@@ -65,7 +65,7 @@ class PretrainedCfg(Struct, frozen=True, kw_only=True):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Return the preprocessing of the model."""
+        """The preprocessing of the model."""
         return Preprocessing(
             image_size=join_size(*self.input_size[1:]),
             crop_pct=self.crop_pct,

@@ -204,12 +204,12 @@ class Regression(Task):
 
     @property
     def activation(self) -> str:
-        """Return the name of the exponential, or of the identity."""
+        """The name of the exponential, or of the identity."""
         return "exp" if self.log else "identity"
 
     @property
     def score_unit(self) -> float:
-        """Return the standard deviation of the targets."""
+        """The standard deviation of the targets."""
         return math.exp(self.mean) * self.std if self.log else self.std
 
     def activate(self, logits: Floats) -> NDArray[np.float64]:
