@@ -127,6 +127,11 @@ def is_fold(split: str) -> bool:
     return split.startswith(FOLD)
 
 
+def list_trained_rows(index: Index) -> list[int]:
+    """Return the rows that a run has trained on: those of the training split, or of the folds."""
+    return [row for row, split in enumerate(index.splits) if split == "train" or is_fold(split)]
+
+
 def choose_fold(index: Index, fold: int) -> Index:
     """Return the index in which one fold validates and the others train; the test split is kept.
 

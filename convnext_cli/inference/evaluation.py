@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.data.index import Index
 from convnext_cli.data.outside import check_outside_data
-from convnext_cli.data.split import is_fold, name_fold
+from convnext_cli.data.split import list_trained_rows, name_fold
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.files import check_output
 from convnext_cli.inference.calibration import Calibration, describe_unreliable_ood, read_calibration, save_calibration
@@ -375,8 +375,8 @@ def _list_warnings(evaluation: Evaluation, trained_on: Index) -> list[Notice]:
     texts = []
     if absent := describe_absent(metrics):
         texts.append(absent)
-    rows = [row for row, split in enumerate(trained_on.splits) if split == "train" or is_fold(split)]
-    texts += task.list_warnings(trained_on.targets(rows), images.probabilities, images.classes, calibration)
+    training = trained_on.targets(list_trained_rows(trained_on))
+    texts += task.list_warnings(training, images.probabilities, images.classes, calibration)
     texts += [text for point in points if (text := describe_unreachable(point.threshold, fitted_on))]
     texts += [describe_missed(point) for point in points if point.is_missed]
     return [*([worse] if worse else []), *(Notice(text, "warning") for text in texts)]

@@ -6,7 +6,7 @@ import numpy as np
 
 from convnext_cli.data.audit.measurements import sign_files
 from convnext_cli.data.index import Index, select_rows
-from convnext_cli.data.split import is_fold
+from convnext_cli.data.split import list_trained_rows
 from convnext_cli.errors import RunError
 from convnext_cli.inference.overlap import Overlap, find_overlap, measure_content, read_image_hashes
 from convnext_cli.inference.test_set import TestSet
@@ -74,9 +74,7 @@ def _list_group_notes(trained_on: Index, selected: Index, trained: int) -> list[
         {row: group for row, group in enumerate(index.groups) if group != index.paths[row]}
         for index in (trained_on, selected)
     )
-    names = {
-        group for row, group in known.items() if trained_on.splits[row] == "train" or is_fold(trained_on.splits[row])
-    }
+    names = {known[row] for row in list_trained_rows(trained_on) if row in known}
     shared = names.intersection(here.values())
     if sum(group in shared for group in here.values()) <= trained:
         return []

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from convnext_cli.data.audit.candidates import MAX_ORIENTED_DISTANCE, ORIENTATIONS, find_similar, orient_thumbs
 from convnext_cli.data.audit.measurements import CONTENT_MEASURES, hash_images, measure_images
 from convnext_cli.data.index import Index
-from convnext_cli.data.split import is_fold
+from convnext_cli.data.split import list_trained_rows
 from convnext_cli.progress import Steps
 from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
@@ -73,10 +73,8 @@ def find_overlap(
         trained_on: the run's split, in the same order.
         evaluated: `measure_content` of the images of the evaluation.
     """
-    is_train = np.array([split == "train" or is_fold(split) for split in trained_on.splits])
-    is_val = np.array([split == "val" for split in trained_on.splits])
     readable = evaluated["digest"].any(axis=1)
-    train, val = _select(known, is_train), _select(known, is_val)
+    train, val = _select(known, list_trained_rows(trained_on)), _select(known, trained_on.rows("val"))
     exact, near = (find(train, evaluated) & readable for find in (_find_exact, _find_near))
     validated = _find_exact(val, evaluated) | _find_near(val, evaluated)
     return Overlap(
@@ -86,8 +84,8 @@ def find_overlap(
     )
 
 
-def _select(arrays: Mapping[str, NDArray[Any]], mask: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
-    return {name: arrays[name][mask] for name in CONTENT_MEASURES}
+def _select(arrays: Mapping[str, NDArray[Any]], rows: list[int]) -> dict[str, NDArray[Any]]:
+    return {name: arrays[name][rows] for name in CONTENT_MEASURES}
 
 
 def _find_exact(known: Mapping[str, NDArray[Any]], evaluated: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
