@@ -86,7 +86,7 @@ def describe_leakage(evaluation: Evaluation) -> list[str]:
     if any(finding.falsifies for finding in audit.findings):
         return []
     if possible := [finding for finding in audit.findings if finding.leaves_doubt]:
-        texts = [finding.describe().split(". ")[:2] for finding in possible]  # without the evidence
-        return [f"{capitalise(title)}. {effect}." for title, effect in texts]
+        pairs = [(finding.counted_title, finding.effect.partition(". ")[0]) for finding in possible]  # no evidence
+        return [f"{capitalise(title)}. {capitalise(effect)}." for title, effect in pairs]
     groups = ", and no group has images in both" if evaluation.intervals.clustered else ""
     return [f"No leakage found: none of these images is a duplicate or near-duplicate of a training image{groups}."]

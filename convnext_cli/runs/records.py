@@ -176,8 +176,12 @@ class AuditFinding(Struct, frozen=True, kw_only=True):
 
     def describe(self) -> str:
         """Return the title, with the number of cases, and the effect."""
-        title = self.title if self.severity or not self.count else f"{self.count:,} x {self.title}"
-        return f"{title}. {capitalise(self.effect)}"
+        return f"{self.counted_title}. {capitalise(self.effect)}"
+
+    @property
+    def counted_title(self) -> str:
+        """The title with the number of cases, which older runs have beside it."""
+        return self.title if self.severity or not self.count else f"{self.count:,} x {self.title}"
 
 
 class AuditGroups(Struct, frozen=True, kw_only=True):

@@ -472,12 +472,12 @@ def test_verdict_says_whether_the_images_were_trained_on(run: RunFolder, tmp_pat
     assert describe_leakage(own) == [
         "No leakage found: none of these images is a duplicate or near-duplicate of a training image."
     ]
-    title = "possible leakage: 3 groups have images in both train and test"
+    title = "possible leakage: 3 groups (Dr. A) have images in both train and test"
     doubt = {**FINDING, "kind": "groups across splits", "falsifies": False, "severity": "note", "title": title}
     mine.write(AUDIT, {"findings": [doubt | {"effect": "test scores may be too high. The groups are a guess"}]})
     unsure = evaluate(mine.path)
     assert describe_leakage(unsure) == [
-        "Possible leakage: 3 groups have images in both train and test. Test scores may be too high."
+        "Possible leakage: 3 groups (Dr. A) have images in both train and test. Test scores may be too high."
     ]
     assert any(note.text.startswith("possible leakage: 3 groups") for note in unsure.notes)
     text = "The model was trained on none of these images, nor on a near-duplicate of one."
