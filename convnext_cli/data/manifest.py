@@ -349,12 +349,15 @@ def _list_first_rows(
             conflicts.append(row)
         if groups and groups[at] != groups[row]:
             other_groups.append(row)
-    table.refuse(
-        "a file that an earlier row has with another label or split",
-        conflicts,
-        remedy="Correct these rows. If an image has several labels, --task multilabel joins its rows; or give it one "
-        "row, with cat|dog in one cell or a column of 1 and 0 per label",
+    word, display = "label", targets.task.display
+    remedy = (
+        "Correct these rows. If an image has several labels, --task multilabel joins its rows; or give it one "
+        "row, with cat|dog in one cell or a column of 1 and 0 per label"
     )
+    if display.target_word != "class":
+        word = display.target_word
+        remedy = f"Give each image one row, such as with the median of its readers' {display.target_words}"
+    table.refuse(f"a file that an earlier row has with another {word} or split", conflicts, remedy=remedy)
     table.refuse(
         "a file that an earlier row has with another group",
         other_groups,

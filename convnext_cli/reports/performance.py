@@ -34,7 +34,8 @@ def show_mistakes(report: ReportData) -> Section | None:
     if not report.mistakes and not report.uncertain:
         return None
     height, width = report.config.pretrained_cfg.input_size[1:]
-    output = "of the most probable class" if report.evaluation.metrics.per_class else "of the predicted number"
+    task = report.evaluation.task
+    output = "of the predicted number" if task.is_continuous else f"of the most probable {task.display.target_word}"
     explanation = (
         f"Right of each image: Grad-CAM {output}, bright where evidence for it lies, at {height // REDUCTION} x "
         f"{width // REDUCTION} positions. It shows where the model looked, not why."

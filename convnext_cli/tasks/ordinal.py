@@ -31,7 +31,7 @@ from convnext_cli.tasks.reading import (
     explain_columns,
     find_number,
     fold_column,
-    refuse_blank,
+    read_names,
     sort_by_number,
 )
 from convnext_cli.tasks.single import GRADE_WORDS, Single, describe_constant, describe_mistakes
@@ -92,11 +92,10 @@ class Ordinal(Single):
     @classmethod
     def read_cells(cls, table: Table, name: str, options: TableOptions) -> RawTargets:
         """Return the grade of each row, in the order of `--grades` or of the numbers in their names."""
-        refuse_blank(table, name)
-        cells = table.columns[name]
+        cells, notes = read_names(table, name, options.known_labels)
         names = sorted({normalise_name(cell) for cell in cells})
         grades = _sort_grades(names, f"column {name!r} of {table.path}", options)
-        return RawTargets(task=cls(), columns=(name,), labels=tuple(cells), classes=grades)
+        return RawTargets(task=cls(), columns=(name,), labels=tuple(cells), classes=grades, notes=tuple(notes))
 
     @classmethod
     def read_columns(

@@ -282,10 +282,26 @@ def list_odd_numbers(table: Table, name: str) -> list[int]:
     return odd if is_measure(replace(table, columns={name: known}), name) else []
 
 
-def join_decimals(cells: Sequence[str]) -> list[str]:
-    """Return cells with `12.0` as `12` if the column has both: some programs make decimals of whole numbers."""
-    different = set(cells)
-    return [cell[:-2] if cell.endswith(".0") and cell[:-2] in different else cell for cell in cells]
+def join_decimals(cells: Sequence[str], known: Sequence[str] = ()) -> list[str]:
+    """Return cells with `12.0` as `12` if the column has both: some programs make decimals of whole numbers.
+
+    The names of a run's classes, `known`, stay as they are: `12` is `12.0` if the run has only that.
+    """
+    different = {*cells, *known}
+    whole = (cell[:-2] if cell.endswith(".0") and cell[:-2] in different else cell for cell in cells)
+    return [f"{cell}.0" if cell not in known and f"{cell}.0" in known else cell for cell in whole]
+
+
+def read_names(table: Table, name: str, known: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the cells of a column of classes or grades, and a note on whole numbers that are written as decimals.
+
+    Raises:
+        DataError: a cell is missing.
+    """
+    refuse_blank(table, name)
+    cells = join_decimals(table.columns[name], known)
+    changed = sorted({*zip(table.columns[name], cells, strict=True)} - {(cell, cell) for cell in cells})
+    return cells, [f"column {name!r}: {old} is read as {new}" for old, new in changed[:1]]
 
 
 def unite_flags(cells: Sequence[str], known: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -24,11 +24,10 @@ from convnext_cli.tasks.reading import (
     Table,
     TableOptions,
     fold_column,
-    join_decimals,
     list_odd_numbers,
     list_values,
     parse_flag,
-    refuse_blank,
+    read_names,
     unite_flags,
 )
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
@@ -81,11 +80,7 @@ class Single(Task):
     @classmethod
     def read_cells(cls, table: Table, name: str, options: TableOptions) -> RawTargets:
         """Return the class of each row, with a note if it may be a grade."""
-        refuse_blank(table, name)
-        cells = join_decimals(table.columns[name])
-        notes = []
-        if joined := sorted(set(table.columns[name]) - set(cells)):
-            notes.append(f"column {name!r}: {joined[0]} is read as {joined[0][:-2]}")
+        cells, notes = read_names(table, name, options.known_labels)
         if options.task == AUTO or options.known_labels:
             cells, united = unite_flags(cells, options.known_labels)
             notes += [f"column {name!r}: {note}; --task single reads each as a class" for note in united]

@@ -627,6 +627,11 @@ def test_table_of_another_task_is_read_and_said_so(case: str, images: Path) -> N
         (rows("mild", "severe"), {"task": "ordinal", "grades": "mild,severe,mild"}, "--grades has 'mild' twice"),
         (rows("1,1", "0,1", head="path,A,B"), {"task": "ordinal"}, "needs one column"),
         (
+            "path,grade\nimages/a.png,1\nimages/a.png,2\n",
+            {"task": "ordinal"},
+            "another grade or split in 1 row: line 3. Give each image one row, .* the median of its readers' grades",
+        ),
+        (
             rows("1,2", "0,1", head="path,A,B"),
             {"label_columns": "A,B"},
             "not 1, 0, -1, yes, no or blank, such as '2', in 2 rows",
@@ -722,6 +727,21 @@ def test_complementary_columns_beside_a_third_are_labels(images: Path) -> None:
     index = scan_data(write(images / "list.csv", table))
     assert (index.task.name, index.classes) == ("single", ("A", "B", "C"))
     assert "columns that are not used: implant" in index.notes
+
+
+def test_grades_are_one_with_and_without_decimals(images: Path) -> None:
+    text = "path,grade\nimages/a.png,1\nimages/b.png,0\nimages/c.png,1.0\nimages/d.png,2.0\n"
+    index = scan_data(write(images / "list.csv", text), table_options=TableOptions(task="ordinal"))
+    assert (index.classes, index.labels) == (("0", "1", "2.0"), (1, 0, 1, 2))
+    assert "column 'grade': 1.0 is read as 1" in index.notes
+
+
+@pytest.mark.parametrize("task", ["single", "ordinal"])
+@pytest.mark.parametrize(("known", "cells"), [("0 1 2", "0.0 1.0 2.0 1.0"), ("0.0 1.0 2.0", "0 1 2 1")])
+def test_other_data_may_write_grades_as_decimals(images: Path, task: str, known: str, cells: str) -> None:
+    text = rows(*cells.split(), head="path,grade")
+    options = TableOptions(task=task, known_labels=tuple(known.split()))
+    assert set(scan_data(write(images / "list.csv", text), table_options=options).classes) == set(known.split())
 
 
 def test_exact_name_of_a_column_is_before_another_spelling(images: Path) -> None:

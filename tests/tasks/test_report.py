@@ -95,7 +95,8 @@ def test_report_has_plain_sentences_and_a_row_for_each_mistake(reported: Reporte
         assert any(part in line for line in before), part
     rows = [line for line in lines if re.fullmatch(MISTAKES[task], line)]
     assert rows
-    output = "predicted number" if task == "regression" else "most probable class"
+    word = {"multilabel": "label", "ordinal": "grade"}.get(task, "class")
+    output = "predicted number" if task == "regression" else f"most probable {word}"
     assert any(f"Grad-CAM of the {output}" in line for line in lines)
     if task == "multilabel":
         assert any(re.fullmatch(r"(other )?labels: .*\d unknown", line) for line in lines)
