@@ -52,7 +52,7 @@ class Multilabel(Task):
     loss: ClassVar[str] = "binary_cross_entropy"
     activation: ClassVar[str] = "sigmoid"
     problem_type: ClassVar[str | None] = "multi_label_classification"
-    metrics: ClassVar[type] = MultilabelMetrics
+    metrics: ClassVar[type[MetricSet]] = MultilabelMetrics
     columns: ClassVar[tuple[str, ...]] = ("labels",)
     has_values: ClassVar[bool] = True
     has_several: ClassVar[bool] = True

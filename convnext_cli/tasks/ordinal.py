@@ -57,7 +57,7 @@ class Ordinal(Single):
 
     name: ClassVar[str] = "ordinal"
     title: ClassVar[str] = "ordered grades"
-    metrics: ClassVar[type] = OrdinalMetrics
+    metrics: ClassVar[type[MetricSet]] = OrdinalMetrics
     columns: ClassVar[tuple[str, ...]] = (*Single.columns, "mean_grade")
     pooling: ClassVar[tuple[Rule, ...]] = (MEAN,)
     has_negative: ClassVar[bool] = False

@@ -62,7 +62,7 @@ class Regression(Task):
     loss: ClassVar[str] = "huber"
     scores: ClassVar[str] = "value"
     problem_type: ClassVar[str | None] = "regression"
-    metrics: ClassVar[type] = RegressionMetrics
+    metrics: ClassVar[type[MetricSet]] = RegressionMetrics
     columns: ClassVar[tuple[str, ...]] = ("value", "low", "high")
     has_values: ClassVar[bool] = True
     is_continuous: ClassVar[bool] = True

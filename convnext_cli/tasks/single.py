@@ -46,7 +46,7 @@ class Single(Task):
     title: ClassVar[str] = "one class per image"
     loss: ClassVar[str] = "cross_entropy"
     activation: ClassVar[str] = "softmax"
-    metrics: ClassVar[type] = Metrics
+    metrics: ClassVar[type[MetricSet]] = Metrics
     columns: ClassVar[tuple[str, ...]] = ("class", "probability")
     pooling: ClassVar[tuple[Rule, ...]] = RULES
     has_negative: ClassVar[bool] = True

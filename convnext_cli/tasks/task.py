@@ -127,7 +127,7 @@ class Task(ABC):
     """Name of the loss, in `training.parts.loss`."""
     scores: ClassVar[str] = "probabilities"
     """Name of the scores in exported files."""
-    metrics: ClassVar[type]
+    metrics: ClassVar[type[MetricSet]]
     """The class of `compute_metrics`."""
     display: ClassVar[Display]
     has_values: ClassVar[bool] = False

@@ -19,7 +19,6 @@ from convnext_cli.inference.teacher import Teacher, open_teacher
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.machine import detect_machine
 from convnext_cli.metrics.registry import METRICS
-from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.models.catalog import find_model
 from convnext_cli.models.licenses import join_licenses
 from convnext_cli.models.weights import read_weights_license
@@ -328,8 +327,7 @@ def _finish(context: TrainingContext, state: TrainingState, complete: Complete |
         for path in run.list_candidates():  # after the metrics: a run that is killed before averages them again
             path.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
-    metrics_type: type[MetricSet] = context.index.task.metrics
-    val = convert(state.best_val, metrics_type) if state.best_val else None
+    val = convert(state.best_val, context.index.task.metrics) if state.best_val else None
     return FinetuneResult(
         run=run.path,
         task=context.index.task.name,
