@@ -255,36 +255,45 @@ def _enter_wrappers(tree: Folder, name: str, layout: Layout) -> Folder:
         AmbiguousLayoutError: a folder is the only class, or a wrapper of numbered classes.
     """
     folder = tree
-    while len(folder.filled) == 1:
+    while len(folder.filled) == 1 and _is_wrapped(folder.filled[0], folder, name):
         [only] = folder.filled
-        only_name = normalise_name(only.name).casefold()
-        has_name_of_set = only_name == normalise_name(name).casefold()
-        split = find_split(only.name)
-        if split and not has_name_of_set and (split == "train" or find_simple_split(only.name)):
-            break  # a single split
-        siblings = [other for other in folder.folders if other is not only]
-        are_empty = all(not sibling.others and not sibling.folders for sibling in siblings)  # classes without images?
-        words = set(list_words(only.name))
-        if not _has_classes(only) or (siblings and are_empty and not words <= GENERIC_WORDS):
-            break
-        inner = [class_folder.name for class_folder in only.filled]
-        shapes = {re.sub(r"\d+", "#", text) for text in inner}
-        is_numbered = len(inner) > 1 and len(shapes) == 1 and "#" in min(shapes)
-        if is_numbered and not has_name_of_set and not words & GENERIC_WORDS:
-            if all(map(PATIENT_FOLDER.fullmatch, inner)):  # as in MIMIC-CXR's files/p10/p10000032
-                break
-            raise AmbiguousLayoutError(
-                f"{folder.path} has one class only ({quote_name(only)}), or the folders in it are the classes "
-                f"({shorten_names(inner)})",
-                f"Give {only.path} itself if they are; else give two class folders or more",
-            )
         layout.skipped[_OUTSIDE] += len(folder.images)
+        for sibling in folder.folders:
+            if sibling is not only:
+                layout.skipped[f"folder without images ({decode_name(sibling.name)!r})"] += 1
         folder = only
-        for sibling in siblings:
-            layout.skipped[f"folder without images ({decode_name(sibling.name)!r})"] += 1
     if folder is not tree:
         layout.notes.append(f"the classes and splits are the folders in {relative_name(tree, folder)}")
     return folder
+
+
+def _is_wrapped(only: Folder, folder: Folder, name: str) -> bool:
+    """Return True if the only folder with images in `folder` has the classes or splits; False if it is one itself.
+
+    Raises:
+        AmbiguousLayoutError: it is the only class, or a wrapper of numbered classes.
+    """
+    has_name_of_set = normalise_name(only.name).casefold() == normalise_name(name).casefold()
+    split = find_split(only.name)
+    if split and not has_name_of_set and (split == "train" or find_simple_split(only.name)):
+        return False  # a single split
+    siblings = [other for other in folder.folders if other is not only]
+    are_empty = all(not sibling.others and not sibling.folders for sibling in siblings)  # classes without images?
+    words = set(list_words(only.name))
+    if not _has_classes(only) or (siblings and are_empty and not words <= GENERIC_WORDS):
+        return False
+    inner = [class_folder.name for class_folder in only.filled]
+    shapes = {re.sub(r"\d+", "#", text) for text in inner}
+    is_numbered = len(inner) > 1 and len(shapes) == 1 and "#" in min(shapes)
+    if not is_numbered or has_name_of_set or words & GENERIC_WORDS:
+        return True
+    if all(map(PATIENT_FOLDER.fullmatch, inner)):  # as in MIMIC-CXR's files/p10/p10000032
+        return False
+    raise AmbiguousLayoutError(
+        f"{folder.path} has one class only ({quote_name(only)}), or the folders in it are the classes "
+        f"({shorten_names(inner)})",
+        f"Give {only.path} itself if they are; else give two class folders or more",
+    )
 
 
 def _has_classes(folder: Folder) -> bool:
