@@ -16,6 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads woul
 import hypothesis
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from convnext_cli import finetune
@@ -257,9 +258,13 @@ def draw_relative(family: int, seed: int, size: tuple[int, int] = (96, 80)) -> I
     return Image.blend(draw_picture(10_000 + family, size), draw_picture(seed, size), 0.5)
 
 
+def draw_noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Noise in each channel, (H, W, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
 def save_image(path: Path, size: tuple[int, int] = (20, 20), seed: int = 0) -> Path:
     """Writes a picture of noise, making its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
+    Image.fromarray(draw_noise(*size[::-1], seed)).save(path)
     return path

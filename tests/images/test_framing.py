@@ -21,19 +21,16 @@ from convnext_cli.images.transforms import (
     transform_for_training,
 )
 from convnext_cli.metrics.novelty import measure_pixels
+from tests.conftest import draw_noise
 
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 MODES = ("center", "border", "squash")
 SIZES = (64, (64, 96), (96, 64), (32, 160))
-SHAPES = ((64, 64), (73, 73), (300, 200), (111, 400), (97, 41), (8, 8), (3, 50), (50, 3))  # height, width
+SHAPES = ((64, 64), (73, 73), (300, 200), (111, 400), (97, 41), (8, 8), (1, 50), (3, 50), (50, 3))  # height, width
 
 
 def make_framing(crop_mode: str, size: int | tuple[int, int] = 64, crop_pct: float = 1.0) -> Preprocessing:
     return Preprocessing(image_size=size, crop_pct=crop_pct, crop_mode=crop_mode, interpolation="bicubic", **IMAGENET)
-
-
-def draw_noise(height: int, width: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def draw_ramp(height: int, width: int) -> NDArray[np.uint8]:

@@ -10,9 +10,18 @@ import numpy as np
 from PIL import Image
 
 from convnext_cli.data.audit.summary import Audit
+from convnext_cli.data.dataset import DatasetRequest, load_dataset
+from convnext_cli.progress import finish
 from tests.conftest import draw_relative
 
 CLASSES = ("leaf", "root", "stem")
+
+
+def audit(data: Path, **options: object) -> Audit:
+    """Return the audit of a data set."""
+    dataset = finish(load_dataset(DatasetRequest(data=data, **options)))  # type: ignore[arg-type]
+    assert dataset.audit is not None
+    return dataset.audit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,8 @@ from convnext_cli.data.audit.duplicates import compare_images, shrink
 from convnext_cli.data.audit.fix_list import write_fix_list
 from convnext_cli.data.audit.measurements import THUMB
 from convnext_cli.data.audit.summary import Audit
-from convnext_cli.data.dataset import DatasetRequest, load_dataset
-from convnext_cli.progress import finish
 from tests.conftest import draw_picture
+from tests.data.audit.planting import audit
 
 EXIF_OF = {
     Image.Transpose.FLIP_LEFT_RIGHT: 2,
@@ -28,12 +27,6 @@ EXIF_OF = {
     Image.Transpose.ROTATE_270: 8,
 }
 """The EXIF orientation that makes up for each way to turn an image."""
-
-
-def audit(data: Path, **options: object) -> Audit:
-    dataset = finish(load_dataset(DatasetRequest(data=data, **options)))  # type: ignore[arg-type]
-    assert dataset.audit is not None
-    return dataset.audit
 
 
 def count(audit: Audit) -> dict[str, int]:

@@ -18,18 +18,12 @@ from convnext_cli.images.decode import read_image
 from convnext_cli.images.raster import Decoded
 from convnext_cli.progress import finish
 from tests.conftest import draw_picture, save_image
-from tests.data.audit.planting import Planted, plant, score_duplicates
+from tests.data.audit.planting import Planted, audit, plant, score_duplicates
 from tests.images.dicom import save_dicom
 
 
 def load(data: Path, **options: object) -> Dataset:
     return finish(load_dataset(DatasetRequest(data=data, **options)))  # type: ignore[arg-type]
-
-
-def audit(data: Path, **options: object) -> Audit:
-    result = load(data, **options).audit
-    assert result is not None
-    return result
 
 
 def find(audit: Audit, kind: str) -> Finding:

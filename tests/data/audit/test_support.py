@@ -6,19 +6,12 @@ import numpy as np
 import pytest
 
 from convnext_cli.data.audit.measurements import Measurements, measure_images
-from convnext_cli.data.audit.summary import Audit
 from convnext_cli.data.audit.support import LEVEL, Support, measure_support
-from convnext_cli.data.dataset import DatasetRequest, load_dataset
 from convnext_cli.data.index import Index
 from convnext_cli.data.sources import scan_data
 from convnext_cli.progress import finish
 from tests.conftest import draw_relative
-
-
-def audit(data: Path) -> Audit:
-    dataset = finish(load_dataset(DatasetRequest(data=data)))
-    assert dataset.audit is not None
-    return dataset.audit
+from tests.data.audit.planting import audit
 
 
 def draw(root: Path, paths: list[str], families: list[int]) -> None:
