@@ -1,5 +1,7 @@
 """The first screen of a report: how good the model is, for whom, and whether the result can be trusted."""
 
+from dataclasses import replace
+
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.thresholds import describe_missed, describe_unreachable
@@ -59,17 +61,24 @@ def _describe_trust(evaluation: Evaluation) -> list[str | Notice]:
 
 
 def describe_chance(evaluation: Evaluation) -> str | Notice:
-    """Return a sentence on the headline metric beside chance, by its 95% CI."""
+    """Return a sentence on the headline metric beside chance, by its 95% CI.
+
+    A chance level that depends on the images has their noise too: its difference to the model's metric has less.
+    """
     headline = METRICS[evaluation.task.display.headline]
-    interval = evaluation.intervals.overall[headline.key]
     chance = evaluation.task.measure_chance(evaluation.metrics, evaluation.images.targets)
-    level = headline.format_with_unit(chance.value)
+    level, interval = headline.format_with_unit(chance.value), evaluation.intervals.overall[headline.key]
+    bound, excluded, found = chance.value, level, f"the 95% CI {headline.format_ci(interval)}"
+    if chance.logits is not None:
+        constant = replace(evaluation.images, logits=chance.logits, calibration=None)
+        change = constant.compare(evaluation.images).differences[headline.key]
+        interval, bound, excluded = change.interval if change else None, 0.0, "0"
+        found = f"the {headline.title} differs from chance ({level}) by {headline.format_difference(change)}, which"
     if interval is None:
         return f"There are too few images to say whether it is better than chance ({level})."
-    if chance.value < interval.low if headline.higher_is_better else chance.value > interval.high:
-        return f"It is better than chance: the 95% CI {headline.format_ci(interval)} excludes {level}."
-    text = f"not shown to be better than chance: the 95% CI {headline.format_ci(interval)} does not exclude {level}"
-    return Notice(text, "warning")
+    if bound < interval.low if headline.higher_is_better else bound > interval.high:
+        return f"It is better than chance: {found} excludes {excluded}."
+    return Notice(f"not shown to be better than chance: {found} does not exclude {excluded}", "warning")
 
 
 def describe_leakage(evaluation: Evaluation) -> list[str]:

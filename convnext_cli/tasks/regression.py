@@ -362,7 +362,7 @@ class Regression(Task):
         text = (
             f"always predicting {format_digits(median, 4)}, the median, is off by {format_digits(value, 3)} on average"
         )
-        return Chance(value=value, text=text)
+        return Chance(value=value, text=text, logits=np.full((len(targets), 1), self._standardise(np.array(median))))
 
     # Text
 

@@ -98,6 +98,8 @@ class Chance:
     """Of the task's headline metric."""
     text: str
     """In a sentence."""
+    logits: Floats | None = None
+    """The model outputs of that prediction, (N, K), where the value depends on the images; None where it is fixed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

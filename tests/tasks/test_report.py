@@ -7,18 +7,22 @@ from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from convnext_cli import evaluate, write_report
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.registry import METRICS
+from convnext_cli.progress import Notice
 from convnext_cli.reports.gallery import draw_images
 from convnext_cli.reports.per_group import show_groups
 from convnext_cli.reports.performance import show_mistakes
 from convnext_cli.reports.plots import plot_reliability
 from convnext_cli.reports.section import Cell, ReportData, Table
+from convnext_cli.reports.verdict import describe_chance
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.registry import TASKS
+from convnext_cli.tasks.regression import Regression
 from tests.reports.browser import CHROMIUM, Browser
 
 TARGETS = {
@@ -129,6 +133,34 @@ def test_images_without_a_known_label_are_not_counted_as_correct(reported: Repor
     section = show_mistakes(ReportData(evaluation=evaluation, run=run, config=run.read_config(), mistakes=mistakes))
     assert section is not None
     assert re.fullmatch(r"\d of 3 images (is|are) predicted wrongly\.", str(section.sentences[0]))
+
+
+def test_skewed_numbers_are_compared_with_chance_image_by_image(reported: Reported) -> None:
+    evaluation, _ = reported("regression")
+    random = np.random.default_rng(5)
+    truth = random.normal(size=100)
+    outputs = 0.8 * truth + 0.36 * random.normal(size=100)  # correlated by 0.9 with the logarithms
+    for logits, expected in (
+        (outputs, r"It is better than chance: the MAE differs from chance \(.*\) by -.*, which excludes 0\."),
+        (-outputs, r"not shown to be better than chance: the MAE differs .* by \+.*, which does not exclude 0"),
+    ):
+        images = replace(
+            evaluation.images,
+            task=Regression(log=True, std=1.7),
+            logits=logits[:, None],
+            targets=np.exp(1.7 * truth),
+            calibration=None,
+            groups=None,
+        )
+        intervals = images.compute_intervals()
+        verdict = describe_chance(
+            replace(evaluation, images=images, metrics=images.compute_metrics(), intervals=intervals)
+        )
+        assert re.fullmatch(expected, verdict.text if isinstance(verdict, Notice) else verdict)
+        mae = intervals.overall["mae"]
+        assert mae is not None
+        level = images.task.measure_chance(images.compute_metrics(), images.targets).value
+        assert mae.high > level, "that the CI of the MAE includes the chance level says nothing"
 
 
 def test_numbers_of_groups_have_one_table(task_run: Callable[[str], RunFolder], tmp_path: Path) -> None:
