@@ -81,7 +81,7 @@ def _describe_augmentation(plan: "Plan") -> str:
     from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS
 
     choices = {name: plan.choices[name] for name in AUGMENTATION_SETTINGS}
-    own = {name: f"{name} {choice.value}" for name, choice in choices.items() if choice.source in ("flag", "plan")}
+    own = {name: f"{name} {choice.value}" for name, choice in choices.items() if choice.is_chosen}
     sources = Counter(choice.preset or choice.source for name, choice in choices.items() if name not in own)
     usual = [source for source, _ in sources.most_common(1)]
     return ", ".join([*usual, *own.values()])

@@ -71,7 +71,7 @@ def choose_framing(
     if crop_pct.value == AUTO:
         crop_pct = _choose_crop_pct(fit.value, base, tag)
     framing = apply_framing(base, size.value, fit.value, crop_pct.value)
-    if fit.source in ("flag", "plan", "default") and (unseen := measure_unseen_area(shapes, framing)):
+    if (fit.is_chosen or fit.source == "default") and (unseen := measure_unseen_area(shapes, framing)):
         fit = replace(fit, reason=SEES_ALL if unseen.rounds_to_none else f"evaluation never sees {unseen}")
     return {"image_size": size, "fit": fit, "crop_pct": crop_pct}
 

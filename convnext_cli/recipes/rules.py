@@ -290,7 +290,7 @@ def choose_micro_batch_size(model: Architecture, choices: Mapping[str, Choice], 
 def shorten_warmup(warmup: Choice, epochs: int) -> Choice:
     """Limit the warm-up to a tenth of the run, unless the user or a plan file chose it."""
     longest = epochs / 10
-    if warmup.value <= longest or warmup.source in ("flag", "plan"):
+    if warmup.value <= longest or warmup.is_chosen:
         return warmup
     origin = "the plan" if warmup.source == "rule" else warmup.source
     reason = f"a tenth of {format_count(epochs, 'epoch')}; {origin} has {warmup.value:g}"

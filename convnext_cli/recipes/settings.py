@@ -607,6 +607,11 @@ class Choice:
         return cls(value=value, source=f"{_PRESET}{name}", reason=reason)
 
     @property
+    def is_chosen(self) -> bool:
+        """True if the user chose it, by an option or in a plan file."""
+        return self.source in ("flag", "plan")
+
+    @property
     def preset(self) -> str:
         """The augmentation preset that it is from; empty for other sources."""
         return self.source.removeprefix(_PRESET) if self.source.startswith(_PRESET) else ""

@@ -419,7 +419,7 @@ def _make_plan(inputs: PlanInputs, chosen: Collection[str]) -> tuple[Plan, tuple
     if text := warn_unseen(measure_plan_unseen(plan, inputs.tag, fingerprint)):
         notices.append(Notice(text, "warning"))
     lr = plan.choices["lr"]
-    if lr.source in ("flag", "plan") and plan.settings.epochs:
+    if lr.is_chosen and plan.settings.epochs:
         other_choices = {name: choice for name, choice in inputs.choices.items() if name not in ("lr", "min_lr")}
         default = make_plan(replace(inputs, choices=other_choices))
         if text := explain_lr(inputs.model, lr.value, plan.settings.batch_size, default.settings.lr):
