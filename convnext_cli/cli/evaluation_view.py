@@ -274,11 +274,12 @@ def _show_drift(drift: "Drift") -> None:
 
 def _show_recalibration(recalibration: "Recalibration", display: "Display") -> None:
     """Show what a recalibration changes on the other images."""
-    keys = dict.fromkeys((*(key for _, key in display.calibration), *display.compared))
+    keys = display.recalibrated or tuple(dict.fromkeys((*(key for _, key in display.calibration), *display.compared)))
+    change = recalibration.gain.describe(keys)
     console.show("")
     console.show(
-        f"Recalibrated on {format_count(recalibration.images, 'image')} ({recalibration.description}); "
-        f"change on the other images: {recalibration.gain.describe(keys)}"
+        f"Recalibrated on {format_count(recalibration.images, 'image')} ({recalibration.description})"
+        + (f"; change on the other images: {change}" if change else "")
     )
 
 

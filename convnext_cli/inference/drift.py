@@ -41,8 +41,10 @@ CORNERS = {f"{side}_corner": f"log detail {side.replace('_', ' ')}" for side in 
 )}  # fmt: skip
 """Columns of `measure_corners`, where a scanner's text would be: key and title."""
 CRITERION = (
-    f"one image per group; Kolmogorov-Smirnov distance of at least {MIN_DISTANCE:g} with Holm-corrected p < {LEVEL:g}; "
-    f"for a class a difference of at least {100 * MIN_DIFFERENCE:.0f} points with Fisher's exact test"
+    f"one image per group; Kolmogorov-Smirnov distance of at least {MIN_DISTANCE:g} with Holm-corrected p < {LEVEL:g}"
+)
+CLASS_CRITERION = (
+    f"{CRITERION}; for a class a difference of at least {100 * MIN_DIFFERENCE:.0f} points with Fisher's exact test"
 )
 
 COLUMNS = ("median, or fraction", "validation", "here", "distance", "p (Holm)", "drift")
@@ -89,7 +91,7 @@ class Drift:
     """Fraction of all evaluated images whose OOD score is above the run's threshold."""
     expected: float
     """Largest fraction of validation images above it."""
-    criterion: str = CRITERION
+    criterion: str
 
     @property
     def is_tested(self) -> bool:
@@ -236,7 +238,14 @@ def compare_samples(task: Task, classes: Sequence[str], validation: ImageMeasure
         )
         for (key, title, is_class, least, shift), p in zip(entries, corrected, strict=True)
     ]
-    return Drift(measures=tuple(measures), validation_images=len(one), images=len(two), flagged=None, expected=0.0)
+    return Drift(
+        measures=tuple(measures),
+        validation_images=len(one),
+        images=len(two),
+        flagged=None,
+        expected=0.0,
+        criterion=CRITERION if task.is_continuous else CLASS_CRITERION,
+    )
 
 
 def describe_drift(drift: Drift, *, is_recalibrated: bool) -> list[Notice]:
@@ -272,7 +281,7 @@ def describe_drift(drift: Drift, *, is_recalibrated: bool) -> list[Notice]:
         has_ood = any(measure.key == OOD for measure in drift.measures)
         text = (
             f"no drift found: {drift.images:,} of these images compared with {drift.validation_images:,} validation "
-            f"images by {'OOD score, ' * has_ood}pixels, size and classes"
+            f"images by {'OOD score, ' * has_ood}pixels, size and targets"
         )
         notices.append(Notice(text))
     return notices

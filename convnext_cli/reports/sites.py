@@ -79,11 +79,12 @@ def show_drift(report: ReportData) -> Section | None:
             )
         blocks.append(_tabulate_drift(drift))
     if recalibration is not None:
-        keys = [key for _, key in evaluation.task.display.calibration] or list(evaluation.task.display.compared)
+        display = evaluation.task.display
+        change = recalibration.gain.describe(display.recalibrated or [key for _, key in display.calibration])
         sentences.append(
             f"The calibration was fitted on {format_count(recalibration.images, 'other image')} of this folder "
-            f"({recalibration.description}); the run keeps its own. Change on these images: "
-            f"{recalibration.gain.describe(keys)}."
+            f"({recalibration.description}); the run keeps its own."
+            + (f" Change on these images: {change}." if change else "")
         )
     return Section(title="Drift", sentences=sentences, blocks=blocks)
 

@@ -84,6 +84,7 @@ class Regression(Task):
         class_values=(),
         compared=("mae", "rmse", "r2"),
         subgroups=("mae", "bias", "coverage"),
+        recalibrated=("coverage",),
         card=("mae", "rmse", "r2", "pearson", "coverage"),
         plots=("agreement", "bland_altman"),
         target_word="number",

@@ -106,6 +106,7 @@ def test_shifted_numbers_are_drift_of_the_target(shift: float) -> None:
         ImageMeasures(values={}, targets=random.normal(mean, 1, 200), groups=None) for mean in (5.0, 5.0 + shift)
     ]
     drift = compare_samples(Regression(), ("age",), *samples)
+    assert "class" not in drift.criterion
     assert [(measure.title, measure.is_class, measure.is_drift) for measure in drift.measures] == [
         ("age", True, shift > 0)
     ]
@@ -144,7 +145,7 @@ def test_drift_from_the_validation_images_of_all_folds(
     assert not same.drift.images_drifted
     assert same.drift.validation_images == len([split for split in index.splits if split.startswith("fold")])
     assert "ood" not in [measure.key for measure in same.drift.measures]
-    assert any(note.text.endswith("images by pixels, size and classes") for note in same.notes)
+    assert any(note.text.endswith("images by pixels, size and targets") for note in same.notes)
     config = RunFolder(folds / name_fold(1)).read_config()
     section = show_drift(ReportData(evaluation=same, run=RunFolder(folds), config=config))
     assert section is not None

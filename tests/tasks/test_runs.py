@@ -333,6 +333,16 @@ def test_other_data_of_a_number_may_be_folders(task_run: Runs, tables: dict[str,
         evaluate(run, table)
 
 
+def test_a_recalibrated_number_has_another_coverage(
+    task_run: Runs, tables: dict[str, Path], convnext: Convnext
+) -> None:
+    shown = convnext(
+        "eval", str(task_run("regression").path), str(tables["regression"]), "--recalibrate", "30", "--no-report"
+    )
+    assert "change on the other images: coverage of 90% prediction intervals" in shown.out
+    assert "MAE +0.0000" not in shown.out
+
+
 def test_a_number_has_no_thresholds(task_run: Runs) -> None:
     run = task_run("regression")
     with pytest.raises(UsageError, match=r"--target does not apply to a number per image\. Leave it out"):
