@@ -88,7 +88,7 @@ def _show_exported(exported: "ExportedFile") -> None:
     console.show(f"licence: {exported.license or 'unknown'}")
     largest = f"largest difference of the number: {parity.difference:.1e} standard deviations"
     if parity.same_top1 is not None:
-        same = format_count(parity.same_top1, "keeps its class", "keep their class")
+        same = format_count(parity.same_top1, "keeps its prediction", "keep their prediction")
         largest = f"{same}; largest difference of a probability: {parity.difference:.1e}"
     console.show(f"Parity with the run on {parity.images:,} of your images, from file to prediction: {largest}")
     metric = METRICS[exported.headline]

@@ -66,7 +66,8 @@ class ParityError(ConvnextError):
                 f"{tolerance.difference:g}), most on {parity.worst}"
             )
         if parity.changed / parity.images > tolerance.changed:
-            part = format_part(parity.changed, parity.images, "image", "changes its class", "change their class")
+            verbs = "changes its prediction", "change their prediction"
+            part = format_part(parity.changed, parity.images, "image", *verbs)
             problems.append(f"{part} (allowed {tolerance.changed:.0%})")
         super().__init__(
             f"parity check failed: {', and '.join(problems)}", "Nothing was written. --tolerance allows more"

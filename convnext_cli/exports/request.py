@@ -42,7 +42,7 @@ class ExportRequest:
     tolerance: Annotated[
         float | None,
         Option(
-            "Largest difference of a probability (1e-4); with --int8, fraction that changes its class (0.02).",
+            "Largest difference of a probability (1e-4); with --int8, fraction of changed predictions (0.02).",
             is_common=True,
             low=0,
         ),

@@ -224,7 +224,7 @@ def test_differences_of_numbers_are_said_in_standard_deviations() -> None:
 
 def test_failed_parity_states_what_is_not_allowed_only() -> None:
     parity = Parity(images=82, same_top1=77, difference=0.07, worst=Path("a.png"), tolerance=INT8_TOLERANCE)
-    assert ParityError(parity).problem == "parity check failed: 5 of 82 images change their class (allowed 2%)"
+    assert ParityError(parity).problem == "parity check failed: 5 of 82 images change their prediction (allowed 2%)"
 
 
 def test_tolerance_of_8_bits_is_for_classes_or_for_numbers() -> None:
@@ -399,7 +399,7 @@ def test_a_program_that_changed_torchs_defaults_exports(format: str, mine: RunFo
 def test_pt2_file_runs_with_torch_alone(mine: RunFolder, convnext: Convnext) -> None:
     outcome = convnext("export", mine.path, "--format", "pt2", "-o", "model.pt2")
     assert outcome.code == 0, outcome.err
-    assert "keep their class" in outcome.out
+    assert "keep their prediction" in outcome.out
     script = (
         "import sys, json, torch\n"
         "extra = {'description.json': ''}\n"
