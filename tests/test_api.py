@@ -1,6 +1,7 @@
 import errno
 import inspect
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -225,10 +226,14 @@ def read_process_state() -> tuple[object, ...]:
         torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(), torch.get_default_dtype(), torch.is_grad_enabled(),
         torch.backends.cudnn.benchmark, dict(AcceleratorState._shared_state), signal.getsignal(signal.SIGINT),
+        dict(os.environ),
     )  # fmt: skip
 
 
-def test_a_training_works_in_a_changed_process_and_leaves_it_so(digits: Path, run: RunFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("train", [finetune, cross_validate])
+def test_a_training_works_in_a_changed_process_and_leaves_it_so(
+    train: Callable[..., Any], digits: Path, run: RunFolder, tmp_path: Path
+) -> None:
     """A notebook goes on after a training, an error, an interrupt."""
     options: dict[str, Any] = SMALL | {"output": tmp_path / "run", "deterministic": True, "audit": False}
     dtype = torch.get_default_dtype()
@@ -237,7 +242,7 @@ def test_a_training_works_in_a_changed_process_and_leaves_it_so(digits: Path, ru
         with torch.no_grad():
             before = read_process_state()
             with pytest.raises(StopError):
-                finetune(digits, on_event=stop_at("StepDone"), **options)
+                train(digits, on_event=stop_at("StepDone"), **options)
             assert read_process_state() == before
             predict(np.zeros((8, 8, 3), np.uint8), run.path, engine="torch")
             assert read_process_state() == before
@@ -258,14 +263,17 @@ def test_numpys_errors_of_a_program_do_not_end_an_operation() -> None:
             tiny * tiny
 
 
-def test_two_trainings_at_once_in_a_process_would_disturb_each_other(digits: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("train", [finetune, cross_validate])
+def test_two_trainings_at_once_in_a_process_would_disturb_each_other(
+    train: Callable[..., Any], digits: Path, tmp_path: Path
+) -> None:
     def train_too(event: Any) -> None:
         if type(event).__name__ == "Planned":
             finetune(digits, output=tmp_path / "second", audit=False, **SMALL)  # type: ignore[arg-type]
 
     for _ in range(2):  # the first gives its place back
         with pytest.raises(UsageError, match="another training runs in this process"):
-            finetune(digits, output=tmp_path / "run", audit=False, on_event=train_too, **SMALL)  # type: ignore[arg-type]
+            train(digits, output=tmp_path / "run", audit=False, on_event=train_too, **SMALL)
 
 
 def test_a_picture_that_cannot_be_written_stops_no_training(

@@ -52,6 +52,13 @@ def cross_validate_steps(request: TrainRequest, complete: Complete | None = None
     preparation = yield from prepare_while_importing(request)
     if preparation.fold_index is None:
         raise UsageError("a cross-validation needs folds", "Use --folds, without --fold")
+    from convnext_cli.training.compute.devices import keep_process_state
+
+    with keep_process_state():
+        return (yield from _train_folds(preparation, complete))
+
+
+def _train_folds(preparation: Preparation, complete: Complete | None) -> TrainSteps[CrossValidationResult]:
     from convnext_cli.training.compute.ranks import end_training
     from convnext_cli.training.lifecycle import run_training, start_training
     from convnext_cli.training.resources import guard_training, hold_folder, open_devices

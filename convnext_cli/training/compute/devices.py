@@ -39,6 +39,7 @@ _FOREIGN = ("ACCELERATE_", "PARALLELISM_CONFIG_", "PMI_", "MPI_", "OMPI_", "MV2_
 _KEPT = ("ACCELERATE_USE_FSDP", "ACCELERATE_CPU_AFFINITY")  # what a plan does not have
 MEETING_TIMEOUT = 600.0  # seconds that the first process's machine may take to answer
 PRECISIONS = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _training = Lock()
 TENSOR_CORES = (7, 0)  # compute capability of V100, the first GPU that is faster in fp16 than in float32
 
@@ -47,7 +48,7 @@ TENSOR_CORES = (7, 0)  # compute capability of V100, the first GPU that is faste
 def keep_process_state() -> Iterator[None]:
     """Hold what a training changes in its process, and give it back at the end of the block: a notebook goes on.
 
-    It is random numbers, threads, determinism, precision, and Accelerate's state.
+    It is random numbers, threads, determinism with cuBLAS's variable, precision, and Accelerate's state.
 
     Raises:
         UsageError: another training holds it, in another thread.
@@ -60,6 +61,7 @@ def keep_process_state() -> Iterator[None]:
     threads, benchmark, state = torch.get_num_threads(), cudnn.benchmark, dict(AcceleratorState._shared_state)
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cublas = os.environ.get(_CUBLAS)
     tf32 = None
     with suppress(RuntimeError):  # the program may have set parts of it by PyTorch's newer names
         tf32 = (matmul.allow_tf32, cudnn.allow_tf32)
@@ -70,6 +72,8 @@ def keep_process_state() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        if cublas is None:
+            os.environ.pop(_CUBLAS, None)
         cudnn.benchmark = benchmark
         if tf32 is not None:
             matmul.allow_tf32, cudnn.allow_tf32 = tf32
@@ -95,7 +99,7 @@ def make_accelerator(
     """
     _check_launcher()
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
+        os.environ.setdefault(_CUBLAS, ":4096:8")  # cuBLAS needs it to be deterministic
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as timm's train.py
     torch.backends.cudnn.benchmark = False  # see `search_algorithms`
