@@ -177,7 +177,12 @@ def make_train_request(options: Mapping[str, Any]) -> TrainRequest:
         UsageError: an option is unknown or has a wrong value, or the plan file cannot be read.
     """
     own = {field.name for field in fields(TrainRequest)} - {"choices"}
-    request = {name: value for name, value in options.items() if name in own and value is not None}
+    declared = describe_options(TrainRequest)
+    request = {
+        name: value
+        for name, value in options.items()
+        if name in own and not (value is None and declared[name].is_optional)  # a plan may have it
+    }
     sources = make_request(
         SettingSources, {name: value for name, value in options.items() if name in describe_options(SettingSources)}
     )

@@ -115,6 +115,7 @@ def test_python_arguments_of_another_type_are_usage_errors(digits: Path) -> None
         "max_images = '9' must be of the class int": lambda: export("run", max_images="9"),  # type: ignore[call-overload]
         "tier = 9 is above 6. Give tier from 1 to 6": lambda: list_models(tier=9),
         "pattern = 5 must be Unicode text": lambda: list_models(wrong),
+        "weights = None must be": lambda: finetune(digits, weights=None),  # type: ignore[arg-type]
         "max_params = 'x' must be a number": lambda: list_models(max_params="x"),  # type: ignore[arg-type]
     }
     for problem, call in calls.items():
@@ -128,6 +129,8 @@ def test_empty_path_is_not_the_current_folder(monkeypatch: pytest.MonkeyPatch, d
     for call in calls:
         with pytest.raises(UsageError, match="data is empty"):
             call()
+    with pytest.raises(UsageError, match=r"images\[1\] is empty"):
+        predict([run.path / "curves.png", ""], run.path)
     for call in (lambda: predict([], ""), lambda: evaluate(""), lambda: export("")):
         with pytest.raises(UsageError, match="run is empty"):
             call()

@@ -58,6 +58,8 @@ class ListFlags(ModelFilter):
 def list_(_context: typer.Context, values: OptionValues) -> None:
     """List the ConvNeXt models, or show one model's card."""
     flags = values.make(ListFlags)
+    if flags.as_json and flags.as_csv:
+        raise UsageError("--json and --csv exclude each other", "Give one of them")
     filters = [declared.flag for name, declared in describe_options(ListFlags).items() if _is_filter(name, values)]
     if "." in flags.pattern and filters:
         find_model(flags.pattern)

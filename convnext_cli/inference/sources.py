@@ -79,8 +79,11 @@ def list_sources(images: Iterable[ImageInput] | ImageInput) -> list[Source]:
 
 
 def _split(index: int, image: Any) -> list[Source]:
-    if isinstance(image, str | PathLike):
-        path = Path(image)
+    text = os.fspath(image) if isinstance(image, PathLike) else image
+    if isinstance(text, str):
+        if not text:  # `Path` takes it for "."
+            raise UsageError(f"{_name(index)} is empty", "Give a path")
+        path = Path(text)
         if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
             return [Source(index=index, item=None, content=path)]
         images, problems = find_images(path, Counter())

@@ -59,6 +59,7 @@ BAD_INPUT = [
     (2, "cannot read the target", "eval run --target sensitivity=95:1"),
     (2, "State it, such as ppv=0.8:1@prevalence=0.02", "eval run --target ppv=0.8:1"),
     (2, "unknown class '9'", "eval run --target sensitivity=0.95:9"),
+    (2, "exclude each other", "list --json --csv"),
     (2, "exclude each other", "predict text.png --run run --json --csv"),
     (2, "--csv takes no file name", "predict good/a/0.png table.csv --run run --csv"),
     (2, "would lie in the data folder", "predict good/a/0.png --run run --explain good/a/heat"),

@@ -150,9 +150,20 @@ def test_invalid_array_raises_an_error(array: NDArray[Any], run: RunFolder) -> N
         )
 
 
+class BytesPath:
+    """As `os.scandir` of a folder whose path is bytes gives."""
+
+    def __fspath__(self) -> bytes:
+        return b"a.png"
+
+
 @pytest.mark.parametrize(
-    ("value", "name"), [(5, "int"), (None, "NoneType"), (b"\x89PNG", "bytes"), ([["a.png"]], "list"), ([1.5], "float")]
-)
+    ("value", "name"),
+    [
+        (5, "int"), (None, "NoneType"), (b"\x89PNG", "bytes"), ([["a.png"]], "list"), ([1.5], "float"),
+        ([BytesPath()], "BytesPath"),
+    ],
+)  # fmt: skip
 def test_invalid_input_type_raises_an_error(value: Any, name: str, run: RunFolder) -> None:
     with pytest.raises(UsageError, match=rf"images\[0\] is of type {name}. Give a path, a PIL image or a NumPy"):
         predict(value, run.path)
