@@ -104,14 +104,14 @@ class Regression(Task):
     def read_cells(cls, table: Table, name: str, options: TableOptions) -> RawTargets:
         """Return the numbers of a column, and the choice of their logarithm."""
         cells = table.columns[name]
-        table.refuse("no number", [row for row, cell in enumerate(cells) if is_unknown(cell)])
         values, comma = parse_numbers(cells)
-        if wrong := [cell for cell, value in zip(cells, values, strict=True) if value is None]:
+        if wrong := [c for c, value in zip(cells, values, strict=True) if value is None and not is_unknown(c)]:
             number = format_part(len(wrong), len(cells), "cell", "is not a number", "are not numbers")
             raise OtherTaskError(
                 f"--task {cls.name}: column {name!r} of {table.path}: {number}, such as {wrong[0]!r}",
                 f"Correct these rows, or leave out --task {cls.name}",
             )
+        table.refuse("no number", [row for row, cell in enumerate(cells) if is_unknown(cell)])
         numbers = [value for value in values if value is not None]
         if max(map(abs, numbers)) > LARGEST or 0 < max(numbers) - min(numbers) < 1 / LARGEST:
             raise DataError(

@@ -616,6 +616,7 @@ def test_table_of_another_task_is_read_and_said_so(case: str, images: Path) -> N
         (rows("1,1", "0,1", head="path,A,B"), {"task": "single"}, "not exactly one class in each row"),
         (rows("a", "b"), {"task": "multilabel"}, "no cell of column 'label' .* has several labels"),
         (rows("a", "b"), {"task": "regression"}, "column 'label' of .*: 4 of 4 cells are not numbers"),
+        (rows("none", "mild"), {"task": "regression"}, "2 of 4 cells are not numbers, such as 'mild'"),
         (
             rows("mild", "severe"),
             {"task": "ordinal"},
