@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext_cli.encoding import find_name
 from convnext_cli.inference.calibration import Calibration, Pooling
 from convnext_cli.metrics.calculator import Calculator, Floats
 from convnext_cli.metrics.comparison import Comparison, compare
@@ -59,9 +60,12 @@ class EvaluatedImages:
     def compare(self, other: "EvaluatedImages") -> Comparison:
         """Compare the metrics with those of other outputs for the same images: other minus these.
 
-        The order of the classes may differ: overall metrics do not depend on it.
+        The order of the classes may differ.
         """
-        return compare(self.make_calculator(), other.make_calculator(), self.groups)
+        order = None
+        if self.classes != other.classes:
+            order = [place for name in self.classes if (place := find_name(name, other.classes)) is not None]
+        return compare(self.make_calculator(), other.make_calculator(), self.groups, order)
 
     def select_known(self, k: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return which images are of class k, and for which images that is known, both (N,)."""

@@ -52,15 +52,20 @@ class Comparison:
         return "; ".join(f"{metric.title} {metric.format_difference(difference)}" for metric, difference in known)
 
 
-def compare(first: Calculator, second: Calculator, groups: Sequence[str] | None = None) -> Comparison:
+def compare(
+    first: Calculator, second: Calculator, groups: Sequence[str] | None = None, order: Sequence[int] | None = None
+) -> Comparison:
     """Compare two models image by image.
 
     The second model predicts the same images and targets. Images of the same group are not independent.
+
+    `order` has the place of each class of the first model among those of the second; None where it is the same.
 
     Returns:
         The differences, the second model minus the first.
     """
     units = number_units(first.images, groups)
+    models = (first, slice(None)), (second, slice(None) if order is None else np.array(order))
 
     def differences(weights: Floats) -> Floats:
         before, after = (model.compute(weights)[0] for model in (first, second))
@@ -78,7 +83,7 @@ def compare(first: Calculator, second: Calculator, groups: Sequence[str] | None 
         discordant["p_value"] = _test_images(gain) if groups is None else _test_clusters(by_unit)
     return Comparison(
         differences={
-            name: _difference(point[i], replicates[:, i], num, _list_unknown(first, second, name, units))
+            name: _difference(point[i], replicates[:, i], num, _list_unknown(models, name, units))
             for i, name in enumerate(first.overall)
         },
         **discordant,
@@ -105,22 +110,25 @@ def _difference(value: float, replicates: Floats, units: int, unknown: Floats) -
     return Difference(float(value), Interval(float(value - down), float(value + up)))
 
 
-def _list_unknown(first: Calculator, second: Calculator, name: str, units: Ints) -> Floats:
+def _list_unknown(models: Iterable[tuple[Calculator, slice | Ints]], name: str, units: Ints) -> Floats:
     """Return how far the difference of an average over classes may be off, down and up, (U, 2), one row a class.
 
     The difference of a class with a single image or group has no variance: it can be any from -1 to 1.
+
+    `models` are two, each with the places of its classes in a common order.
     """
     key = METRICS[name].average_of
     if key is None:
         return np.empty((0, 2))
-    models = (first, second)
-    before, after = (
-        select_averaged(name, model.compute(np.ones((1, model.images)))[1][key], model)[0] for model in models
-    )
-    fewest = np.min([np.array(count_class_units(model, units)[key])[model.present] for model in models], axis=0)
-    gaps = after - before
+    values, fewest = [], []
+    for model, places in models:
+        of_model = np.full(model.num_classes, np.nan)
+        of_model[model.present] = select_averaged(name, model.compute(np.ones((1, model.images)))[1][key], model)[0]
+        values.append(of_model[places])
+        fewest.append(np.array(count_class_units(model, units)[key])[places])
+    gaps = values[1] - values[0]
     defined = ~np.isnan(gaps)
-    single = gaps[defined & (fewest < MIN_UNITS)]
+    single = gaps[defined & (np.min(fewest, axis=0) < MIN_UNITS)]
     distances: Floats = np.stack([1 + single, 1 - single], axis=1) / max(1, defined.sum())
     return distances
 

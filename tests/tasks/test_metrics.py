@@ -1,10 +1,13 @@
 """Metrics of labels, grades and numbers are those of scikit-learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn import metrics as reference
 
+from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.metrics.comparison import compare
 from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.multilabel import sigmoid
@@ -176,6 +179,25 @@ def test_difference_of_averages_is_unknown_by_the_part_of_a_class_with_a_single_
         assert min(ends) <= -1 / 3 + 1e-9
         assert max(ends) >= 1 / 3 - 1e-9
     assert compare(first, first).describe(("balanced_accuracy",)) == "balanced accuracy +0.0 points"
+
+
+def test_difference_does_not_depend_on_the_order_of_the_labels() -> None:
+    random = np.random.default_rng(0)
+    targets = (random.random((80, 3)) < 0.4).astype(np.float32)
+    targets[:, 0] = np.arange(80) == 3  # a single image, so that the sensitivity for a is unknown
+    logits = random.normal(size=(80, 3)) + targets
+    first = EvaluatedImages(task=Multilabel(), classes=tuple("abc"), logits=logits, targets=targets, groups=None)
+    second = replace(first, logits=random.normal(size=(80, 3)) + targets)
+    order = [1, 2, 0]
+    other = replace(second, classes=tuple("bca"), logits=second.logits[:, order], targets=targets[:, order])
+    for key in ("macro_recall", "macro_roc_auc"):
+        expected, difference = (first.compare(images).differences[key] for images in (second, other))
+        assert expected is not None
+        assert expected.interval is not None
+        assert difference is not None
+        assert difference.interval is not None
+        ends = expected.interval.low, expected.interval.high
+        assert (difference.interval.low, difference.interval.high) == pytest.approx(ends, abs=1e-6), key
 
 
 @pytest.mark.parametrize("per_group", [1, 4])
