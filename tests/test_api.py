@@ -224,6 +224,26 @@ def test_a_training_yields_events_and_resumes_after_an_exception(digits: Path, t
         cross_validate(digits, output=tmp_path / "folds", on_event=stop_at("Planned"), **SMALL)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("mean", [None, [0.4, 0.4, 0.4], "none", [0.4]])
+def test_weights_of_another_normalisation_have_a_warning(
+    mean: Any, digits: Path, run_copy: RunFolder, tmp_path: Path
+) -> None:
+    path = run_copy.path / "config.json"
+    config = json.loads(path.read_text())
+    config["pretrained_cfg"]["mean"] = config["pretrained_cfg"]["mean"] if mean is None else mean
+    path.write_text(json.dumps(config))
+    events: list[Any] = []
+
+    def follow(event: Any) -> None:
+        events.append(event)
+        stop_at("Started")(event)
+
+    with pytest.raises(StopError):
+        finetune(digits, output=tmp_path / "run", audit=False, on_event=follow, **SMALL | {"weights": run_copy.path})  # type: ignore[arg-type]
+    warned = [notice for notice in events[-1].notices if "are normalised by" in notice.text]
+    assert len(warned) == (mean == [0.4, 0.4, 0.4])
+
+
 def read_process_state() -> tuple[object, ...]:
     return (
         torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_float32_matmul_precision(),

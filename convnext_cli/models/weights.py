@@ -226,12 +226,26 @@ def _list_refused_types(path: Path) -> str:
 
 def read_weights_license(path: Path) -> str | None:
     """Return the licence in the config.json beside a run's weights; None if it has none."""
+    license = _read_pretrained_cfg(path).get("license")
+    return license if isinstance(license, str) else None
+
+
+def read_normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and std in the config.json beside weights; None if it has none."""
+    cfg = _read_pretrained_cfg(path)
+    try:
+        return tuple(map(float, cfg["mean"])), tuple(map(float, cfg["std"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _read_pretrained_cfg(path: Path) -> Mapping[str, Any]:
     config = (path if path.is_dir() else path.parent) / "config.json"
     try:
-        license = json.loads(config.read_text(encoding="utf-8"))["pretrained_cfg"].get("license")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return license if isinstance(license, str) else None
+        cfg = json.loads(config.read_text(encoding="utf-8"))["pretrained_cfg"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return cfg if isinstance(cfg, dict) else {}
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

@@ -21,7 +21,7 @@ from convnext_cli.machine import detect_machine
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import find_model
 from convnext_cli.models.licenses import join_licenses
-from convnext_cli.models.weights import read_weights_license
+from convnext_cli.models.weights import read_normalisation, read_weights_license
 from convnext_cli.options import AUTO
 from convnext_cli.progress import Notice, Progress
 from convnext_cli.recipes.costs import AUTOTUNED_PASSES, Workload
@@ -201,7 +201,26 @@ def _begin(context: TrainingContext, preparation: Preparation, contents: NDArray
         run.write_plan(context.plan.to_toml())
     state, notices = load_checkpoint(run, context)
     compute = _note_compiled(context, compute)  # memory may have become too small for it while settings were measured
-    return Training(context, state, compute, (*notices, *compute.notices), head_epoch)
+    notices += [*compute.notices, *_note_normalisation(context)]
+    return Training(context, state, compute, tuple(notices), head_epoch)
+
+
+def _note_normalisation(context: TrainingContext) -> list[Notice]:
+    """Return a warning where the user's weights were trained with another mean and std than the model's own."""
+    weights, used = context.plan.weights, context.preprocessing
+    stated = None if weights in (AUTO, "none") else read_normalisation(Path(weights))
+    if stated is None or any(len(values) != len(used.mean) for values in stated):
+        return []
+    if np.allclose(stated, (used.mean, used.std), atol=1e-3):
+        return []
+    return [
+        Notice(
+            f"the config.json of {weights} has mean {stated[0]} and standard deviation {stated[1]}, but images are "
+            f"normalised by {used.mean} and {used.std}, as for {context.plan.model}: a short training may not make up "
+            "for it. If these are timm's weights, give --model their full name, NAME.TAG",
+            "warning",
+        )
+    ]
 
 
 def _autotune(context: TrainingContext, request: TrainRequest) -> AutotuneResult:
