@@ -72,7 +72,7 @@ def check_split(run: RunFolder, index: Index) -> list[Notice]:
 
 
 def check_comparable(first: RunFolder, second: RunFolder) -> None:
-    """Check that two runs, or cross-validations, have the same task and the same classes.
+    """Check that two runs, or cross-validations, have the same task and the same classes, grades in the same order.
 
     Raises:
         DataError: they have not.
@@ -89,6 +89,12 @@ def check_comparable(first: RunFolder, second: RunFolder) -> None:
         raise DataError(
             f"{first.path} and {second.path} differ in classes: {', '.join(different[:5])}",
             "Compare runs that were trained on the same classes",
+        )
+    if one.task.has_order and any(find_name(name, others) != place for place, name in enumerate(names)):
+        raise DataError(
+            f"{first.path} and {second.path} differ in the order of the {one.task.display.target_words}: "
+            f"{', '.join(names)} and {', '.join(others)}",
+            "Evaluate each by itself",
         )
 
 

@@ -61,6 +61,7 @@ class Ordinal(Single):
     columns: ClassVar[tuple[str, ...]] = (*Single.columns, "mean_grade")
     pooling: ClassVar[tuple[Rule, ...]] = (MEAN,)
     has_negative: ClassVar[bool] = False
+    has_order: ClassVar[bool] = True
     ignored: ClassVar[dict[str, str]] = {name: reason for name, reason in Single.ignored.items() if name != "grades"}
     display: ClassVar[Display] = replace(
         Single.display,

@@ -136,6 +136,8 @@ class Task(ABC):
     display: ClassVar[Display]
     has_values: ClassVar[bool] = False
     """True if the targets are `Index.values`, not the classes `Index.labels`."""
+    has_order: ClassVar[bool] = False
+    """True if the order of the classes counts, as that of grades."""
     is_continuous: ClassVar[bool] = False
     """True if the targets are numbers, so that hardly two images have the same."""
     problem_type: ClassVar[str | None] = None

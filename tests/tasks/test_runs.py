@@ -25,6 +25,7 @@ from convnext_cli.exports.model_card import find_license, render_card
 from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.recalibration import keep_labels
+from convnext_cli.inference.run_checks import check_comparable
 from convnext_cli.inference.teacher import open_teacher
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.reports.report import write_report
@@ -279,6 +280,17 @@ def test_data_of_another_task_are_refused(task_run: Runs, tables: dict[str, Path
     words = rf"table\.csv has {Multilabel.title}, and the run was trained on {Regression.title}\. Give data with"
     with pytest.raises(DataError, match=words):
         Classifier.read_targets(model, index, [0])
+
+
+def test_grades_in_another_order_are_not_compared(task_run: Runs, tmp_path: Path) -> None:
+    run, other = task_run("ordinal"), RunFolder(tmp_path / "other")
+    other.path.mkdir()
+    index = run.read_split()
+    other.write_split(replace(index, classes=index.classes[::-1]))
+    check_comparable(run, run)
+    orders = " and ".join(", ".join(names) for names in (index.classes, index.classes[::-1]))
+    with pytest.raises(DataError, match=f"differ in the order of the grades: {orders}"):
+        check_comparable(run, other)
 
 
 def test_runs_of_different_tasks_are_not_compared(task_run: Runs) -> None:
