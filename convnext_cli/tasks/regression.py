@@ -147,13 +147,13 @@ class Regression(Task):
         """Return the number in the name of each image's folder."""
         if wrong := [name for name in classes if len(NUMBER.findall(name)) != 1]:
             raise DataError(
-                f"--task {cls.name} needs one number in the name of each class folder: {shorten_names(wrong)}",
+                f"--task {cls.name} needs one number in the name of each class: {shorten_names(wrong)}",
                 "Give a CSV file with a column of numbers",
             )
         numbers = {name: find_number(name) for name in classes}
         targets = cls._make_targets([numbers[label] for label in labels], "value", options)
         example = next((name for name in classes if not name.isdecimal()), classes[0])
-        note = f"the class folders are read as numbers, such as {numbers[example]:g} for {example!r}"
+        note = f"the names of the classes are read as numbers, such as {numbers[example]:g} for {example!r}"
         return replace(targets, notes=(note, *targets.notes))
 
     # Targets

@@ -865,7 +865,7 @@ def test_class_folders_can_be_grades_or_numbers(tmp_path: Path) -> None:
 def test_ranges_as_class_folders_are_no_numbers(tmp_path: Path) -> None:
     for number, name in enumerate(("0-23", "24-47")):
         save_image(tmp_path / f"data/{name}/{number}.png", seed=number)
-    with pytest.raises(DataError, match="needs one number in the name of each class folder: 0-23, 24-47"):
+    with pytest.raises(DataError, match="needs one number in the name of each class: 0-23, 24-47"):
         scan_data(tmp_path / "data", table_options=TableOptions(task="regression"))
 
 
@@ -874,7 +874,7 @@ def test_skewed_numbers_of_folders_are_learned_as_those_of_tables(tmp_path: Path
         save_image(tmp_path / f"data/{3**number} cells/a.png", seed=number)
     index = scan_data(tmp_path / "data", table_options=TableOptions(task="regression"))
     assert index.task == Regression(log=True)
-    assert "the class folders are read as numbers, such as 1 for '1 cells'" in index.notes
+    assert "the names of the classes are read as numbers, such as 1 for '1 cells'" in index.notes
     options = TableOptions(task="regression", log_target="no")
     assert scan_data(tmp_path / "data", table_options=options).task == Regression()
 
