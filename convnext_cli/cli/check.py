@@ -9,6 +9,7 @@ import typer
 
 from convnext_cli.cli import console
 from convnext_cli.cli.options import JsonFlag, OptionValues, quote_settings, with_options
+from convnext_cli.cli.streams import survive_lost_reader
 from convnext_cli.data.audit.findings import Kind
 from convnext_cli.data.index import SPLITS, check_trainable, describe_skipped
 from convnext_cli.options import DataOption, Option
@@ -46,21 +47,23 @@ def check(_context: typer.Context, values: OptionValues) -> None:
     if flags.fix_list is not None:
         check_fix_list(flags.fix_list, flags.data, overwrite=flags.overwrite)
     audit = console.run("checking images", check_steps(flags.data, settings))
-    if flags.as_json:
-        console.show_json(audit.to_dict())
-    else:
-        _show(audit)
+    with survive_lost_reader():
+        if flags.as_json:
+            console.show_json(audit.to_dict())
+        else:
+            _show(audit)
     written = 0
     if flags.fix_list is not None:
         written = write_fix_list(audit, flags.fix_list, overwrite=flags.overwrite)
         console.say(f"wrote {format_count(written, 'path')} to {flags.fix_list}")
     check_trainable(audit.index)
     if not flags.as_json:
-        _show_verdict(audit)
         reason, command = _build_next(flags.data, flags.fix_list if written else None, settings, audit)
-        if reason:
-            console.show(reason)
-        console.show(f"Next: {command}")
+        with survive_lost_reader():
+            _show_verdict(audit)
+            if reason:
+                console.show(reason)
+            console.show(f"Next: {command}")
     if audit.falsifies:
         raise typer.Exit(FALSE_SCORE)
 

@@ -10,6 +10,7 @@ from convnext_cli.cli import console
 from convnext_cli.cli.evaluation_view import show_comparison, show_evaluation, summarise_evaluation
 from convnext_cli.cli.options import JsonFlag, OptionValues, with_options
 from convnext_cli.cli.predict import find_run
+from convnext_cli.cli.streams import survive_lost_reader
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
 from convnext_cli.options import DataOption, Option
@@ -50,15 +51,19 @@ def evaluate(_context: typer.Context, values: OptionValues) -> None:
     comparisons = _compare(evaluations)
     if flags.as_json:
         first = evaluations[0].to_dict()
-        console.show_json(first if len(evaluations) == 1 else _describe_all(evaluations, comparisons))
+        with survive_lost_reader():
+            console.show_json(first if len(evaluations) == 1 else _describe_all(evaluations, comparisons))
         for evaluation in evaluations if flags.report else ():
             write_report(evaluation)
         return
     for evaluation in evaluations:
-        show_evaluation(evaluation)
+        with survive_lost_reader():
+            show_evaluation(evaluation)
         if flags.report:  # after the metrics: they are not lost where the report cannot be written
-            console.show(f"Report: {console.shorten_path(write_report(evaluation))}")
-            console.show(f"Predictions: {console.shorten_path(PREDICTIONS.path(evaluation.run))}")
+            report = write_report(evaluation)
+            with survive_lost_reader():
+                console.show(f"Report: {console.shorten_path(report)}")
+                console.show(f"Predictions: {console.shorten_path(PREDICTIONS.path(evaluation.run))}")
     for evaluation, comparison in zip(evaluations[1:], comparisons, strict=True):
         show_comparison(evaluations[0], evaluation, comparison)
     if len(evaluations) == 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from convnext_cli.cli.app import main
-from convnext_cli.cli.streams import Log, keep_streams, survive_lost_reader
+from convnext_cli.cli.streams import Log, discard, keep_streams, survive_lost_reader
 from convnext_cli.runs.folder import RunFolder
 from tools.kill_test import check_files
 
@@ -94,6 +94,21 @@ def test_a_lost_reader_is_ignored_and_a_full_disk_is_an_error(monkeypatch: pytes
         with pytest.raises(OSError, match="No space left"), survive_lost_reader():
             sys.stdout.write("result\n")
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_files_are_written_where_a_reader_such_as_head_ends_early(
+    flags: list[str], run_copy: RunFolder, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in (["eval", str(run_copy.path)], ["check", str(digits), "--fix-list", "list.txt"]):
+        with os.fdopen(open_lost("pipe"), "w") as stream, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stream)
+            with pytest.raises(SystemExit) as ended:
+                main([*words, *flags])
+            discard(stream)
+        assert ended.value.code == 0
+    assert run_copy.report.exists()
+    assert Path("list.txt").exists()
 
 
 @pytest.mark.parametrize("words", [["list", "--json"], ["list"], ["cache"]])
