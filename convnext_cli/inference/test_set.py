@@ -23,7 +23,7 @@ from convnext_cli.recipes.plan import read_plan
 from convnext_cli.recipes.settings import TABLE_SETTINGS
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.reading import TableOptions
-from convnext_cli.text import format_percent
+from convnext_cli.text import format_count, format_percent
 
 MIN_SAME = 0.5  # fraction of equal images above which data with the names of the run's own count as its own
 
@@ -230,8 +230,8 @@ def _group_like_run(
     except ConvnextError:
         index, grouping = yield from group_steps(index, AUTO)
     text = (
-        f"the 95% CIs rely on {grouping.groups:,} guessed groups: {grouping.rule}. A CSV file with a column for the "
-        "patient replaces the guess"
+        f"the 95% CIs rely on a guess: {format_count(grouping.groups, 'group')} {grouping.rule}. A CSV file with a "
+        "column for the patient replaces it"
     )
     return index, [Notice(text)] if grouping.is_guess else []
 
