@@ -205,7 +205,8 @@ def _describe_use(run: RunFolder) -> str:
             name = str(threshold.target)
             warning = f" The test split did not meet it: {missed[name]}." if name in missed else ""
             lines.append(
-                f"Operating point {_as_code(name)}: calibrated probability of at least "
+                f"Operating point {_as_code(name)}: calibrated "
+                f"{threshold.target.describe_score(config.label_names)} of at least "
                 f"{format_inside(threshold.threshold, 6, 0, 1)}, set on "
                 f"{format_count(calibration.images, 'validation image')}.{warning}"
             )

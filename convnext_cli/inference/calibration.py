@@ -138,7 +138,7 @@ def check_classes(calibration: Calibration | Pooling, classes: Sequence[str], so
             problem = f"{format_count(number, 'value')} for {format_count(len(classes), 'class')}"
             raise RunError(f"{source} cannot be read: {key}: {problem}", remedy)
     for number, threshold in enumerate(calibration.thresholds):
-        if threshold.target.name not in classes:
+        if not threshold.target.list_positive(classes):
             problem = f"the model has no class {threshold.target.name!r}"
             raise RunError(f"{source} cannot be read: thresholds[{number}].target.name: {problem}", remedy)
 

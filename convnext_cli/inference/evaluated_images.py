@@ -13,6 +13,7 @@ from convnext_cli.metrics.comparison import Comparison, compare
 from convnext_cli.metrics.intervals import Intervals, compute_intervals
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
+from convnext_cli.metrics.thresholds import Target
 from convnext_cli.progress import Notice
 from convnext_cli.tasks.task import Targets, Task
 
@@ -71,12 +72,15 @@ class EvaluatedImages:
         """Return which images are of class k, and for which images that is known, both (N,)."""
         return self.task.select_known(self.targets, k)
 
-    def select_class(self, name: str) -> tuple[Floats, NDArray[np.bool_], Sequence[str] | None]:
-        """Return probabilities of a class, which images are of it, and their groups, of the M where that is known."""
-        k = self.classes.index(name)
-        positive, known = self.select_known(k)
-        images = self.select(np.flatnonzero(known))
-        return images.probabilities[:, k], positive[known], images.groups
+    def judge(self, target: Target) -> tuple[Floats, NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return the score of each image for a target, which are positive, and for which that is known, all (N,)."""
+        positive, known = zip(*map(self.select_known, target.list_positive(self.classes)), strict=True)
+        return target.score(self.probabilities, self.classes), np.any(positive, axis=0), np.all(known, axis=0)
+
+    def select_judged(self, target: Target) -> tuple[Floats, NDArray[np.bool_], Sequence[str] | None]:
+        """Return scores for a target, which images are positive, and their groups, of the M where that is known."""
+        scores, positive, known = self.judge(target)
+        return scores[known], positive[known], self.select(np.flatnonzero(known)).groups
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -124,8 +124,8 @@ The output `{task.scores}` (batch, {task.count_outputs(len(metadata.classes))}),
 {task.describe_scores(calibration)}. {task.describe_decision(calibration)}"""
     steps = [DECODING, resize, *_describe_frame(preprocessing), *model.splitlines()]
     for threshold in calibration.thresholds if calibration else ():
-        limit = f"the probability of {threshold.target.name} is at least {threshold.threshold:.6g}"
-        steps.append(f"The target {threshold.target} is positive if {limit}.")
+        score = threshold.target.describe_score(metadata.classes)
+        steps.append(f"The target {threshold.target} is positive if the {score} is at least {threshold.threshold:.6g}.")
     if calibration and calibration.novelty_threshold is not None:
         limit = f"{calibration.novelty_threshold:.6g}"
         steps.append(f"An image whose output `novelty` is above {limit} is out-of-distribution (OOD).")

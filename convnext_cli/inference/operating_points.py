@@ -6,6 +6,7 @@ from typing import Any, Literal
 from msgspec.structs import replace
 
 from convnext_cli.data.split import MORE_VALIDATION
+from convnext_cli.encoding import find_name
 from convnext_cli.errors import UsageError
 from convnext_cli.inference.calibration import Calibration, read_validation
 from convnext_cli.inference.classifier import Classifier, find_class
@@ -20,44 +21,50 @@ from convnext_cli.metrics.thresholds import (
     show_missed,
 )
 from convnext_cli.runs.folder import RunFolder
+from convnext_cli.tasks.task import Task
 
 TEST_TARGETS = {"image": "targets", "group": "group_targets"}  # keys of `tests.jsonl`
 
 
 def measure_points(images: EvaluatedImages, thresholds: Sequence[Threshold]) -> tuple[OperatingPoint, ...]:
     """Return the metrics of each threshold on images, or on groups."""
-    return tuple(apply_threshold(threshold, *images.select_class(threshold.target.name)) for threshold in thresholds)
+    return tuple(apply_threshold(threshold, *images.select_judged(threshold.target)) for threshold in thresholds)
 
 
 def trace_curves(
     images: EvaluatedImages, points: Sequence[OperatingPoint], thresholds: Sequence[float] = CURVE_THRESHOLDS
 ) -> tuple[DecisionCurve, ...]:
     """Return the decision curve of each class that has a target, at the first prevalence that is stated for it."""
-    stated: dict[str, float | None] = {}
-    for point in points:
-        target = point.threshold.target
-        stated[target.name] = stated.get(target.name) or target.prevalence
+    stated: dict[str, Target] = {}
+    for target in (point.threshold.target for point in points):
+        if not (target.name in stated and stated[target.name].prevalence):
+            stated[target.name] = target
     curves = []
-    for name, prevalence in stated.items():
-        scores, positive, _ = images.select_class(name)
+    for name, target in stated.items():
+        scores, positive, _ = images.select_judged(target)
         if positive.any() and not positive.all():
-            curves.append(trace_decision_curve(name, scores, positive, prevalence, thresholds))
+            curves.append(trace_decision_curve(name, scores, positive, target.prevalence, thresholds))
     return tuple(curves)
 
 
 def fit_threshold(target: Target, images: EvaluatedImages) -> Threshold | None:
     """Return the threshold for a target on images, or on groups; None where all are of its class, or none is."""
-    scores, positive, groups = images.select_class(target.name)
+    scores, positive, groups = images.select_judged(target)
     return None if positive.all() or not positive.any() else find_threshold(scores, positive, target, groups)
 
 
-def name_targets(targets: Sequence[Target], classes: Sequence[str]) -> list[Target]:
-    """Return targets with the names of classes as the model has them.
+def name_targets(targets: Sequence[Target], task: Task, classes: Sequence[str]) -> list[Target]:
+    """Return targets with the names of classes as the model has them; `severe+` is a grade and all higher ones.
 
     Raises:
         UsageError: the model has no such class.
     """
-    return [replace(target, name=classes[find_class(target.name, tuple(classes), "--target")]) for target in targets]
+
+    def name(text: str) -> str:
+        plus = "+" if task.has_order and text.endswith("+") and find_name(text, classes) is None else ""
+        return classes[find_class(text.removesuffix(plus), tuple(classes), "--target")] + plus
+
+    return [replace(target, name=name(target.name)) for target in targets]
 
 
 def find_missed(
@@ -88,7 +95,7 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
         return calibration
     if model.task.is_continuous:
         raise UsageError(f"--target does not apply to {model.task.title}", "Leave it out")
-    targets = name_targets(targets, model.classes)
+    targets = name_targets(targets, model.task, model.classes)
     if not calibration.is_fitted:
         raise UsageError(
             f"no threshold can be set: {calibration.unfitted_reason}", f"{MORE_VALIDATION}, or leave out --target"
@@ -105,7 +112,7 @@ def add_targets(run: RunFolder, calibration: Calibration, model: Classifier, tar
     )
     thresholds = {threshold.target: threshold for threshold in calibration.thresholds}
     for target in targets:
-        scores, positive, groups = images.select_class(target.name)
+        scores, positive, groups = images.select_judged(target)
         if not len(positive):
             raise UsageError(
                 f"no threshold can be set for {target}: no validation image is known to be {target.name} or not",

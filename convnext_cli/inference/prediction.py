@@ -306,4 +306,4 @@ def _list_fields(outcome: Outcome) -> dict[str, Any]:
 def _decide(
     thresholds: Sequence[Threshold], classes: tuple[str, ...], probabilities: NDArray[np.float64]
 ) -> dict[str, bool]:
-    return {str(t.target): bool(probabilities[classes.index(t.target.name)] >= t.threshold) for t in thresholds}
+    return {str(t.target): bool(t.target.score(probabilities, classes) >= t.threshold) for t in thresholds}

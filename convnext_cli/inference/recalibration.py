@@ -107,7 +107,7 @@ def refit_calibration(
     )
     former = {old.target: old for old in base.thresholds}
     thresholds, stays = [], []
-    for target in dict.fromkeys([*former, *name_targets(new_targets, classes)]):
+    for target in dict.fromkeys([*former, *name_targets(new_targets, task, classes)]):
         threshold = fit_threshold(target, images)
         if threshold is None and target not in former:
             problem = f"no threshold can be set for {target}: all images of --recalibrate are of its class, or none is"

@@ -136,7 +136,7 @@ class _Metric:
     k: int | None = None
     """The class; None for an overall metric."""
     threshold: Threshold | None = None
-    """Decides for class k; None for the task's decision."""
+    """Decides for its target; None for the task's decision."""
 
     def name(self, classes: Sequence[str]) -> str:
         if self.threshold is not None:
@@ -206,7 +206,7 @@ def _list_metrics(images: EvaluatedImages) -> tuple[list[_Metric], int | None]:
     display, classes = images.task.display, images.classes
     thresholds = images.calibration.thresholds if images.calibration else ()
     points = [
-        _Metric(key=key, k=classes.index(threshold.target.name), threshold=threshold)
+        _Metric(key=key, k=threshold.target.list_positive(classes)[0], threshold=threshold)
         for threshold in thresholds
         for key in ("recall", "specificity")
     ]
@@ -275,9 +275,8 @@ def _estimate(images: EvaluatedImages, metrics: Sequence[_Metric]) -> list[Estim
 def _list_hits(images: EvaluatedImages, metric: _Metric) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return which images a threshold decides correctly, and which of them count, both (N,)."""
     assert metric.threshold is not None
-    assert metric.k is not None
-    positive, known = images.select_known(metric.k)
-    predicted = images.probabilities[:, metric.k] >= metric.threshold.threshold
+    scores, positive, known = images.judge(metric.threshold.target)
+    predicted = scores >= metric.threshold.threshold
     return (predicted, positive & known) if metric.key == "recall" else (~predicted, ~positive & known)
 
 

@@ -62,7 +62,7 @@ class Bound(Struct, frozen=True, rename={"metric": "figure"}):
 
 
 class Target(Struct, frozen=True, rename={"metric": "figure"}):
-    """A metric of at least `value` for the class `name`, and further bounds at once.
+    """A metric of at least `value` for the class `name`, or for grades from it on (`severe+`), and further bounds.
 
     The field names are keys of `calibration.json`; the metric's key is `figure`.
     """
@@ -81,6 +81,24 @@ class Target(Struct, frozen=True, rename={"metric": "figure"}):
     def bounds(self) -> tuple[Bound, ...]:
         """All bounds, in their order."""
         return (Bound(self.metric, self.value), *self.also)
+
+    def list_positive(self, classes: Sequence[str]) -> list[int]:
+        """Return the classes that count as positive: that of the name, or from it on; none if it names none."""
+        if self.name in classes:
+            return [classes.index(self.name)]
+        lowest = self.name.removesuffix("+")
+        is_range = lowest != self.name and lowest in classes
+        return list(range(classes.index(lowest), len(classes))) if is_range else []
+
+    def score(self, probabilities: Floats, classes: Sequence[str]) -> Floats:
+        """Return the probability of the positive classes, (...), from that of each class, (..., K)."""
+        total: Floats = probabilities[..., self.list_positive(classes)].sum(axis=-1)
+        return total
+
+    def describe_score(self, classes: Sequence[str]) -> str:
+        """Return which probability a threshold is for, in words."""
+        *others, last = (classes[k] for k in self.list_positive(classes))
+        return f"sum of the probabilities of {', '.join(others)} and {last}" if others else f"probability of {last}"
 
     def __str__(self) -> str:
         extras = {"prevalence": self.prevalence, "confidence": self.confidence}

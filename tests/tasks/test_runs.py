@@ -282,6 +282,25 @@ def test_data_of_another_task_are_refused(task_run: Runs, tables: dict[str, Path
         Classifier.read_targets(model, index, [0])
 
 
+def test_target_of_a_grade_and_all_higher_ones(task_run: Runs, tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(task_run("ordinal").path, tmp_path / "run"))
+    with pytest.raises(UsageError, match=r"unknown class 'x' in --target\. Known are 0, 1, 2, 3"):
+        evaluate(run.path, targets=["sensitivity=0.9:x+"])
+    with pytest.raises(UsageError, match=r"0\+: the validation split has no other images"):
+        evaluate(run.path, targets=["sensitivity=0.9:0+"])
+    result = evaluate(run.path, targets=["sensitivity=0.9:2+", "sensitivity=0.9:3"])
+    point, top = result.operating_points
+    scores, is_positive = result.images.probabilities[:, 2:].sum(axis=1), result.images.targets >= 2
+    predicted = scores >= point.threshold.threshold
+    assert point.sensitivity == pytest.approx(predicted[is_positive].mean())
+    assert point.specificity == pytest.approx((~predicted[~is_positive]).mean())
+    assert top.threshold.target.list_positive(result.images.classes) == [3]
+    paths = [run.read_split().root / result.test_set.index.paths[row] for row in result.test_set.rows]
+    decided = [one.decisions["sensitivity=0.9:2+"] for one in predict(paths, run.path)]
+    assert decided == predicted.tolist()
+    assert "calibrated sum of the probabilities of 2 and 3 of at least" in render_card(run, None, find_license(run))
+
+
 def test_grades_in_another_order_are_not_compared(task_run: Runs, tmp_path: Path) -> None:
     run, other = task_run("ordinal"), RunFolder(tmp_path / "other")
     other.path.mkdir()
