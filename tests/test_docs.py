@@ -99,13 +99,13 @@ def place(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "other" / name).mkdir(parents=True, exist_ok=True)
             shutil.copy(path, folder / "other" / name / path.name)
     write_attributes(folder)
-    (folder / "new").mkdir()
+    (folder / "new" / "p900").mkdir(parents=True)
     (folder / "weights").mkdir()
     for kind, table in (("multilabel", "findings"), ("ordinal", "grades"), ("regression", "ages")):
         written = write_set(folder / table, kind, 360 if kind == "multilabel" else 60)
         text = written.read_text().replace("images/", f"{table}/images/").replace(",NW,NE,", ",Edema,Pneumonia,")
         (folder / f"{table}.csv").write_text(text)
-    for name in ("new/a.png", "new.png", "new.jpeg"):
+    for name in ("new/a.png", "new/p900/b.png", "new.png", "new.jpeg"):
         shutil.copy(sorted((digits / "1").glob("*.png"))[-1], folder / name)
     save_file(timm.create_model("test_convnext").state_dict(), folder / "weights/model.safetensors")
     return folder
