@@ -7,8 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.data.audit.candidates import MAX_ORIENTED_DISTANCE, ORIENTATIONS, find_similar, orient_thumbs
-from convnext_cli.data.audit.measurements import CONTENT_MEASURES, hash_images, measure_images
+from convnext_cli.data.audit.candidates import (
+    MAX_ORIENTED_DISTANCE,
+    ORIENTATIONS,
+    find_similar,
+    hash_thumbs,
+    orient_thumbs,
+)
+from convnext_cli.data.audit.measurements import CONTENT_MEASURES, measure_images
 from convnext_cli.data.index import Index
 from convnext_cli.data.split import list_trained_rows
 from convnext_cli.progress import Steps
@@ -108,9 +114,9 @@ def _find_near(known: Mapping[str, NDArray[Any]], evaluated: Mapping[str, NDArra
 
     for pairs in find_similar(evaluated["hash"], known["hash"]):
         mark(pairs, known["thumb"])
-    hashes = hash_images(evaluated["thumb"])
+    hashes = hash_thumbs(evaluated["thumb"])
     for orientation in ORIENTATIONS:
         thumbs = orient_thumbs(known["thumb"], orientation)
-        for pairs in find_similar(hashes, hash_images(thumbs), MAX_ORIENTED_DISTANCE):
+        for pairs in find_similar(hashes, hash_thumbs(thumbs), MAX_ORIENTED_DISTANCE):
             mark(pairs, thumbs)
     return is_near

@@ -7,7 +7,7 @@ from itertools import pairwise, product
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.data.audit.measurements import THUMB
+from convnext_cli.data.audit.measurements import THUMB, hash_images
 from convnext_cli.images.raster import orient
 
 MAX_DISTANCE = 8  # bits of 64 in which the hashes of near-duplicates may differ
@@ -53,6 +53,12 @@ class Hashed:
 def orient_thumbs(thumbs: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Return thumbnails, (N, THUMB, THUMB), mirrored or turned by an EXIF orientation. They are not copied."""
     return np.moveaxis(orient(np.moveaxis(thumbs, 0, 2), orientation), 2, 0)
+
+
+def hash_thumbs(thumbs: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Return the hashes of thumbnails, (N,), a part at a time: intermediate values are 1,000 bytes each."""
+    parts = range(0, len(thumbs), _BLOCK)
+    return np.concatenate([np.empty(0, np.uint64), *(hash_images(thumbs[start : start + _BLOCK]) for start in parts)])
 
 
 def find_candidates(left: Hashed, right: Hashed, max_distance: int, budget: int) -> tuple[NDArray[np.int64], int]:

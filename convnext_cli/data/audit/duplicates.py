@@ -16,9 +16,10 @@ from convnext_cli.data.audit.candidates import (
     ORIENTATIONS,
     Hashed,
     find_candidates,
+    hash_thumbs,
     orient_thumbs,
 )
-from convnext_cli.data.audit.measurements import Measurements, hash_images
+from convnext_cli.data.audit.measurements import Measurements
 from convnext_cli.data.index import Index, group_by
 from convnext_cli.data.joined_rows import JoinedRows, join_rows
 from convnext_cli.errors import ImageError
@@ -117,10 +118,10 @@ def _list_candidates(
     images = Hashed(thumbs, measurements.measures["hash"], rows)
     yield 1, *find_candidates(images, images, MAX_DISTANCE, MAX_COMPARED)
     rows = np.array([row for row in rows.tolist() if joined.find(row) == row], np.int64)
-    images = Hashed(thumbs, hash_images(thumbs), rows)
+    images = Hashed(thumbs, hash_thumbs(thumbs), rows)
     for orientation in ORIENTATIONS:
         oriented = orient_thumbs(thumbs, orientation)
-        others = Hashed(oriented, hash_images(oriented), rows)
+        others = Hashed(oriented, hash_thumbs(oriented), rows)
         budget = MAX_COMPARED // len(ORIENTATIONS)
         yield orientation, *find_candidates(images, others, MAX_ORIENTED_DISTANCE, budget)
 
