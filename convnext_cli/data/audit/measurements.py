@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -176,12 +176,18 @@ def hash_images(grey: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.uin
 
     Source: the DCT hash of pHash (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions").
     """
-    side = grey.shape[-1]
-    cosines = np.cos(np.pi / side * (np.arange(side) + 0.5) * np.arange(8)[:, None]).astype(np.float32)  # (8, S)
+    cosines = _list_cosines(grey.shape[-1])
     low = (cosines @ grey.astype(np.float32) @ cosines.T).reshape(*grey.shape[:-2], 64)
     median = np.partition(low[..., 1:], 31)[..., 31:32]  # the first is the mean brightness
     hashes: NDArray[np.uint64] = np.packbits(low > median, axis=-1, bitorder="little").view("<u8")[..., 0]
     return hashes
+
+
+@cache
+def _list_cosines(side: int) -> NDArray[np.float32]:
+    """Return the cosines of the lowest 8 frequencies, (8, S)."""
+    cosines: NDArray[np.float64] = np.cos(np.pi / side * (np.arange(side) + 0.5) * np.arange(8)[:, None])
+    return cosines.astype(np.float32)
 
 
 def sign_files(index: Index, rows: Sequence[int]) -> NDArray[np.uint64]:
