@@ -80,7 +80,7 @@ class EvalRequest(GroupOptions):
         tuple[str, ...],
         Option(
             "Set a threshold: sensitivity=0.9[,specificity=0.8]:CLASS[@confidence=0.9] or "
-            "ppv=0.3:CLASS@prevalence=0.02. Of grades, GRADE+ is this and all higher ones.",
+            "ppv=0.3:CLASS@prevalence=0.02.",
             is_common=True,
             name="target",
         ),
