@@ -147,7 +147,7 @@ def _find_identifiers(
 ) -> tuple[list[list[str]], set[str]]:
     """Return the candidate identifiers of names with the same separators, the best first, and those that repeat.
 
-    `targets` are the numbers to be predicted; none where the target is no number.
+    `targets` are the numbers to be predicted; empty if the target is not a number.
     """
     columns = _make_columns(names, cells, targets)
     candidates: list[list[str]] = []

@@ -62,7 +62,7 @@ class Bound(Struct, frozen=True, rename={"metric": "figure"}):
 
 
 class Target(Struct, frozen=True, rename={"metric": "figure"}):
-    """A metric of at least `value` for the class `name`, or for grades from it on (`severe+`), and further bounds.
+    """A metric of at least `value` for the class `name`, and further bounds. `severe+` is this grade and higher ones.
 
     The field names are keys of `calibration.json`; the metric's key is `figure`.
     """
@@ -83,7 +83,7 @@ class Target(Struct, frozen=True, rename={"metric": "figure"}):
         return (Bound(self.metric, self.value), *self.also)
 
     def list_positive(self, classes: Sequence[str]) -> list[int]:
-        """Return the classes that count as positive: that of the name, or from it on; none if it names none."""
+        """Return the classes that count as positive: one, or a grade and all higher ones; empty for an unknown name."""
         if self.name in classes:
             return [classes.index(self.name)]
         lowest = self.name.removesuffix("+")

@@ -68,17 +68,18 @@ def describe_chance(evaluation: Evaluation) -> str | Notice:
     headline = METRICS[evaluation.task.display.headline]
     chance = evaluation.task.measure_chance(evaluation.metrics, evaluation.images.targets)
     level, interval = headline.format_with_unit(chance.value), evaluation.intervals.overall[headline.key]
-    bound, excluded, found = chance.value, level, f"the 95% CI {headline.format_ci(interval)}"
+    bound, bound_text, evidence = chance.value, level, f"the 95% CI {headline.format_ci(interval)}"
     if chance.logits is not None:
         constant = replace(evaluation.images, logits=chance.logits, calibration=None)
         change = constant.compare(evaluation.images).differences[headline.key]
-        interval, bound, excluded = change.interval if change else None, 0.0, "0"
-        found = f"the {headline.title} differs from chance ({level}) by {headline.format_difference(change)}, which"
+        interval, bound, bound_text = change.interval if change else None, 0.0, "0"
+        difference = headline.format_difference(change)
+        evidence = f"the {headline.title} differs from chance ({level}) by {difference}, which"
     if interval is None:
         return f"There are too few images to say whether it is better than chance ({level})."
     if bound < interval.low if headline.higher_is_better else bound > interval.high:
-        return f"It is better than chance: {found} excludes {excluded}."
-    return Notice(f"not shown to be better than chance: {found} does not exclude {excluded}", "warning")
+        return f"It is better than chance: {evidence} excludes {bound_text}."
+    return Notice(f"not shown to be better than chance: {evidence} does not exclude {bound_text}", "warning")
 
 
 def describe_leakage(evaluation: Evaluation) -> list[str]:

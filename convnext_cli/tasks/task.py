@@ -76,7 +76,7 @@ class Display:
     """The word for a target in headings and sentences."""
     target_words: str = "classes"
     strata: str = "classes"
-    """What `number_strata` numbers."""
+    """The word for the strata of `number_strata`, by which splits are drawn."""
     class_order: str | None = None
     """Of each class: the metric by which the report sorts them, the best first; None keeps their order."""
     curves_heading: str = "Curves"

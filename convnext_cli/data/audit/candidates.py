@@ -13,7 +13,7 @@ from convnext_cli.images.raster import orient
 
 MAX_DISTANCE = 8  # bits of 64 in which the hashes of near-duplicates may differ
 ORIENTATIONS = range(2, 9)  # of EXIF: mirrored or turned
-MAX_ORIENTED_DISTANCE = 4  # bits, of hashes of thumbnails; finds all of 800 JPEG copies at quality 40 to 95
+MAX_ORIENTED_DISTANCE = 4  # bits, of hashes of thumbnails
 MIN_THUMB_CORRELATION = 0.95
 MAX_CANDIDATES = 200_000  # pairs to decode again; the nearest are taken
 _MATRIX_GAIN = 20  # times that a matrix product is faster per pair
