@@ -134,11 +134,18 @@ WITH_GROUPS = {
     "a word of the change last": [
         f"{label(p)}/{p:03}{s}.png" for p in SUBJECTS for s in ("", "_flip", "_rot90", "_bright")
     ],
+    "a word of the change first": [
+        f"{label(p)}/{c}{p:03}.png" for p in SUBJECTS for c in ("", "flip_", "rot90_", "aug2_", "Rotated_")
+    ],
+    "some changed, words first": [
+        f"{label(p)}/{c}IMG_{p:03}.png" for p in SUBJECTS for c in ("", "hflip_", "rot90_blur_")[: 1 + 2 * (p % 2)]
+    ],
 }
 
 WITHOUT_GROUPS = {
     "numbered": each(lambda _, i: f"{i:04}"),
     "continued": each(lambda c, i: f"{i + 24 * (c == 'dog'):04}"),
+    "a change is the class": each(lambda c, i: f"{'flip' if c == 'cat' else 'noise'}_{i}"),
     "class.number": each(lambda c, i: f"{c}.{i}"),
     "class number": each(lambda c, i: f"{c} ({i})"),
     "number_class": each(lambda c, i: f"{i}_{c}"),
