@@ -42,8 +42,9 @@ _DATE = re.compile(
 )
 _TOKEN = re.compile(rf"(?<![^\W_]){_DATE.pattern}(?![^\W_])|[^\W_]+")
 _CHANGE = re.compile(
-    r"((?:(?:aug(?:ment(?:ed)?)?|(?:[hv]_?|horizontal_|vertical_)?flip(?:ped|lr|ud)?|mirror(?:ed)?|rot(?:ate|ated|ation)?"
-    r"|crop(?:ped)?|zoom(?:ed)?|shear(?:ed)?|bright(?:ness)?|contrast|blur(?:red)?|nois[ey])\d*[ _-]+)+)(?=.*\d)(.+)",
+    r"^((?:(?:aug(?:ment(?:ed)?)?|(?:[hv]_?|horizontal_|vertical_)?flip(?:ped|lr|ud)?|mirror(?:ed)?"
+    r"|rot(?:ate|ated|ation)?|crop(?:ped)?|zoom(?:ed)?|shear(?:ed)?|bright(?:ness)?|contrast|blur(?:red)?|nois[ey])"
+    r"\d*[ _-]+)+)(?=.*\d)(.+)",
     re.IGNORECASE,
 )
 """A name that begins with how the image was changed, such as `flip_` or `rot90_`, and has a number after that."""

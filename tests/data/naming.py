@@ -137,6 +137,7 @@ WITH_GROUPS = {
     "a word of the change first": [
         f"{label(p)}/{c}{p:03}.png" for p in SUBJECTS for c in ("", "flip_", "rot90_", "aug2_", "Rotated_")
     ],
+    "a word of the change within": three(lambda p, i: f"{hexadecimal(p)}_microcrop_{p % 3}_flip_{i}"),
     "some changed, words first": [
         f"{label(p)}/{c}IMG_{p:03}.png" for p in SUBJECTS for c in ("", "hflip_", "rot90_blur_")[: 1 + 2 * (p % 2)]
     ],
