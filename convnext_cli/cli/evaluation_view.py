@@ -76,8 +76,8 @@ def _show_calibration(evaluation: "Evaluation") -> None:
             for metric in metrics
         )
         console.show(
-            f"Calibrated with {task.describe_calibration(calibration)} on {calibration.images:,} {evaluation.fitted_on}"
-            f"{'; before: ' * bool(before)}{before}"
+            f"Calibrated with {task.describe_calibration(calibration)} on {calibration.images:,} {evaluation.fitted_on} "
+            f"images{'; before: ' * bool(before)}{before}"
         )
 
 

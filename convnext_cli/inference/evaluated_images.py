@@ -87,7 +87,7 @@ class EvaluatedImages:
 
 
 def describe_worse_calibration(
-    images: EvaluatedImages, before: MetricSet, after: MetricSet, fitted_on: str = "validation images"
+    images: EvaluatedImages, before: MetricSet, after: MetricSet, fitted_on: str = "validation"
 ) -> Notice | None:
     """Return a notice where calibration makes the first of the metrics that it changes worse as printed, else None.
 
@@ -97,7 +97,7 @@ def describe_worse_calibration(
         images: with their calibration.
         before: the metrics without calibration.
         after: the metrics with it.
-        fitted_on: the images that it was fitted on.
+        fitted_on: the kind of images that it was fitted on.
     """
     changes: list[str] = []
     for _, key in images.task.display.calibration:
@@ -112,11 +112,11 @@ def describe_worse_calibration(
     _, first = images.task.display.calibration[0]
     change = replace(images, calibration=None).compare(images).differences[first]
     text = (
-        f"the calibration that was fitted on {fitted_on} makes the probabilities worse on these images: "
+        f"the calibration that was fitted on {fitted_on} images makes the probabilities worse on these images: "
         f"{', '.join(changes)}"
     )
     if change is None or change.interval is None:
         return Notice(f"{text}. That may be chance: these images give no 95% CI of the change")
     if change.interval.low <= 0:
         return Notice(f"{text}. That may be chance: the 95% CI of the change includes 0")
-    return Notice(f"{text}. Do not rely on them; the images may differ from the {fitted_on}", "warning")
+    return Notice(f"{text}. Do not rely on them; the images may differ from the {fitted_on} images", "warning")

@@ -124,8 +124,8 @@ class Evaluation:
 
     @property
     def fitted_on(self) -> str:
-        """The images that calibration and thresholds were fitted on, in words."""
-        return "validation images" if self.recalibration is None else "recalibration images"
+        """The kind of images that calibration and thresholds were fitted on: `validation` or `recalibration`."""
+        return "validation" if self.recalibration is None else "recalibration"
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
@@ -377,7 +377,7 @@ def _list_warnings(evaluation: Evaluation, trained_on: Index) -> list[Notice]:
         texts.append(absent)
     training = trained_on.targets(list_trained_rows(trained_on))
     texts += task.list_warnings(training, images.probabilities, images.classes, calibration)
-    texts += [text for point in points if (text := describe_unreachable(point.threshold, fitted_on))]
+    texts += [text for point in points if (text := describe_unreachable(point.threshold, f"{fitted_on} images"))]
     texts += [describe_missed(point) for point in points if point.is_missed]
     return [*([worse] if worse else []), *(Notice(text, "warning") for text in texts)]
 

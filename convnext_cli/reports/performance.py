@@ -150,7 +150,7 @@ def show_calibration(report: ReportData) -> Section:
     display = evaluation.task.display
     if calibration and calibration.is_fitted:
         method = evaluation.task.describe_calibration(calibration)
-        sentences = [f"Calibrated with {method}, fitted on {calibration.images:,} {evaluation.fitted_on}."]
+        sentences = [f"Calibrated with {method}, fitted on {calibration.images:,} {evaluation.fitted_on} images."]
         changes = []
         for _, key in display.calibration:
             metric = METRICS[key]

@@ -36,7 +36,7 @@ def show_targets(report: ReportData) -> Section | None:
     elif evaluation.split == "val" and is_fitted_here:
         sentences.append("The thresholds were set on these same images; measure them on other images.")
     else:
-        sentences.append(f"The thresholds were set on the {evaluation.fitted_on} and applied to these images.")
+        sentences.append(f"The thresholds were set on the {evaluation.fitted_on} images and applied to these images.")
     for point in points:
         sentences += describe_point(point, evaluation.fitted_on)
     sentences += [curve.describe() for curve in evaluation.decision_curves]
@@ -61,7 +61,7 @@ def describe_point(point: OperatingPoint, fitted_on: str) -> list[str | Notice]:
         bounds = " and ".join(_describe_bound(bound, target) for bound in unreachable)
         asked = f" with {100 * target.confidence:g}% confidence" if target.confidence else ""
         together = " together with the rest of the target" if target.also else ""
-        text = f"no threshold reaches {bounds}{asked} for {target.name}{together} on the {fitted_on}."
+        text = f"no threshold reaches {bounds}{asked} for {target.name}{together} on the {fitted_on} images."
         texts.append(Notice(text, "warning"))
     for result in point.results:
         if result.value is None:
@@ -96,11 +96,11 @@ def _tabulate_bounds(points: Sequence[OperatingPoint], fitted_on: str, note: str
         for (bound, reached), result in zip(point.threshold.reached_bounds, point.results, strict=True)
     ]
     return Table(
-        title=f"Targets on {fitted_on} and on these images",
+        title=f"Targets on {fitted_on} images and on these images",
         columns=[
             Column("target", is_number=False),
             Column("metric", is_number=False),
-            Column(f"{fitted_on.removesuffix(' images')} %"),
+            Column(f"{fitted_on} %"),
             Column("here %"),
             Column(confidence.short, metric=confidence),
             Column("result", is_number=False),

@@ -48,7 +48,7 @@ def _describe_images(evaluation: Evaluation) -> list[str]:
 def _describe_trust(evaluation: Evaluation) -> list[str | Notice]:
     points = evaluation.operating_points
     fitted_on = evaluation.fitted_on
-    unreachable = {describe_unreachable(point.threshold, fitted_on) for point in points}
+    unreachable = {describe_unreachable(point.threshold, f"{fitted_on} images") for point in points}
     known = {describe_missed(point) for point in points} | unreachable
     warnings = [note for note in evaluation.notes if note.severity == "warning" and note.text not in known]
     targets = [text for point in points for text in describe_point(point, fitted_on)]

@@ -352,7 +352,7 @@ def test_report_says_which_bound_no_threshold_reaches(target: Target, text: str 
     scores = 1 / (1 + np.exp(-random.normal(positive, 1)))
     scores[1] = 1  # the highest score is false: no PPV of 1
     point = apply_threshold(find_threshold(scores, positive, target), scores, positive, None)
-    warnings = [entry.text for entry in describe_point(point, "validation images") if isinstance(entry, Notice)]
+    warnings = [entry.text for entry in describe_point(point, "validation") if isinstance(entry, Notice)]
     unreachable = [warning for warning in warnings if warning.startswith("no threshold")]
     assert unreachable == ([f"no threshold reaches {text} on the validation images."] if text else [])
 
