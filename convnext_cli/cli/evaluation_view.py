@@ -274,8 +274,7 @@ def _show_drift(drift: "Drift") -> None:
 
 def _show_recalibration(recalibration: "Recalibration", display: "Display") -> None:
     """Show what a recalibration changes on the other images."""
-    keys = display.recalibrated or tuple(dict.fromkeys((*(key for _, key in display.calibration), *display.compared)))
-    change = recalibration.gain.describe(keys)
+    change = recalibration.describe_change(display)
     console.show("")
     console.show(
         f"Recalibrated on {format_count(recalibration.images, 'image')} ({recalibration.description})"

@@ -20,7 +20,7 @@ from convnext_cli.metrics.intervals import count_units
 from convnext_cli.metrics.thresholds import Target
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.tasks.task import Scaling
+from convnext_cli.tasks.task import Display, Scaling
 from convnext_cli.text import format_count, shorten_names
 
 
@@ -36,6 +36,11 @@ class Recalibration:
     """Description of the fitted parameters."""
     gain: Comparison
     """Metrics of the other images with this calibration, minus those with the run's own."""
+
+    def describe_change(self, display: Display) -> str:
+        """Return the change of the metrics that a calibration changes, and of those that runs are compared by."""
+        changed = [key for _, key in display.calibration]
+        return self.gain.describe(display.recalibrated or tuple(dict.fromkeys([*changed, *display.compared])))
 
 
 def divide_test_set(test_set: TestSet, number: int | None) -> Steps[tuple[TestSet | None, TestSet]]:

@@ -79,8 +79,7 @@ def show_drift(report: ReportData) -> Section | None:
             )
         blocks.append(_tabulate_drift(drift))
     if recalibration is not None:
-        display = evaluation.task.display
-        change = recalibration.gain.describe(display.recalibrated or [key for _, key in display.calibration])
+        change = recalibration.describe_change(evaluation.task.display)
         sentences.append(
             f"The calibration was fitted on {format_count(recalibration.images, 'other image')} of this folder "
             f"({recalibration.description}); the run keeps its own."
