@@ -32,24 +32,31 @@ _NOVELTY_ARRAYS = {"bank": 2, "mean": 1, "precision": 2}  # name and number of d
 Nats = Annotated[float, Meta(ge=0, le=1e6)]
 
 
-class Calibration(Scaling, frozen=True, kw_only=True, rename={"unfitted_reason": "weak"}):
-    """The calibration of images: everything fitted on the validation split.
-
-    The field names are keys of `calibration.json`; that of `unfitted_reason` is `weak`.
-    """
+class FittedScaling(Scaling, frozen=True, kw_only=True, rename={"unfitted_reason": "weak"}):
+    """A scaling with what is known of its fit. The field names are JSON keys; that of `unfitted_reason` is `weak`."""
 
     weights: str
     """Fingerprint of the weights that it was fitted for."""
+    unfitted_reason: str | None = None
+    """The reason why nothing was fitted; None where it was."""
+    thresholds: tuple[Threshold, ...] = ()
+    """Thresholds on calibrated probabilities, one for each target; of groups, for those that their number allows."""
+
+    @property
+    def is_fitted(self) -> bool:
+        """True if there were enough validation images, or groups, to fit anything."""
+        return self.unfitted_reason is None
+
+
+class Calibration(FittedScaling, frozen=True, kw_only=True):
+    """The calibration of images: everything fitted on the validation split; `calibration.json`."""
+
     images: Annotated[int, Meta(ge=0)]
     """Number of validation images."""
-    unfitted_reason: str | None
-    """The reason why nothing was fitted; None where it was."""
     log_loss: tuple[Nats, Nats] | None = None
     """On validation, before and after."""
     ece: tuple[Fraction, Fraction] | None = None
     """On validation, before and after."""
-    thresholds: tuple[Threshold, ...] = ()
-    """Thresholds on calibrated probabilities, one for each target."""
     novelty_score: str = SCORE_NAME
     novelty_threshold: Annotated[float, Meta(ge=-1)] | None = None
     """OOD score above which an image is flagged."""
@@ -68,38 +75,19 @@ class Calibration(Scaling, frozen=True, kw_only=True, rename={"unfitted_reason":
         values["thresholds"] = [_drop_empty(t | {"target": _drop_empty(t["target"])}) for t in values["thresholds"]]
         return {key: value for key, value in values.items() if value or key not in unused}
 
-    @property
-    def is_fitted(self) -> bool:
-        """True if the validation split was large enough to fit anything."""
-        return self.unfitted_reason is None
 
+class Pooling(FittedScaling, frozen=True, kw_only=True):
+    """The calibration of groups: the rule that pools a group's images, and what was fitted for it; `pooling.json`."""
 
-class Pooling(Scaling, frozen=True, kw_only=True, rename={"unfitted_reason": "weak"}):
-    """The calibration of groups: the rule that pools a group's images, and what was fitted for it.
-
-    The field names are keys of `pooling.json`; that of `unfitted_reason` is `weak`.
-    """
-
-    weights: str
-    """Fingerprint of the weights that it was fitted for."""
     rule: Rule = MEAN
     groups: Annotated[int, Meta(ge=0)] = 0
     """Number of validation groups."""
-    unfitted_reason: str | None = None
-    """The reason why nothing was fitted; None where it was."""
     group_from: str = AUTO
     """The source of the groups, as `--group-from` has it; `auto` for the run's own."""
     negative_class: str | None = None
     """The class that any other class of a group's images outweighs."""
     losses: dict[str, float] = field(default_factory=dict)
     """Loss of each rule on the validation groups after calibration: log loss, or of a number the squared error."""
-    thresholds: tuple[Threshold, ...] = ()
-    """Thresholds on the groups' probabilities, one for each target that the validation groups allow."""
-
-    @property
-    def is_fitted(self) -> bool:
-        """True if there were enough validation groups to fit anything."""
-        return self.unfitted_reason is None
 
 
 _Either = TypeVar("_Either", Calibration, Pooling)
@@ -127,7 +115,7 @@ def describe_unreliable_ood(calibration: Calibration) -> str | None:
     )
 
 
-def check_classes(calibration: Calibration | Pooling, classes: Sequence[str], source: object, remedy: str) -> None:
+def check_classes(calibration: FittedScaling, classes: Sequence[str], source: object, remedy: str) -> None:
     """Check that a calibration is for the classes that the model has.
 
     Raises:

@@ -55,7 +55,6 @@ def calibrate_steps(model: Classifier, run: RunFolder, *, thresholds: tuple[Thre
     calibration = Calibration(
         weights=fingerprint,
         images=len(val),
-        unfitted_reason=None,
         **asdict(scaling),
         **measure_gain(model, logits, targets, scaling),
         thresholds=thresholds,

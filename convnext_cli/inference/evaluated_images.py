@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_cli.encoding import find_name
-from convnext_cli.inference.calibration import Calibration, Pooling
+from convnext_cli.inference.calibration import FittedScaling
 from convnext_cli.metrics.calculator import Calculator, Floats
 from convnext_cli.metrics.comparison import Comparison, compare
 from convnext_cli.metrics.intervals import Intervals, compute_intervals
@@ -27,7 +27,7 @@ class EvaluatedImages:
     logits: Floats = field(repr=False)
     """(N, K), uncalibrated."""
     targets: Targets = field(repr=False)
-    calibration: Calibration | Pooling | None = None
+    calibration: FittedScaling | None = None
     groups: Sequence[str] | None = field(repr=False)
     """(N,) names; None where groups are not known."""
 

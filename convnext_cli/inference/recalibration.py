@@ -99,7 +99,7 @@ def refit_calibration(
     notes, task, classes = [], classifier.task, classifier.classes
     targets = classifier.read_targets(fit_set.index, fit_set.rows)
     outputs = yield from classifier.classify_rows(fit_set.index, fit_set.rows, activity="recalibrating")
-    base = calibration or Calibration(weights=run.fingerprint_weights(), images=0, unfitted_reason=None)
+    base = calibration or Calibration(weights=run.fingerprint_weights(), images=0)
     scaling = task.fit_calibration(outputs.logits, targets, fit_set.groups)
     if kept := task.list_uncalibrated(scaling, classes):
         scaling = keep_labels(scaling, base, [classes.index(name) for name in kept])

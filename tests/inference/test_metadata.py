@@ -25,7 +25,7 @@ from convnext_cli.tasks.task import Scaling
 from tests.conftest import draw_picture
 
 THRESHOLD = Threshold(target=Target("sensitivity", 0.9, "b"), threshold=0.4, reached=0.95, images=20)
-CALIBRATION = Calibration(weights="0", images=60, unfitted_reason=None, temperature=1.5, thresholds=(THRESHOLD,))
+CALIBRATION = Calibration(weights="0", images=60, temperature=1.5, thresholds=(THRESHOLD,))
 ABOUT = Metadata(
     architecture="test_convnext",
     classes=("a", "b"),

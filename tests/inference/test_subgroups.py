@@ -98,7 +98,7 @@ def test_several_classes_are_compared_by_overall_metrics_and_described_one_again
 def test_thresholds_of_targets_decide() -> None:
     scored, sex = draw_images(0.5)
     threshold = Threshold(target=Target("sensitivity", 0.9, "a"), threshold=0.3, reached=0.9, images=50)
-    calibration = Calibration(weights="0", images=60, unfitted_reason=None, thresholds=(threshold,))
+    calibration = Calibration(weights="0", images=60, thresholds=(threshold,))
     result = measure(replace(scored, calibration=calibration), sex)
     women = result.groupings[0].subgroups[0]
     assert result.positive == "a"

@@ -49,7 +49,7 @@ def test_target_class_matches_in_any_unicode_form(tmp_path: Path) -> None:
     logits = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
     labels = np.arange(40) % 2
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    calibration = Calibration(weights=run.fingerprint_weights(), images=40, unfitted_reason=None)
+    calibration = Calibration(weights=run.fingerprint_weights(), images=40)
     index = make_index(*map(str, range(40)))
     run.write_split(replace(index, classes=("bar", COMPOSED), labels=tuple(labels.tolist()), splits=("val",) * 40))
     run.write_calibration(calibration.to_dict(), {"val_logits": logits, "val_labels": labels})

@@ -162,7 +162,7 @@ def test_temperature_that_increases_log_loss_is_a_warning_unless_it_may_be_chanc
     plain = cast("Metrics", SINGLE.compute_metrics(logits, labels, "abc"))
 
     def describe(temperature: float, after: Metrics | None = None) -> Notice | None:
-        calibration = Calibration(weights="", images=number, temperature=temperature, unfitted_reason=None)
+        calibration = Calibration(weights="", images=number, temperature=temperature)
         images = EvaluatedImages(
             task=SINGLE, classes=tuple("abc"), logits=logits, targets=labels, calibration=calibration, groups=None
         )
@@ -181,7 +181,7 @@ def test_temperature_that_increases_log_loss_is_a_warning_unless_it_may_be_chanc
 
 
 def test_change_of_the_log_loss_of_a_single_image_has_no_interval_that_includes_0() -> None:
-    calibration = Calibration(weights="", images=90, temperature=0.5, unfitted_reason=None)
+    calibration = Calibration(weights="", images=90, temperature=0.5)
     logits, labels = np.array([[1.0, 0.0]]), np.array([1])
     images = EvaluatedImages(
         task=SINGLE, classes=("a", "b"), logits=logits, targets=labels, calibration=calibration, groups=None

@@ -365,7 +365,7 @@ def test_value_that_no_positive_result_defines_is_not_reached_and_can_be_read_ag
     assert text.endswith("set to specificity 100.0%, PPV -")
     lowest = find_threshold(1 - scores, ~positive, parse_target("sensitivity=1,npv=0.5:b@prevalence=0.3"))
     for kept in (threshold, lowest):
-        calibration = Calibration(weights="", images=4, unfitted_reason=None, thresholds=(kept,))
+        calibration = Calibration(weights="", images=4, thresholds=(kept,))
         assert msgspec.convert(json.loads(json.dumps(calibration.to_dict())), Calibration) == calibration
 
 
