@@ -99,6 +99,19 @@ def _drop_nan(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
+class Advice(str):
+    """A note that ends with options which change what it states: `read as classes; --task ordinal reads them as …`."""
+
+    fact: str
+    """The note without them, for a command that lacks them."""
+
+    def __new__(cls, fact: str, advice: str = "") -> "Advice":
+        """Return the note with its options."""
+        note = super().__new__(cls, fact + advice)
+        note.fact = fact
+        return note
+
+
 def format_count(number: int, noun: str, plural: str = "") -> str:
     """Return a number and its noun, such as `1 image`, `1,234 images` or `2 classes`.
 

@@ -75,10 +75,9 @@ def _show_calibration(evaluation: "Evaluation") -> None:
             f"{metric.title} {metric.format_with_unit(getattr(evaluation.uncalibrated, metric.key))}"
             for metric in metrics
         )
-        console.show(
-            f"Calibrated with {task.describe_calibration(calibration)} on {calibration.images:,} {evaluation.fitted_on} "
-            f"images{'; before: ' * bool(before)}{before}"
-        )
+        images = f"{calibration.images:,} {evaluation.fitted_on} images"
+        change = f"; before: {before}" if before else ""
+        console.show(f"Calibrated with {task.describe_calibration(calibration)} on {images}{change}")
 
 
 def _show_classes(display: "Display", metrics: "MetricSet", intervals: "Intervals", unit: str = "images") -> None:

@@ -66,7 +66,7 @@ class Dataset:
 
     def list_notices(self) -> list[Notice]:
         """Return what the user should know before training: the layout, the groups and the findings."""
-        grouping, notices = self.grouping, [Notice(note) for note in self.index.notes]
+        grouping, notices = self.grouping, [Notice(str(note)) for note in self.index.notes]
         findings = self.audit.findings if self.audit else ()
         if grouping.groups:
             example = f", such as {grouping.examples[0][1]} of {grouping.examples[0][0]}" if grouping.examples else ""

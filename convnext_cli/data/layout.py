@@ -52,7 +52,7 @@ from convnext_cli.data.tree import Folder, is_hidden
 from convnext_cli.encoding import decode_name, normalise_name
 from convnext_cli.errors import DataError
 from convnext_cli.images.formats import has_image_suffix
-from convnext_cli.text import shorten_names
+from convnext_cli.text import Advice, shorten_names
 
 _OUTSIDE = "image outside any class folder"
 _DOCUMENTS = frozenset((
@@ -357,10 +357,9 @@ def _note_other_classes(layout: Layout) -> None:
     common = set.intersection(*map(name_findings, map(chain, folders, files)))
     if len(common) > 1:
         pattern = "|".join(sorted(sorted(common), key=len, reverse=True))  # `abnormal` before `normal`
-        layout.notes.append(
-            f"names inside every class are those of findings ({', '.join(sorted(common))}): if those are the classes, "
-            f"--label-from '(?i){pattern}' reads them"
-        )
+        fact = f"names inside every class are those of findings ({', '.join(sorted(common))})"
+        advice = f": if those are the classes, --label-from '(?i){pattern}' reads them"
+        layout.notes.append(Advice(fact, advice))
 
 
 def looks_like_data(folder: Path) -> bool:

@@ -37,7 +37,7 @@ from convnext_cli.encoding import UTF_8, fold_name, normalise_name
 from convnext_cli.errors import DataError
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import AUTO_OPTIONS, RawTargets, Table, TableOptions, fold_column
-from convnext_cli.text import format_count, quote, shorten_names
+from convnext_cli.text import Advice, format_count, quote, shorten_names
 
 _SHORTENED = re.compile(r"\d([.,]\d+)?[eE]\+\d\d+")
 _JOINT = re.compile(r"(?<=[^\W\d_]) (?=\d)|(?<=\d) (?=[^\W\d_])")
@@ -282,10 +282,8 @@ def _describe_columns(
         notes.append(f"columns: {'; '.join(filter(None, parts))}")
     if folds:
         number = len(set(folds) - {""})
-        notes.append(
-            f"column {columns['fold']!r} has {format_count(number, 'fold')}: --folds {number} uses them; without it "
-            "they are not used"
-        )
+        fact = f"column {columns['fold']!r} has {format_count(number, 'fold')}"
+        notes.append(Advice(fact, f": --folds {number} uses them; without it they are not used"))
     known, read = {*used.values(), *targets.columns}, set(map(fold_column, options.attributes))
     unused = [name for name in table.columns if name not in known and fold_column(name) not in read]
     if unused or table.left_out:
@@ -293,7 +291,8 @@ def _describe_columns(
         marked = [name for name in unused if find_flagged_split(table, name, is_chosen=True)]
         if marked and "split" not in columns and options.split_column == AUTO:
             option = f"--split-column {quote(marked[0])}"
-            notes.append(f"column {marked[0]!r} has 0 and 1: if they mark the images of a split, {option} uses them")
+            advice = f": if they mark the images of a split, {option} uses them"
+            notes.append(Advice(f"column {marked[0]!r} has 0 and 1", advice))
         if "group" not in columns and options.group_column == AUTO:
             notes += suggest_groups(table, unused, targets.labels or targets.values)
     return notes

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from convnext_cli.encoding import compose_name, normalise_name
 from convnext_cli.errors import ConvnextError, DataError, UsageError
 from convnext_cli.inference.overlap import measure_equal
 from convnext_cli.inference.request import EvalRequest
-from convnext_cli.options import AUTO
+from convnext_cli.options import AUTO, describe_options
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.recipes.plan import read_plan
 from convnext_cli.recipes.settings import TABLE_SETTINGS
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.reading import TableOptions
-from convnext_cli.text import format_count, format_percent
+from convnext_cli.text import Advice, format_count, format_percent
 
 MIN_SAME = 0.5  # fraction of equal images above which data with the names of the run's own count as its own
 
@@ -193,15 +193,23 @@ def _scan_like_run(settings: Mapping[str, Any], trained_on: Index, data: Path, r
             index = scan_data(data, exclude=exclude, table_options=options)
         except ConvnextError as error:
             errors[options, exclude] = error
-        else:  # the evaluation has no such options
-            return replace(index, notes=tuple(re.sub(r"\s*[;:(]\s*--.*", "", note) for note in index.notes))
+        else:
+            notes = tuple(
+                note.fact if isinstance(note, Advice) and _list_missing_options(note) else note for note in index.notes
+            )
+            return replace(index, notes=notes)
     raise _name_missing_options(errors[plain])
+
+
+def _list_missing_options(text: str) -> list[str]:
+    """Return the options in a text that an evaluation lacks."""
+    own = {declared.flag for declared in describe_options(EvalRequest).values()}
+    return [option for option in dict.fromkeys(re.findall(r"--[a-z-]+", text)) if option not in own]
 
 
 def _name_missing_options(error: ConvnextError) -> ConvnextError:
     """Return an error of reading data; if its remedy names options that an evaluation lacks, with another one."""
-    own = {f"--{option.name.replace('_', '-')}" for option in fields(EvalRequest)}
-    others = [option for option in dict.fromkeys(re.findall(r"--[a-z-]+", error.remedy)) if option not in own]
+    others = _list_missing_options(error.remedy)
     if not others:
         return error
     remedy = (
@@ -245,7 +253,7 @@ def _choose_split(index: Index, split: str | None) -> tuple[str, list[int], list
             f"{index.location} has no {split} split",
             f"It has {', '.join(sorted(index.list_splits())) or 'none'}; or use --split all",
         )
-    return split, rows, [Notice(text) for text in index.notes]
+    return split, rows, [Notice(str(note)) for note in index.notes]
 
 
 def _choose_from_folds(index: Index, split: str | None) -> tuple[str, list[int], list[Notice]]:

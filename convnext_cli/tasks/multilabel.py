@@ -34,7 +34,7 @@ from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import LIST, OtherTaskError, RawTargets, Table, TableOptions, is_missing, parse_flag
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
-from convnext_cli.text import format_count, format_part, format_percent, quote, shorten, shorten_names
+from convnext_cli.text import Advice, format_count, format_part, format_percent, quote, shorten, shorten_names
 
 MIN_TO_CALIBRATE = 10  # positive and negative validation images of a label; with fewer its probability stays as it is
 _BRACKETS = re.compile(r"\[.*\]|\([^()]*\)|\{[^{}]*\}")
@@ -116,7 +116,7 @@ class Multilabel(Task):
         separated = f"cells of {name!r} separated by {separator!r}" if separator else f"a label of {name!r} in each row"
         if separator == LIST:
             separated = f"lists in {name!r}"
-        notes = [f"{separated}: read as several labels per image; --task single overrides this"]
+        notes: list[str] = [Advice(f"{separated}: read as several labels per image", "; --task single overrides this")]
         if blank := cells.count(""):
             number = format_count(blank, f"blank cell of {name!r} is", f"blank cells of {name!r} are")
             notes.append(f"{number} read as none of the labels")
@@ -151,11 +151,11 @@ class Multilabel(Task):
         unknown = sum(map(math.isnan, chain.from_iterable(labels.values())))
         uncertain = sum(column.count(-1.0) for column in labels.values())
         if unknown:
-            reads = "as unknown (--blank negative reads"
-            blank = format_count(unknown, f"blank label counts {reads} it", f"blank labels count {reads} them")
-            notes.append(f"{blank} as 0)")
+            blank = format_count(unknown, "blank label counts", "blank labels count")
+            advice = f" (--blank negative reads {'it' if unknown == 1 else 'them'} as 0)"
+            notes.append(Advice(f"{blank} as unknown", advice))
         if uncertain:
-            notes.append(f"{format_count(uncertain, 'label is', 'labels are')} -1 (--uncertain)")
+            notes.append(Advice(f"{format_count(uncertain, 'label is', 'labels are')} -1", " (--uncertain)"))
         return RawTargets(
             task=cls(),
             columns=tuple(names),

@@ -36,7 +36,7 @@ from convnext_cli.tasks.reading import (
 )
 from convnext_cli.tasks.single import GRADE_WORDS, Single, describe_constant, describe_mistakes
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets
-from convnext_cli.text import format_count, quote, shorten_names
+from convnext_cli.text import Advice, format_count, quote, shorten_names
 
 MAX_NUMBERS = 6  # folders of more numbers are digits or codes
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -124,10 +124,10 @@ class Ordinal(Single):
         are_graded = texts <= GRADE_WORDS or (texts == {""} and from_folders)
         counted = [[first + step for step in range(len(order))] for first in (0, 1)]
         if are_graded and 2 < len(order) <= MAX_NUMBERS and [find_number(name) for name in order] in counted:
-            return f"{order[0]} to {order[-1]} are read as classes; if they are grades: --task ordinal"
+            return Advice(f"{order[0]} to {order[-1]} are read as classes", "; if they are grades: --task ordinal")
         if len(classes) > 2 and (ranked := _sort_by_severity(classes)):
-            names = quote(",".join(ranked))
-            return f"the names are read as classes; if they are grades: --task ordinal --grades {names}"
+            advice = f"; if they are grades: --task ordinal --grades {quote(','.join(ranked))}"
+            return Advice("the names are read as classes", advice)
         return ""
 
     # Targets

@@ -34,7 +34,7 @@ from convnext_cli.tasks.reading import (
     parse_numbers,
 )
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
-from convnext_cli.text import format_count, format_digits, format_part, shorten_names
+from convnext_cli.text import Advice, format_count, format_digits, format_part, shorten_names
 
 COVERAGE = 0.9  # of prediction intervals
 BINS = 10  # quantiles by which a split is stratified
@@ -121,7 +121,7 @@ class Regression(Task):
             )
         override = "; --task single or ordinal overrides this" if options.task == AUTO else ""
         span = f"{format_count(len(set(numbers)), 'value')} from {min(numbers):g} to {max(numbers):g}"
-        notes = [f"column {name!r} is a number ({span}): read as {cls.name}{override}"]
+        notes: list[str] = [Advice(f"column {name!r} is a number ({span}): read as {cls.name}", override)]
         notes += [comma] if comma else []
         targets = cls._make_targets(numbers, normalise_name(name), options)
         return replace(targets, columns=(name,), notes=(*notes, *targets.notes))
@@ -133,10 +133,8 @@ class Regression(Task):
         notes = [] if log else _note_outliers(numbers)
         if log and options.log_target == AUTO:
             low, high = _list_quantiles(numbers)
-            notes.append(
-                f"its 5% and 95% quantiles are {low:g} and {high:g}, and it is skewed: its logarithm is learned; "
-                "--log-target no overrides this"
-            )
+            fact = f"its 5% and 95% quantiles are {low:g} and {high:g}, and it is skewed: its logarithm is learned"
+            notes.append(Advice(fact, "; --log-target no overrides this"))
         values = tuple((number,) for number in numbers)
         return RawTargets(task=cls(log=log), classes=(name,), values=values, notes=tuple(notes))
 

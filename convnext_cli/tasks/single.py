@@ -31,7 +31,7 @@ from convnext_cli.tasks.reading import (
     unite_flags,
 )
 from convnext_cli.tasks.task import Chance, Display, Outcome, Pad, Scaling, Targets, Task
-from convnext_cli.text import format_count, format_percent, quote, shorten_names
+from convnext_cli.text import Advice, format_count, format_percent, quote, shorten_names
 
 GRADE_WORDS = frozenset(("grade", "level", "severity", "stage", "diagnosis", "score", "rating", "kl", "birads"))
 MAX_GRADES = 20
@@ -83,7 +83,8 @@ class Single(Task):
         cells, notes = read_names(table, name, options.known_labels)
         if options.task == AUTO or options.known_labels:
             cells, united = unite_flags(cells, options.known_labels)
-            notes += [f"column {name!r}: {note}; --task single reads each as a class" for note in united]
+            advice = "; --task single reads each as a class"
+            notes += [Advice(f"column {name!r}: {note}", advice) for note in united]
         if options.task == AUTO:
             odd = list_odd_numbers(table, name)
             table.refuse(
@@ -98,14 +99,11 @@ class Single(Task):
         if options.task == AUTO and 2 < len(values) <= MAX_GRADES and (are_graded or have_fractions):
             span = f"{min(values):g} to {max(values):g}"
             numbers = ", --task regression as numbers" * have_fractions
-            notes.append(
-                f"column {name!r} has the numbers {span}: read as classes; --task ordinal reads them as grades{numbers}"
-            )
+            advice = f"; --task ordinal reads them as grades{numbers}"
+            notes.append(Advice(f"column {name!r} has the numbers {span}: read as classes", advice))
         if options.task == AUTO and not values and (separator := _find_possible_separator(name, set(cells))):
-            notes.append(
-                f"cells of {name!r} contain {separator!r}: read as names of classes; --label-sep {quote(separator)} "
-                "reads several labels per image"
-            )
+            advice = f"; --label-sep {quote(separator)} reads several labels per image"
+            notes.append(Advice(f"cells of {name!r} contain {separator!r}: read as names of classes", advice))
         return RawTargets(task=cls(), columns=(name,), labels=tuple(cells), notes=tuple(notes))
 
     @classmethod
@@ -123,9 +121,8 @@ class Single(Task):
                 "Leave out --task single, or correct these rows",
             )
         labels, columns = one_hot
-        note = (
-            f"each row has exactly one 1 in {len(columns)} columns: read as classes; --task multilabel overrides this"
-        )
+        fact = f"each row has exactly one 1 in {len(columns)} columns: read as classes"
+        note = Advice(fact, "; --task multilabel overrides this")
         return RawTargets(task=cls(), columns=columns, labels=labels, notes=(note,))
 
     @classmethod

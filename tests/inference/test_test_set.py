@@ -97,6 +97,9 @@ def test_remedies_and_notes_name_no_options_that_eval_lacks(run: RunFolder, tmp_
     table.write_text("path,a,b,c\na.png,1,0,0\nb.png,0,1,0\nc.png,0,0,1\n")
     _, notes = choose(run, data=table)
     assert [note.text for note in notes][-1] == "each row has exactly one 1 in 3 columns: read as classes"
+    table.write_text("path,label,test\na.png,a,0\nb.png,b,0\nc.png,b,1\n")
+    _, notes = choose(run, data=table)
+    assert "column 'test' has 0 and 1" in [note.text for note in notes]
 
 
 def test_training_images_are_evaluated_with_a_warning(run: RunFolder) -> None:

@@ -9,7 +9,7 @@ from convnext_cli.data.folders.splits import AmbiguousLayoutError
 from convnext_cli.data.folders.words import IMAGE_WORDS, PLAIN_IMAGE_WORDS, list_words
 from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import compose_name, decode_name
-from convnext_cli.text import format_count, format_part
+from convnext_cli.text import Advice, format_count, format_part
 
 MASK_WORDS = frozenset((
     "mask", "masks", "segmentation", "segmentations", "segmented", "annotation", "annotations", "label", "labels",
@@ -70,7 +70,7 @@ def drop_masks(tree: Folder) -> tuple[Counter[str], list[str]]:
             f"image is named like a mask of another {named} is",
             f"images are named like masks of others {named} are",
         )
-        notes.append(f"{number} kept; --exclude '*_mask.*' leaves such files out")
+        notes.append(Advice(f"{number} kept", "; --exclude '*_mask.*' leaves such files out"))
     parts = [(masked, len(folder.images)) for folder, masked in of_folder if masked]
     if len(parts) > 1 and all(masked < images for masked, images in parts):
         masked, images = map(sum, zip(*parts, strict=True))
@@ -81,10 +81,9 @@ def drop_masks(tree: Folder) -> tuple[Counter[str], list[str]]:
         )
     if len(twins) >= max(MIN_MASKS, MASK_FRACTION * tree.count):
         one, other = map(decode_name, min(twins))
-        notes.append(
-            f"{len(twins):,} pairs of images differ in the suffix alone (as {one} and {other}); if one of each is a "
-            f"mask or a copy, --exclude '*.{other.rpartition('.')[2]}' leaves it out"
-        )
+        fact = f"{len(twins):,} pairs of images differ in the suffix alone (as {one} and {other})"
+        remedy = f"--exclude '*.{other.rpartition('.')[2]}' leaves it out"
+        notes.append(Advice(fact, f"; if one of each is a mask or a copy, {remedy}"))
     if skipped:
         tree.recount()
     return skipped, notes

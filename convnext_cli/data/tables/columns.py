@@ -27,7 +27,7 @@ from convnext_cli.tasks.reading import (
     parse_flag,
     parse_number,
 )
-from convnext_cli.text import quote, shorten
+from convnext_cli.text import Advice, quote, shorten
 
 PATH_NAMES = (
     "path", "file", "filename", "file_name", "filepath", "file_path", "filepaths", "filenames", "image",
@@ -322,7 +322,7 @@ def suggest_groups(table: Table, unused: Sequence[str], targets: Sequence[object
         if by_chance < len(images) / 2:
             problem = f"column {name!r} has {len(images):,} values, each with one target only"
             remedy = f"--group-column {quote(name)} keeps its images in one split"
-            return [f"{problem}. If a value is one plant, part or patient, {remedy}"]
+            return [Advice(problem, f". If a value is one plant, part or patient, {remedy}")]
     return []
 
 
