@@ -9,42 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from convnext_cli.data.index import Index
 from convnext_cli.errors import ConvnextError, RunError, UsageError
-from convnext_cli.files import (
-    append_json_line,
-    checksum_file,
-    has_no_writer,
-    read_json_lines,
-    replace_file,
-    write_text,
-)
+from convnext_cli.files import append_json_line, checksum_file, has_no_writer, read_json_lines, replace_file, write_text
 from convnext_cli.locks import LOCK
-from convnext_cli.runs.files import (
-    AUDIT,
-    CALIBRATION,
-    CALIBRATION_ARRAYS,
-    CANDIDATE,
-    CHECKPOINT,
-    CONFIG,
-    DATA,
-    FOLDS_PLAN,
-    IMAGE_HASHES,
-    LOG,
-    METRICS,
-    MODEL,
-    ONNX,
-    ONNX_INT8,
-    PLAN,
-    PLOTS,
-    PT2,
-    RANGE_TEST,
-    REPORT,
-    SPLIT,
-    TESTS,
-    RunFile,
-    list_beginning,
-    list_removable,
-    list_temporary,
-)
+from convnext_cli.runs import files
+from convnext_cli.runs.files import RunFile
 from convnext_cli.runs.split import describe_data, format_split, parse_split
 from convnext_cli.text import quote
 
@@ -55,8 +23,8 @@ if TYPE_CHECKING:
 
 Record = TypeVar("Record")
 RUNS = Path("runs")
-MODEL_REMEDY = CONFIG.remedy
-RUN_REMEDY = DATA.remedy
+MODEL_REMEDY = files.CONFIG.remedy
+RUN_REMEDY = files.DATA.remedy
 RESTART_REMEDY = "Start a new run with another --output"
 
 
@@ -79,39 +47,39 @@ class RunFolder:
     @property
     def plan(self) -> Path:
         """Resolved settings with their reasons; `--config` repeats the run with it."""
-        return PLAN.path(self.path)
+        return files.PLAN.path(self.path)
 
     @property
     def metrics(self) -> Path:
         """Metrics of the kept weights; written last."""
-        return METRICS.path(self.path)
+        return files.METRICS.path(self.path)
 
     @property
     def report(self) -> Path:
         """The newest evaluation, for people."""
-        return REPORT.path(self.path)
+        return files.REPORT.path(self.path)
 
     @property
     def plots(self) -> Path:
         """Folder of the report's plots, as image files."""
-        return PLOTS.path(self.path).parent
+        return files.PLOTS.path(self.path).parent
 
     @property
     def tests(self) -> Path:
         """One line for each evaluation on a test split."""
-        return TESTS.path(self.path)
+        return files.TESTS.path(self.path)
 
     def exported(self, format: str, *, int8: bool = False) -> Path:
         """Return the path of the exported model; `format` is `onnx` or `pt2`."""
-        return {"onnx": ONNX_INT8 if int8 else ONNX, "pt2": PT2}[format].path(self.path)
+        return {"onnx": files.ONNX_INT8 if int8 else files.ONNX, "pt2": files.PT2}[format].path(self.path)
 
     def checkpoint(self, step: int) -> Path:
         """Return the path of the checkpoint after `step` optimizer steps."""
-        return CHECKPOINT.path(self.path, f"{step:08}")
+        return files.CHECKPOINT.path(self.path, f"{step:08}")
 
     def list_checkpoints(self) -> list[Path]:
         """Return the paths of the checkpoints, the newest first."""
-        return sorted(CHECKPOINT.find(self.path), key=lambda path: (len(path.name), path.name), reverse=True)
+        return sorted(files.CHECKPOINT.find(self.path), key=lambda path: (len(path.name), path.name), reverse=True)
 
     def drop_checkpoints(self, *, keep: int) -> None:
         """Remove all but the newest `keep` checkpoints."""
@@ -120,11 +88,11 @@ class RunFolder:
 
     def candidate(self, epoch: int) -> Path:
         """Return the path of an epoch's weights, which are kept until the best epochs are averaged."""
-        return CANDIDATE.path(self.path, f"{epoch:04}")
+        return files.CANDIDATE.path(self.path, f"{epoch:04}")
 
     def list_candidates(self) -> list[Path]:
         """Return the paths of the kept epochs' weights."""
-        return list(CANDIDATE.find(self.path))
+        return list(files.CANDIDATE.find(self.path))
 
     @property
     def is_begun(self) -> bool:
@@ -139,7 +107,7 @@ class RunFolder:
     @property
     def is_run(self) -> bool:
         """True if `finetune` has written into the folder."""
-        return any(file.path(self.path).exists() for file in (PLAN, CONFIG, FOLDS_PLAN))
+        return any(file.path(self.path).exists() for file in (files.PLAN, files.CONFIG, files.FOLDS_PLAN))
 
     def create(self, *, overwrite: bool) -> None:
         """Make the folder, which must be new, empty, or a run that `overwrite` allows to replace.
@@ -181,12 +149,12 @@ class RunFolder:
 
     def drop_temporary(self) -> None:
         """Remove what a killed process was writing."""
-        for path in list_temporary(self.path):
+        for path in files.list_temporary(self.path):
             path.unlink(missing_ok=True)
 
     def drop_leftovers(self) -> None:
         """Remove what killed processes were writing, but nothing that another process may be writing now."""
-        for path in list_temporary(self.path):
+        for path in files.list_temporary(self.path):
             if path.suffix == ".tmp" and has_no_writer(path):  # safetensors' own have another suffix, and no lock
                 with suppress(OSError):  # a run of another user
                     path.unlink()
@@ -255,8 +223,8 @@ class RunFolder:
 
     def write_split(self, index: Index) -> None:
         """Write the split of each image, and the folder that the paths start from."""
-        write_text(SPLIT.path(self.path), format_split(index))
-        self.write(DATA, describe_data(index))
+        write_text(files.SPLIT.path(self.path), format_split(index))
+        self.write(files.DATA, describe_data(index))
 
     def move_data(self, index: Index) -> None:
         """Record that the images of the run's split lie in another folder, if `index` says so."""
@@ -272,7 +240,7 @@ class RunFolder:
         from convnext_cli.runs.records import read_text
         from convnext_cli.tasks.registry import read_task
 
-        table = SPLIT.path(self.path)
+        table = files.SPLIT.path(self.path)
         try:
             data = self.read_data()
             text = read_text(table, RUN_REMEDY)
@@ -280,7 +248,7 @@ class RunFolder:
             name = Path(error.filename).name
             reason = f"is not a run: it has no {name}" if self.path.exists() else "does not exist"
             raise RunError(f"{self.path} {reason}", RUN_REMEDY) from error
-        task = read_task(data.task, DATA.path(self.path), RUN_REMEDY)
+        task = read_task(data.task, files.DATA.path(self.path), RUN_REMEDY)
         try:
             return parse_split(text, data, task)
         except ValueError as error:
@@ -295,7 +263,7 @@ class RunFolder:
         """
         from convnext_cli.runs.records import Data, read_record
 
-        path = DATA.path(self.path)
+        path = files.DATA.path(self.path)
         data = read_record(path, Data, RUN_REMEDY)
         if problem := data.find_problem():
             raise RunError(f"{path} cannot be read: {problem}", RUN_REMEDY)
@@ -310,7 +278,7 @@ class RunFolder:
         """
         from convnext_cli.runs.records import Config, check_digest, read_record
 
-        path = CONFIG.path(self.path)
+        path = files.CONFIG.path(self.path)
         try:
             config = read_record(path, Config, MODEL_REMEDY)
         except FileNotFoundError as error:
@@ -318,8 +286,8 @@ class RunFolder:
             raise RunError(f"{self.path} {reason}", MODEL_REMEDY) from error
         if problem := config.find_problem(path):
             raise RunError(f"{path} cannot be read: {problem}", MODEL_REMEDY)
-        if DATA.path(self.path).exists() and self.read_data().classes != config.label_names:
-            raise RunError(f"the classes in {path} differ from those in {DATA.name}", MODEL_REMEDY)
+        if files.DATA.path(self.path).exists() and self.read_data().classes != config.label_names:
+            raise RunError(f"the classes in {path} differ from those in {files.DATA.name}", MODEL_REMEDY)
         check_digest(config.digest, config.compute_digest(), path, "Restore the original file")
         return config
 
@@ -328,7 +296,7 @@ class RunFolder:
 
         A damaged audit is thus still reported.
         """
-        for file in (AUDIT, IMAGE_HASHES):
+        for file in (files.AUDIT, files.IMAGE_HASHES):
             if (path := file.path(other.path)).is_file():
                 with replace_file(file.path(self.path)) as temporary:
                     shutil.copyfile(path, temporary)
@@ -341,12 +309,12 @@ class RunFolder:
         """
         from convnext_cli.runs.records import RangeTest, convert_record, read_json
 
-        path = RANGE_TEST.path(self.path)
+        path = files.RANGE_TEST.path(self.path)
         try:
-            raw: dict[str, Any] = read_json(path, RANGE_TEST.remedy, nan_is_none=True)
+            raw: dict[str, Any] = read_json(path, files.RANGE_TEST.remedy, nan_is_none=True)
         except FileNotFoundError:
             return None
-        convert_record(raw, RangeTest, path, RANGE_TEST.remedy)
+        convert_record(raw, RangeTest, path, files.RANGE_TEST.remedy)
         return raw
 
     def read_result(self) -> "Result | None":
@@ -357,11 +325,11 @@ class RunFolder:
         """
         from convnext_cli.runs.records import Result
 
-        return self.read(METRICS, Result)
+        return self.read(files.METRICS, Result)
 
     def write_log(self, epochs: list[dict[str, Any]]) -> None:
         """Write one line per epoch. The whole file is replaced, so that a kill leaves no partial line."""
-        write_text(LOG.path(self.path), "".join(json.dumps(epoch) + "\n" for epoch in epochs))
+        write_text(files.LOG.path(self.path), "".join(json.dumps(epoch) + "\n" for epoch in epochs))
 
     def read_log(self) -> list[dict[str, Any]]:
         """Return the epochs of `write_log`; an empty list if there is no log.
@@ -371,23 +339,23 @@ class RunFolder:
         """
         from convnext_cli.runs.records import Epoch, convert_record, parse_json, read_text
 
-        path = LOG.path(self.path)
+        path = files.LOG.path(self.path)
         try:
-            lines = read_text(path, LOG.remedy).splitlines()
+            lines = read_text(path, files.LOG.remedy).splitlines()
         except FileNotFoundError:
             return []
         epochs = []
         for number, line in enumerate(lines, start=1):
             source = f"{path}, line {number},"
-            epoch = parse_json(line, source, LOG.remedy, nan_is_none=True)
-            convert_record(epoch, Epoch, source, LOG.remedy)
+            epoch = parse_json(line, source, files.LOG.remedy, nan_is_none=True)
+            convert_record(epoch, Epoch, source, files.LOG.remedy)
             epochs.append(epoch)
         return epochs
 
     def write_calibration(self, calibration: dict[str, Any], arrays: "dict[str, NDArray[Any]]") -> None:
         """Write the calibration, and the arrays that it was fitted on."""
-        self.write_arrays(CALIBRATION_ARRAYS, arrays, {"weights": calibration["weights"]})
-        self.write(CALIBRATION, calibration)
+        self.write_arrays(files.CALIBRATION_ARRAYS, arrays, {"weights": calibration["weights"]})
+        self.write(files.CALIBRATION, calibration)
 
     def read_calibration_arrays(self) -> "dict[str, NDArray[Any]]":
         """Return the arrays of `write_calibration`.
@@ -397,28 +365,28 @@ class RunFolder:
         """
         from safetensors import SafetensorError, safe_open
 
-        path = CALIBRATION_ARRAYS.path(self.path)
+        path = files.CALIBRATION_ARRAYS.path(self.path)
         try:
             with safe_open(path, "np") as file:
                 weights = (file.metadata() or {}).get("weights")  # older runs have none
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         except FileNotFoundError as error:
-            remedy = f"Give the run itself if this is an exported folder. {CALIBRATION_ARRAYS.remedy}"
+            remedy = f"Give the run itself if this is an exported folder. {files.CALIBRATION_ARRAYS.remedy}"
             raise RunError(f"{path} is missing", remedy) from error
         except (OSError, SafetensorError, TypeError) as error:
-            raise RunError(f"{path} cannot be read ({error})", CALIBRATION_ARRAYS.remedy) from error
+            raise RunError(f"{path} cannot be read ({error})", files.CALIBRATION_ARRAYS.remedy) from error
         if weights not in (None, self.fingerprint_weights()):
             raise RunError(
-                f"{path} cannot be read: it was fitted for other weights ({weights})", CALIBRATION_ARRAYS.remedy
+                f"{path} cannot be read: it was fitted for other weights ({weights})", files.CALIBRATION_ARRAYS.remedy
             )
         return arrays
 
     def fingerprint_weights(self) -> str:
         """Return a checksum of the weights, by which a calibration fitted for other weights is recognised."""
         try:
-            return f"{checksum_file(MODEL.path(self.path)):08x}"
+            return f"{checksum_file(files.MODEL.path(self.path)):08x}"
         except OSError as error:
-            problem = f"{MODEL.path(self.path)} cannot be read: {error.strerror}"
+            problem = f"{files.MODEL.path(self.path)} cannot be read: {error.strerror}"
             raise RunError(problem, "Give a finished run") from error
 
     def record_test(self, entry: dict[str, Any]) -> int:
@@ -448,17 +416,17 @@ class RunFolder:
         tests = read_json_lines(self.tests)
         for number, entry in enumerate(tests, start=1):
             source = f"{self.tests}, evaluation {number},"
-            convert_record(entry, Test, source, TESTS.remedy)
-            check_digest(entry.get("digest"), digest_values(entry), source, TESTS.remedy)
+            convert_record(entry, Test, source, files.TESTS.remedy)
+            check_digest(entry.get("digest"), digest_values(entry), source, files.TESTS.remedy)
         return tests
 
     def list_removable(self) -> list[Path]:
         """Return all files of the run, in an order in which they can be removed."""
-        return list_removable(self.path)
+        return files.list_removable(self.path)
 
     @property
     def is_aborted_start(self) -> bool:
         """True if everything here was left by a run that was killed before it had begun."""
-        last = CHECKPOINT.path(self.path).parent
-        known = {last, self.plots, self.path / LOCK, *list_beginning(self.path)}
+        last = files.CHECKPOINT.path(self.path).parent
+        known = {last, self.plots, self.path / LOCK, *files.list_beginning(self.path)}
         return last.is_dir() and set(self.path.rglob("*")) <= known
