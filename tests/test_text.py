@@ -123,12 +123,12 @@ def test_json_has_null_for_numbers_that_are_not_finite() -> None:
 
 
 def test_a_printed_line_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for write in (console.say, console.warn, console.fail, console.show):
+    for write in (console.say, console.note, console.fail, console.show):
         write("line\nFAKE\r\u2028x")
     captured = capsys.readouterr()
     assert captured.err.splitlines() == [
         "line\\nFAKE\\r\\u2028x",
-        "warning: line\\nFAKE\\r\\u2028x",
+        "note: line\\nFAKE\\r\\u2028x",
         "error: line\\nFAKE\\r\\u2028x",
     ]
     assert captured.out == "line\\nFAKE\\r\\u2028x\n"

@@ -4,8 +4,6 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from convnext_cli.cli import console
 from convnext_cli.cli.options import JsonFlag, OptionValues, with_options
 from convnext_cli.errors import ConvnextError
@@ -28,7 +26,7 @@ class CacheFlags:
 
 
 @with_options(CacheFlags)
-def cache(_context: typer.Context, values: OptionValues) -> None:
+def cache(values: OptionValues) -> None:
     """Show or clear the cache. It has decoded images, measurements, teachers' outputs, unpacked zip files, kernels."""
     from convnext_cli.cache_folder import clear_cache, find_cache_folder, list_cache
     from convnext_cli.images.cache import list_cached_sets

@@ -37,13 +37,13 @@ class CheckFlags:
 
 
 @with_options(CheckFlags, settings=READING_SETTINGS)
-def check(_context: typer.Context, values: OptionValues) -> None:
+def check(values: OptionValues) -> None:
     """Check a data set for unreadable files, duplicates and leakage. Exits with 3 if test scores will be wrong."""
     from convnext_cli.api import check_steps
     from convnext_cli.data.audit.fix_list import check_fix_list, write_fix_list
 
     flags = values.make(CheckFlags)
-    settings = {name: value for name, value in values.items() if name in READING_SETTINGS}
+    settings = values.select(READING_SETTINGS)
     if flags.fix_list is not None:
         check_fix_list(flags.fix_list, flags.data, overwrite=flags.overwrite)
     audit = console.run("checking images", check_steps(flags.data, settings))

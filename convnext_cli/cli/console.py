@@ -66,22 +66,14 @@ def say(text: str, style: Style = "") -> None:
 
 def note(text: str) -> None:
     """Write a note: nothing needs to be done."""
-    _write_labelled("note: ", text)
-
-
-def warn(text: str) -> None:
-    """Write a warning: the result is affected."""
-    _write_labelled("warning: ", text)
+    notify(Notice(text))
 
 
 def notify(notice: Notice) -> None:
-    """Write a notice by its severity."""
-    (warn if notice.severity == "warning" else note)(notice.text)
-
-
-def _write_labelled(label: str, text: str) -> None:
+    """Write a notice after its severity."""
     if not _SILENT:
-        _print(sys.stderr, text, "", label, "yellow" if label == "warning: " else "bold")
+        label_style: Style = "yellow" if notice.severity == "warning" else "bold"
+        _print(sys.stderr, notice.text, "", f"{notice.severity}: ", label_style)
 
 
 def fail(text: str) -> None:

@@ -4,8 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from convnext_cli.cli import console
 from convnext_cli.cli.eval import run_evaluations, write_report
 from convnext_cli.cli.evaluation_view import show_evaluation
@@ -48,7 +46,7 @@ class DemoFlags:
 
 
 @with_options(DemoFlags)
-def demo(_context: typer.Context, values: OptionValues) -> None:
+def demo(values: OptionValues) -> None:
     """Fine-tune, evaluate and predict handwritten digits, offline. It takes about a minute on two cores.
 
     The model is trained twice: from the pretrained weights in the package, and newly initialised.

@@ -22,7 +22,7 @@ class DoctorFlags:
 
 
 @with_options(DoctorFlags)
-def doctor(_context: typer.Context, values: OptionValues) -> None:
+def doctor(values: OptionValues) -> None:
     """Check this installation: versions, devices, a self-test. Exits with 1 if the self-test fails."""
     from convnext_cli.diagnosis import diagnose_steps
 

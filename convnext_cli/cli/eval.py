@@ -4,8 +4,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from convnext_cli.cli import console
 from convnext_cli.cli.evaluation_view import show_comparison, show_evaluation, summarise_evaluation
 from convnext_cli.cli.options import JsonFlag, OptionValues, with_options
@@ -42,7 +40,7 @@ class EvalFlags:
 
 
 @with_options(EvalRequest, EvalFlags)
-def evaluate(_context: typer.Context, values: OptionValues) -> None:
+def evaluate(values: OptionValues) -> None:
     """Evaluate or compare runs: metrics with 95% CIs, and a report. The report is written into the run."""
     flags = values.make(EvalFlags)
     runs, data = _sort_paths(flags.paths, values.get("data"))

@@ -53,8 +53,15 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     display, groups = evaluation.task.display, evaluation.per_group
     _show_classes(display, metrics, intervals)
     _show_confusion(evaluation)
-    _show_targets(evaluation)
-    _show_augmentation(evaluation)
+    _show_points(evaluation.operating_points)
+    for curve in evaluation.decision_curves:
+        console.show(curve.describe())
+    if (augmentation := evaluation.augmentation) is not None:
+        console.show("")
+        console.show(
+            f"Test-time augmentation took {augmentation.time_ratio:.1f} times as long; difference: "
+            f"{augmentation.gain.describe(display.compared)}"
+        )
     if groups is not None:
         _show_groups(evaluation, groups)
         _show_classes(display, groups.metrics, groups.intervals, unit="groups")
@@ -64,7 +71,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     if evaluation.drift is not None:
         _show_drift(evaluation.drift)
     if evaluation.recalibration is not None:
-        _show_recalibration(evaluation.recalibration, evaluation.task.display)
+        _show_recalibration(evaluation.recalibration, display)
 
 
 def _show_calibration(evaluation: "Evaluation") -> None:
@@ -121,16 +128,6 @@ def _show_confusion(evaluation: "Evaluation") -> None:
     )
 
 
-def _show_augmentation(evaluation: "Evaluation") -> None:
-    if evaluation.augmentation is None:
-        return
-    console.show("")
-    console.show(
-        f"Test-time augmentation took {evaluation.augmentation.time_ratio:.1f} times as long; difference: "
-        f"{evaluation.augmentation.gain.describe(evaluation.task.display.compared)}"
-    )
-
-
 def _show_groups(evaluation: "Evaluation", groups: "GroupEvaluation") -> None:
     """Show the pooling, and the metrics per image and per group."""
     console.show("")
@@ -146,13 +143,6 @@ def _show_groups(evaluation: "Evaluation", groups: "GroupEvaluation") -> None:
             cells += metric.list_cells(getattr(unit.metrics, metric.key), unit.intervals.overall[metric.key])
         rows.append(cells)
     console.show_table(["metric", *columns], rows, numbers=columns)
-
-
-def _show_targets(evaluation: "Evaluation") -> None:
-    """Show what each threshold reaches, and decision curves."""
-    _show_points(evaluation.operating_points)
-    for curve in evaluation.decision_curves:
-        console.show(curve.describe())
 
 
 def _show_points(points: "Sequence[OperatingPoint]", unit: str = "") -> None:
@@ -211,18 +201,16 @@ def _show_subgroup_metrics(evaluation: "SubgroupEvaluation", target: str, *, has
     columns = ["images", *unit, *(["prevalence %", "95% CI"] if evaluation.positive else [])] if has_counts else []
     for number, heading in enumerate(headings, start=bool(evaluation.positive)):
         columns += [heading, f"95% CI{' ' * number}"]
-    rows = (
-        (
-            name,
-            *(_list_subgroup_counts(subgroup, has_groups=evaluation.clustered) if has_counts else ()),
-            *_list_metric_cells(metrics),
-        )
-        for name, subgroup, metrics in subgroups
-    )
+    rows: list[list[Any]] = []
+    for name, subgroup, metrics in subgroups:
+        cells = [name, *(_list_subgroup_counts(subgroup, has_groups=evaluation.clustered) if has_counts else ())]
+        for result in metrics:
+            cells += METRICS[result.key].list_cells(result.estimate.value, result.estimate.interval)
+        rows.append(cells)
     console.show_table(["subgroup", *columns], rows, numbers=columns, spare=unit, part="subgroup")
     console.show("")
-    rows = ((name, *map(_describe_gap, metrics)) for name, _, metrics in subgroups)
-    console.show_table(["gap to the rest (p)", *headings], rows, numbers=headings, part="subgroup")
+    gaps = ((name, *map(_describe_gap, metrics)) for name, _, metrics in subgroups)
+    console.show_table(["gap to the rest (p)", *headings], gaps, numbers=headings, part="subgroup")
     console.show("")
 
 
@@ -234,11 +222,6 @@ def _list_subgroup_counts(subgroup: "Subgroup", *, has_groups: bool) -> Iterator
         value = subgroup.prevalence.value
         yield None if value is None else format_percent(value, 1)
         yield format_ci(subgroup.prevalence.interval) or None
-
-
-def _list_metric_cells(metrics: "list[SubgroupMetric]") -> Iterator[Any]:
-    for result in metrics:
-        yield from METRICS[result.key].list_cells(result.estimate.value, result.estimate.interval)
 
 
 def _describe_gap(result: "SubgroupMetric") -> str | None:
@@ -261,14 +244,9 @@ def _show_drift(drift: "Drift") -> None:
     if drift.is_tested and (others := len(drift.measures) - len(changed)):
         kind = "other measure" if changed else "measure"
         console.show(f"No drift in {format_count(others, kind)} (--json has them)")
-    if drift.flagged is not None:
-        console.show(
-            f"{format_percent(drift.flagged)}% of the images are above the OOD threshold; of validation images "
-            f"at most {format_percent(drift.expected)}% are"
-        )
-    console.show(
-        f"Compared: {format_count(drift.images, 'image')} with {drift.validation_images:,}; drift: {drift.criterion}"
-    )
+    if flagged := drift.describe_flagged():
+        console.show(flagged)
+    console.show(f"Compared: {drift.describe_comparison()}")
 
 
 def _show_recalibration(recalibration: "Recalibration", display: "Display") -> None:

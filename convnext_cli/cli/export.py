@@ -4,8 +4,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from convnext_cli.cli import console
 from convnext_cli.cli.options import JsonFlag, OptionValues, with_options
 from convnext_cli.cli.predict import find_files, find_run
@@ -39,7 +37,7 @@ class ExportFlags:
 
 
 @with_options(ExportRequest, ExportFlags)
-def export(_context: typer.Context, values: OptionValues) -> None:
+def export(values: OptionValues) -> None:
     """Export a run. The file is compared with the run on your own images before it gets its name."""
     from convnext_cli.runs.folder import RunFolder
 

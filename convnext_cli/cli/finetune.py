@@ -4,15 +4,13 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, repeat_command, with_options
 from convnext_cli.cli.plan_view import count_splits, describe_data, describe_model, describe_sizes, list_decided
 from convnext_cli.cli.streams import survive_lost_reader
 from convnext_cli.cli.training_view import follow, show_finished
 from convnext_cli.machine import GIB, is_launched
-from convnext_cli.options import Option
+from convnext_cli.options import Option, describe_options
 from convnext_cli.progress import Notice
 from convnext_cli.recipes.settings import Settings, SettingSources
 from convnext_cli.training.request import TrainRequest
@@ -36,7 +34,7 @@ class FinetuneFlags:
 
 
 @with_options(TrainRequest, SettingSources, Settings, FinetuneFlags)
-def finetune(context: typer.Context, values: OptionValues) -> None:
+def finetune(values: OptionValues) -> None:
     """Fine-tune a ConvNeXt on images. Options left out get recommended values."""
     flags = values.make(FinetuneFlags)
     if flags.devices is not None and not is_launched():
@@ -47,10 +45,9 @@ def finetune(context: typer.Context, values: OptionValues) -> None:
     from convnext_cli.api import make_train_request
     from convnext_cli.runs.records import to_plain
 
-    own = values.select(FinetuneFlags)
-    request = make_train_request({name: value for name, value in values.items() if name not in own})
+    request = make_train_request(values.select(values.keys() - describe_options(FinetuneFlags)))
     if flags.dry_run:
-        _show_dry_run(request, repeat_command(context, leave_out=("dry_run", "as_json")), as_json=flags.as_json)
+        _show_dry_run(request, repeat_command(values.context, leave_out=("dry_run", "as_json")), as_json=flags.as_json)
         return
     result = follow(request, is_verbose=flags.verbose)
     with survive_lost_reader():

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import typer
-
 from convnext_cli.cli import console
 from convnext_cli.cli.card import show_card
 from convnext_cli.cli.options import JsonFlag, OptionValues, with_options
@@ -55,7 +53,7 @@ class ListFlags(ModelFilter):
 
 
 @with_options(ListFlags)
-def list_(_context: typer.Context, values: OptionValues) -> None:
+def list_(values: OptionValues) -> None:
     """List the ConvNeXt models, or show one model's card."""
     flags = values.make(ListFlags)
     if flags.as_json and flags.as_csv:

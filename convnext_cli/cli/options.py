@@ -2,7 +2,7 @@
 
 import inspect
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -24,18 +24,22 @@ _COMPLETIONS = {"model": complete_model, "run": complete_run, "": None}
 class OptionValues(dict[str, Any]):
     """The options that the command line or the environment sets, by name, converted and checked."""
 
+    def __init__(self, values: Mapping[str, Any], context: typer.Context) -> None:
+        super().__init__(values)
+        self.context = context
+
     def make(self, request: type[Request], **more: Any) -> Request:
         """Return a request with its own options of these."""
-        return request(**self.select(request) | more)
+        return request(**self.select(describe_options(request)) | more)  # type: ignore[arg-type]  # a class is hashable
 
-    def select(self, request: type) -> dict[str, Any]:
-        """Return those that a request class declares."""
-        return {name: value for name, value in self.items() if name in describe_options(request)}
+    def select(self, names: Collection[str]) -> dict[str, Any]:
+        """Return those of these names."""
+        return {name: value for name, value in self.items() if name in names}
 
 
 def with_options(
     *requests: type, settings: Sequence[str] = ()
-) -> Callable[[Callable[[typer.Context, OptionValues], None]], Callable[..., None]]:
+) -> Callable[[Callable[[OptionValues], None]], Callable[..., None]]:
     """Give a command the options of request classes; it is called with those that are set.
 
     Args:
@@ -45,7 +49,7 @@ def with_options(
     declared = {name: entry for request in requests for name, entry in describe_options(request).items()}
     declared |= {name: declare_settings()[name] for name in settings}
 
-    def change(command: Callable[[typer.Context, OptionValues], None]) -> Callable[..., None]:
+    def change(command: Callable[[OptionValues], None]) -> Callable[..., None]:
         def call(context: typer.Context, **values: Any) -> None:
             values.pop("help_all", None)
             chosen = {name: convert_value(declared[name], value) for name, value in values.items() if value is not None}
@@ -55,7 +59,7 @@ def with_options(
                 if declared[name].option.parse is None or not isinstance(value, str)  # else it is checked already
             }
             check_options(unparsed, declared, kind="option", is_command_line=True)
-            command(context, OptionValues(chosen))
+            command(OptionValues(chosen, context))
 
         parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
         parameters += [_make_parameter(entry) for entry in declared.values()]

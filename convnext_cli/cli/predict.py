@@ -8,8 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.cli.tables import count_cells
@@ -65,7 +63,7 @@ class PredictFlags:
 
 
 @with_options(PredictFlags, PredictRequest)
-def predict(_context: typer.Context, values: OptionValues) -> None:
+def predict(values: OptionValues) -> None:
     """Classify images. Exits with 3 if an image cannot be read; the others are classified."""
     flags, request = values.make(PredictFlags), values.make(PredictRequest)
     if flags.as_json and flags.as_csv:

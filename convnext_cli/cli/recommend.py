@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from convnext_cli.cli import console
 from convnext_cli.cli.options import JsonFlag, OptionValues, quote_settings, with_options
 from convnext_cli.cli.plan_view import list_decided
@@ -39,12 +37,11 @@ class RecommendFlags:
 
 
 @with_options(RecommendRequest, RecommendFlags, settings=SETTINGS)
-def recommend(_context: typer.Context, values: OptionValues) -> None:
+def recommend(values: OptionValues) -> None:
     """Recommend a model and settings for your images and machine. Each comes with its reason."""
     from convnext_cli.recipes.recommendation import make_recommendation
 
-    settings = {name: value for name, value in values.items() if name in SETTINGS}
-    request = values.make(RecommendRequest, machine=detect_machine(), settings=settings)
+    request = values.make(RecommendRequest, machine=detect_machine(), settings=values.select(SETTINGS))
     flags = values.make(RecommendFlags)
     if flags.output is not None:
         if request.data is not None:
@@ -69,7 +66,9 @@ def recommend(_context: typer.Context, values: OptionValues) -> None:
         console.note(note)
     _show(recommendation, request, flags.top)
     if request.recipe != "specification" and request.weights == "auto":
-        _show_offline(request)
+        words = [quote(request.data or "DATA"), *quote_settings(request.settings)]
+        offline = f"Without the Hub: convnext finetune {' '.join(words)} --weights {BUILTIN}"
+        console.say(f"{offline}. {load_builtin().card['Rank']}", style="dim")
     console.show(f"Next: {command}")
 
 
@@ -183,14 +182,6 @@ def _show_best(recommendation: "Recommendation", data: str) -> None:
         ]
         more = f" ({', '.join(others)})" if others else ""
         console.show(f"never seen by evaluation: {recommendation.unseen} with this plan{more}")
-
-
-def _show_offline(request: RecommendRequest) -> None:
-    words = [quote(request.data or "DATA"), *quote_settings(request.settings)]
-    console.say(
-        f"Without the Hub: convnext finetune {' '.join(words)} --weights {BUILTIN}. {load_builtin().card['Rank']}",
-        style="dim",
-    )
 
 
 def _describe_weights(candidate: "Candidate") -> str:

@@ -30,7 +30,7 @@ from convnext_cli.metrics.subgroups import correct_holm
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.tasks.task import Targets, Task
-from convnext_cli.text import format_count, format_digits, format_p
+from convnext_cli.text import format_count, format_digits, format_p, format_percent
 
 OOD = "ood"
 STATISTICS = {0: ("brightness", "brightness"), 1: ("contrast", "log contrast"), 2: ("colour", "log colourfulness"),
@@ -102,6 +102,19 @@ class Drift:
     def images_drifted(self) -> bool:
         """True if the pixels, the sizes or the OOD scores have drifted."""
         return any(measure.is_drift and not measure.is_class for measure in self.measures)
+
+    def describe_flagged(self) -> str:
+        """Return how many images are above the OOD threshold; empty where that is not known."""
+        if self.flagged is None:
+            return ""
+        return (
+            f"{format_percent(self.flagged)}% of the images are above the OOD threshold; of validation images at most "
+            f"{format_percent(self.expected)}% are"
+        )
+
+    def describe_comparison(self) -> str:
+        """Return the numbers of images that are compared, and the criterion."""
+        return f"{format_count(self.images, 'image')} with {self.validation_images:,}; drift: {self.criterion}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

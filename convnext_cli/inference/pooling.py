@@ -64,8 +64,11 @@ def fit_pooling(
     negative = None if blank.negative_class is None else classes.index(blank.negative_class)
     targets = task.pool_targets(labels, units, negative)
     blank = replace(blank, groups=int(units.max()) + 1)
-    if few := _explain_few(task, targets, classes):
-        return replace(blank, unfitted_reason=few, **kept)
+    few = task.explain_small_validation(targets, classes)
+    if few or blank.groups < MIN_GROUPS:
+        number = format_count(blank.groups, "group")
+        reason = f"the validation split has only {number}{f' ({few})' if few else ''}"
+        return replace(blank, unfitted_reason=reason, **kept)
     calibrated = task.calibrate(logits, calibration)
     pool = partial(task.pool, calibrated, units, negative=negative)
     pooling = choose_pooling(task, pool, targets, _weigh(run, task, targets), blank)
@@ -106,14 +109,6 @@ def choose_pooling(
         losses[rule] = weights * task.measure_losses(task.calibrate(pooled, scaling), targets)
     means = {str(rule): float(loss.mean()) for rule, loss in losses.items()}
     return replace(poolings[choose_rule(losses)], losses=means)
-
-
-def _explain_few(task: Task, targets: Targets, classes: Sequence[str]) -> str | None:
-    """Return the reason why the validation groups are too few; None if they suffice."""
-    few = task.explain_small_validation(targets, classes)
-    if len(targets) >= MIN_GROUPS and not few:
-        return None
-    return f"the validation split has only {format_count(len(targets), 'group')}{f' ({few})' if few else ''}"
 
 
 def _weigh(run: RunFolder, task: Task, targets: Targets) -> Floats:

@@ -70,6 +70,12 @@ class SubgroupMetric:
         """True if the corrected p value is below 0.05."""
         return self.p_holm is not None and self.p_holm < LEVEL
 
+    @property
+    def is_worse(self) -> bool:
+        """True if the subgroup is worse than the rest."""
+        gap = self.gap.value or 0.0
+        return gap < 0 if METRICS[self.key].higher_is_better else gap > 0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subgroup:
@@ -125,7 +131,7 @@ class SubgroupEvaluation:
             for grouping in self.groupings
             for subgroup in grouping.subgroups
             for result in subgroup.metrics
-            if result.is_significant and (len(grouping.subgroups) > 2 or _is_worse(result))
+            if result.is_significant and (len(grouping.subgroups) > 2 or result.is_worse)
         ]
         return sorted(rows, key=lambda row: row[2].p_holm or 0.0)
 
@@ -250,7 +256,7 @@ def _measure_subgroup(
         name=name,
         images=len(selection),
         groups=count_units(len(selection), selection.groups),
-        prevalence=None if positive is None else _estimate_prevalence(selection, positive),
+        prevalence=None if positive is None else estimate_fraction(*selection.select_known(positive), selection.groups),
         metrics=tuple(results),
         small=_explain_small(selection),
     )
@@ -325,10 +331,6 @@ def _subtract(one: Estimate, two: Estimate) -> Estimate:
     return Estimate(gap, Interval(gap - down, gap + up))
 
 
-def _estimate_prevalence(images: EvaluatedImages, k: int) -> Estimate:
-    return estimate_fraction(*images.select_known(k), images.groups)
-
-
 def _explain_small(images: EvaluatedImages) -> str | None:
     """Return why a subgroup is small: few groups, or few images of a class; None if it is not."""
     groups = count_units(len(images), images.groups)
@@ -358,11 +360,6 @@ def _correct(groupings: Sequence[AttributeSubgroups]) -> tuple[list[AttributeSub
 
     groupings = [replace(grouping, subgroups=tuple(map(correct, grouping.subgroups))) for grouping in groupings]
     return groupings, sum(p is not None for p in p_values)
-
-
-def _is_worse(result: SubgroupMetric) -> bool:
-    gap = result.gap.value or 0.0
-    return gap < 0 if METRICS[result.key].higher_is_better else gap > 0
 
 
 def describe_gaps(evaluation: SubgroupEvaluation) -> list[str]:

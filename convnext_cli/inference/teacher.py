@@ -22,7 +22,6 @@ from convnext_cli.models.forward import choose_device, prepare_input, use_torch_
 from convnext_cli.models.hub import HUB_FILE, OFFLINE, ask_hub, find_cached, report_failure
 from convnext_cli.models.weights import read_weights_license
 from convnext_cli.recipes.plan import read_optional_plan
-from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, open_folder
 from convnext_cli.tasks.registry import SINGLE
 
@@ -59,7 +58,7 @@ class Teacher:
 
 
 class TimmClassifier(Classifier):
-    """A pretrained classifier of timm, of any family.
+    """A pretrained classifier of timm, of any family; its classes are ImageNet's synsets or, of other data, numbers.
 
     Args:
         name: of timm, such as `convnext_base.fb_in22k_ft_in1k`.
@@ -82,7 +81,9 @@ class TimmClassifier(Classifier):
             self.model = model.eval().to(self.device)
         self.halver = BatchHalver(self.device)
         self.preprocessing = read_preprocessing(model)
-        self.classes = _name_classes(self.cfg, int(model.num_classes))
+        subset = infer_imagenet_subset(self.cfg)
+        names = ImageNetInfo(subset).label_names() if subset else map(str, range(int(model.num_classes)))
+        self.classes = tuple(names)
 
     @use_torch_defaults()
     @torch.inference_mode()
@@ -98,12 +99,6 @@ class TimmClassifier(Classifier):
         logits, vectors = (tensor.numpy() for tensor in self.halver.run(compute, images))
         empty = np.empty((len(images), 0, 0), np.float32)
         return Outputs(logits=logits, features=vectors if features else vectors[:, :0], heat=empty)
-
-
-def _name_classes(cfg: dict[str, object], number: int) -> tuple[str, ...]:
-    """Return the class names of a model of timm: ImageNet's synsets where it is trained on these, else numbers."""
-    subset = infer_imagenet_subset(cfg)
-    return tuple(ImageNetInfo(subset).label_names()) if subset else tuple(map(str, range(number)))
 
 
 def open_teacher(name: str, *, offline: bool = False) -> Teacher:
@@ -153,14 +148,12 @@ def check_source(name: str, *, offline: bool) -> None:
 def _open_run(name: str, path: Path) -> Teacher:
     folder = open_folder(path)
     runs = folder.list_runs() if isinstance(folder, FoldsFolder) else [folder]
-    licenses = tuple(dict.fromkeys(license for run in runs for license in _list_licenses(run)))
-    return _make_teacher(name, open_classifier(folder), folder.fingerprint_weights(), licenses)
-
-
-def _list_licenses(run: RunFolder) -> tuple[str | None, ...]:
-    license = read_weights_license(run.path)
-    is_own = license is None and read_optional_plan(run.plan).weights == "none"
-    return () if is_own else (license,)
+    licenses: dict[str | None, None] = {}
+    for run in runs:
+        license = read_weights_license(run.path)
+        if license is not None or read_optional_plan(run.plan).weights != "none":  # else trained from random weights
+            licenses[license] = None
+    return _make_teacher(name, open_classifier(folder), folder.fingerprint_weights(), tuple(licenses))
 
 
 def _make_teacher(name: str, classifier: Classifier, identity: str, licenses: tuple[str | None, ...]) -> Teacher:

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from convnext_cli.inference.drift import COLUMNS, Drift
+from convnext_cli.inference.drift import COLUMNS
 from convnext_cli.metrics.intervals import Interval
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.reports.section import Cell, Column, ReportData, Section, Table, make_cell
 from convnext_cli.runs.folds import FoldsFolder
-from convnext_cli.text import format_count, format_percent
+from convnext_cli.text import format_count
 
 SHOWN = 3  # metrics of each left-out value
 
@@ -72,12 +72,16 @@ def show_drift(report: ReportData) -> Section | None:
             if drift.is_tested
             else "There are too few images to test whether they differ from the run's validation images."
         )
-        if drift.flagged is not None:
-            sentences.append(
-                f"{format_percent(drift.flagged)}% of them are above the OOD threshold; of validation images "
-                f"at most {format_percent(drift.expected)}% are."
+        if flagged := drift.describe_flagged():
+            sentences.append(f"{flagged}.")
+        blocks.append(
+            Table(
+                title="Compared with the validation images",
+                columns=[Column(name, is_number=name in COLUMNS[1:-1]) for name in COLUMNS],
+                rows=[measure.list_cells() for measure in drift.measures],
+                note=f"{drift.describe_comparison()}.",
             )
-        blocks.append(_tabulate_drift(drift))
+        )
     if recalibration is not None:
         change = recalibration.describe_change(evaluation.task.display)
         sentences.append(
@@ -86,12 +90,3 @@ def show_drift(report: ReportData) -> Section | None:
             + (f" Change on these images: {change}." if change else "")
         )
     return Section(title="Drift", sentences=sentences, blocks=blocks)
-
-
-def _tabulate_drift(drift: Drift) -> Table:
-    return Table(
-        title="Compared with the validation images",
-        columns=[Column(name, is_number=name in COLUMNS[1:-1]) for name in COLUMNS],
-        rows=[measure.list_cells() for measure in drift.measures],
-        note=f"{format_count(drift.images, 'image')} with {drift.validation_images:,}; drift: {drift.criterion}.",
-    )
