@@ -104,7 +104,7 @@ def _show(audit: "Audit") -> None:
         console.show(f"{finding.severity}: {finding.title}", style=style)
         for example in finding.examples:
             console.show(f"    {example}")
-        console.show(f"  effect    {finding.effect}")
+        console.show(f"  effect    {finding.explanation}")
         console.show(f"  finetune  {finding.action}")
 
 

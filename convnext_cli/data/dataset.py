@@ -70,8 +70,7 @@ class Dataset:
         findings = self.audit.findings if self.audit else ()
         if grouping.groups:
             example = f", such as {grouping.examples[0][1]} of {grouping.examples[0][0]}" if grouping.examples else ""
-            evidence = capitalise(grouping.evidence)
-            is_in_finding = any(evidence in finding.effect for finding in findings)  # state it once
+            is_in_finding = any(capitalise(grouping.evidence) in finding.evidence for finding in findings)
             doubt = "a guess" if is_in_finding else f"{grouping.certainty}: {grouping.evidence}"
             guess = f" ({doubt}); --group-from none ignores them" if grouping.is_guess else ""
             number = format_count(grouping.groups, "group (patient?)", "groups (patients?)")
@@ -79,7 +78,7 @@ class Dataset:
         for finding in findings:
             if finding.kind is Kind.UNSEEN_AREA:  # of a centre crop; the plan says what its own framing leaves out
                 continue
-            sentences = (finding.title, capitalise(finding.effect), capitalise(finding.action))
+            sentences = (finding.title, capitalise(finding.explanation), capitalise(finding.action))
             notices.append(Notice(". ".join(sentences), finding.severity))
         return notices
 

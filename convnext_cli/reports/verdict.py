@@ -96,7 +96,6 @@ def describe_leakage(evaluation: Evaluation) -> list[str]:
     if any(finding.falsifies for finding in audit.findings):
         return []
     if possible := [finding for finding in audit.findings if finding.leaves_doubt]:
-        pairs = [(finding.counted_title, finding.effect.partition(". ")[0]) for finding in possible]  # no evidence
-        return [f"{capitalise(title)}. {capitalise(effect)}." for title, effect in pairs]
+        return [f"{capitalise(finding.counted_title)}. {capitalise(finding.effect)}." for finding in possible]
     groups = ", and no group has images in both" if evaluation.intervals.clustered else ""
     return [f"No leakage found: none of these images is a duplicate or near-duplicate of a training image{groups}."]

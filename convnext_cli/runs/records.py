@@ -165,6 +165,8 @@ class AuditFinding(Struct, frozen=True, kw_only=True):
     count: Count
     examples: tuple[str, ...]
     effect: str
+    evidence: tuple[str, ...] = ()
+    """Sentences on what it rests on; older runs have them in the effect."""
     action: str
     severity: str = ""
     """`warning` or `note`; empty in older runs, whose titles lack the count."""
@@ -175,8 +177,8 @@ class AuditFinding(Struct, frozen=True, kw_only=True):
         return not self.falsifies and self.kind in DOUBTFUL
 
     def describe(self) -> str:
-        """Return the title, with the number of cases, and the effect."""
-        return f"{self.counted_title}. {capitalise(self.effect)}"
+        """Return the title, with the number of cases, the effect and the evidence."""
+        return ". ".join((self.counted_title, capitalise(self.effect), *self.evidence))
 
     @property
     def counted_title(self) -> str:

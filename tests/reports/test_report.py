@@ -474,12 +474,13 @@ def test_verdict_says_whether_the_images_were_trained_on(run: RunFolder, tmp_pat
     ]
     title = "possible leakage: 3 groups (Dr. A) have images in both train and test"
     doubt = {**FINDING, "kind": "groups across splits", "falsifies": False, "severity": "note", "title": title}
-    mine.write(AUDIT, {"findings": [doubt | {"effect": "test scores may be too high. The groups are a guess"}]})
+    doubt |= {"effect": "test scores may be too high", "evidence": ["The groups are a guess"]}
+    mine.write(AUDIT, {"findings": [doubt]})
     unsure = evaluate(mine.path)
     assert describe_leakage(unsure) == [
         "Possible leakage: 3 groups (Dr. A) have images in both train and test. Test scores may be too high."
     ]
-    assert any(note.text.startswith("possible leakage: 3 groups") for note in unsure.notes)
+    assert f"{title}. Test scores may be too high. The groups are a guess" in [note.text for note in unsure.notes]
     text = "The model was trained on none of these images, nor on a near-duplicate of one."
     assert describe_leakage(new) == [text]
     assert describe_leakage(known) == []

@@ -57,6 +57,8 @@ class Finding:
     examples: tuple[str, ...] = ()
     effect: str
     """Its effect on the result."""
+    evidence: tuple[str, ...] = ()
+    """Sentences on what it rests on, where that is not certain."""
     action: str
     """The action of `finetune`, and the options of the user."""
     leave_out: tuple[int, ...] = ()
@@ -66,6 +68,11 @@ class Finding:
     def falsifies(self) -> bool:
         """True if it makes test scores wrong, not only worse."""
         return self.severity == "warning"
+
+    @property
+    def explanation(self) -> str:
+        """The effect, and the evidence after it."""
+        return ". ".join((self.effect, *self.evidence))
 
     @property
     def is_leakage(self) -> bool:

@@ -111,14 +111,11 @@ def _find_leaked_groups(index: Index, grouping: Grouping, across: Support | None
     rows_of = group_by(leaked, index.groups.__getitem__)
     is_certain = _are_groups_certain(index, grouping, across, rows_of.values())
     scores = "test" if any("test" in splits for splits in across_splits.values()) else "validation"
-    effect = (
-        f"images of one patient resemble each other, so {scores} scores {'will' if is_certain else 'may'} be too high"
+    evidence = (
+        "The groups are a guess from the names",
+        _explain_guess(grouping, across),
+        "The patients of each split may be numbered independently",
     )
-    if grouping.is_guess:
-        effect += (
-            f". The groups are a guess from the names. {_explain_guess(grouping, across)}. The patients of each split "
-            "may be numbered independently"
-        )
     ignore = "; --group-from none ignores the names" if grouping.is_guess else ""
     yield Finding(
         kind=Kind.GROUPS_ACROSS_SPLITS,
@@ -131,7 +128,9 @@ def _find_leaked_groups(index: Index, grouping: Grouping, across: Support | None
             f"{group}: {', '.join({index.splits[row]: index.paths[row] for row in rows}.values())}"
             for group, rows in list(rows_of.items())[:EXAMPLES]
         ),
-        effect=effect,
+        effect=f"images of one patient resemble each other, so {scores} scores "
+        f"{'will' if is_certain else 'may'} be too high",
+        evidence=evidence if grouping.is_guess else (),
         action=f"the data's own splits are kept; --resplit draws new splits that keep each group in one{ignore}",
     )
 

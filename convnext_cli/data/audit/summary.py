@@ -20,7 +20,7 @@ from convnext_cli.data.unseen import Shape, Unseen, measure_centre_crops
 from convnext_cli.images.formats import has_image_suffix
 from convnext_cli.progress import Steps
 
-FINDING_KEYS = ("falsifies", "leaves_doubt", "severity", "title", "count", "examples", "effect", "action")
+FINDING_KEYS = ("falsifies", "leaves_doubt", "severity", "title", "count", "examples", "effect", "evidence", "action")
 """The attributes of a finding that the JSON has beside its kind."""
 
 

@@ -68,7 +68,7 @@ def test_planted_conflicts_and_leakage_are_reported(planted: Planted, result: Au
     groups = find(result, "groups across splits")
     assert groups.count == len(planted.leaked)
     assert {example.split(":")[0] for example in groups.examples} <= planted.leaked
-    assert "numbered independently" in groups.effect
+    assert "numbered independently" in groups.explanation
     assert result.falsifies
 
 
