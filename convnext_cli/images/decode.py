@@ -38,7 +38,7 @@ from convnext_cli.images.pillow import (
     read_opened,
     refuse_deep,
 )
-from convnext_cli.images.raster import Decoded, Pixels, finish_raster, turn_upright
+from convnext_cli.images.raster import Decoded, Pixels, Step, finish_raster, turn_upright
 from convnext_cli.images.tiff import is_read_by_pillow, read_tiff, refuse_cut, skip_thumbnails
 
 RULES = 10
@@ -125,7 +125,7 @@ def convert_image(image: Image.Image, name: str) -> Pixels:
                 finally:
                     file.seek(place)  # where Pillow will go on
             copy = image.copy()
-        steps: list[str] = []
+        steps: list[Step] = []
         if find_orientation(copy, steps) != 1:
             ImageOps.exif_transpose(copy, in_place=True)
         return convert_opened(copy, copy.mode, steps, name).pixels

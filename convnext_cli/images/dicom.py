@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from convnext_cli.errors import ImageError
 from convnext_cli.images.formats import JPEG2000_CODESTREAM, explain_missing_reader, open_regular_file
 from convnext_cli.images.memory import MAX_BYTES, reserve_memory
-from convnext_cli.images.raster import Raster, cut_rows, find_range, name_frame, stretch_between
+from convnext_cli.images.raster import Raster, Step, StepKind, choose_frame, cut_rows, find_range, stretch_between
 from convnext_cli.text import format_count
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def read_dicom(file: BinaryIO, path: Path) -> Raster:
             problem = "is DICOM without its pixel data: the file ends early, or is a header only"
             raise ImageError(f"{path} {problem}", "Copy or export it again, or remove it")
         raise ImageError(f"{path} is DICOM without an image ({dataset.get('Modality', 'no modality')})", "Remove it")
-    steps: list[str] = []
+    steps: list[Step] = []
     pixel_format = _read_format(dataset, path, steps)
     _refuse_tiles(dataset, pixel_format, path)
     kind, bits = pixel_format.photometric_interpretation, pixel_format.bits_stored
@@ -190,7 +190,7 @@ def _inflate(packed: bytes, path: Path) -> bytes:
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _WHOLE)
 
 
-def _read_format(dataset: "Dataset", path: Path, steps: list[str]) -> _PixelFormat:
+def _read_format(dataset: "Dataset", path: Path, steps: list[Step]) -> _PixelFormat:
     """Return the format of the stored values; what is missing is assumed, with a note."""
     rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
     if not rows or not columns or rows < 0 or columns < 0:
@@ -202,11 +202,11 @@ def _read_format(dataset: "Dataset", path: Path, steps: list[str]) -> _PixelForm
         raise ImageError(f"{path} is DICOM of {number} per pixel, {kind}, which cannot be read", _REMEDY)
     if kind not in ((*_GREY, "PALETTE COLOR") if samples == 1 else _COLOUR):
         kind = "MONOCHROME2" if samples == 1 else "RGB"
-        steps.append(f"read as {kind} (no valid PhotometricInterpretation)")
+        steps.append(Step(f"read as {kind} (no valid PhotometricInterpretation)"))
     allocated, stored = _read_bits(dataset, rows * columns * samples, path, steps)
     frames = _integer(dataset, "NumberOfFrames")
     if "NumberOfFrames" in dataset and frames is None:
-        steps.append("NumberOfFrames ignored")
+        steps.append(Step("NumberOfFrames ignored"))
         del dataset.NumberOfFrames  # pydicom parses it again
     signed = _integer(dataset, "PixelRepresentation") or 0
     return _PixelFormat(
@@ -217,7 +217,7 @@ def _read_format(dataset: "Dataset", path: Path, steps: list[str]) -> _PixelForm
     )  # fmt: skip
 
 
-def _read_bits(dataset: "Dataset", values: int, path: Path, steps: list[str]) -> tuple[int, int]:
+def _read_bits(dataset: "Dataset", values: int, path: Path, steps: list[Step]) -> tuple[int, int]:
     """Return the bits allocated and stored for each of a frame's values."""
     from pydicom import uid
 
@@ -225,20 +225,20 @@ def _read_bits(dataset: "Dataset", values: int, path: Path, steps: list[str]) ->
     allocated = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}.get(keyword) or _integer(dataset, "BitsAllocated")
     if allocated is None:
         allocated = max(8, min(32, len(dataset.PixelData or b"") // values * 8))
-        steps.append(f"read as {allocated} bits (no BitsAllocated)")
+        steps.append(Step(f"read as {allocated} bits (no BitsAllocated)"))
     if allocated not in (1, 8, 16, 32, 64):
         raise ImageError(f"{path} is DICOM of {allocated} bits allocated, which cannot be read", _REMEDY)
     stored = _integer(dataset, "BitsStored")
     if stored is None or not 1 <= stored <= allocated:
         if "PixelData" in dataset:
-            steps.append("BitsStored ignored")
+            steps.append(Step("BitsStored ignored"))
         stored = allocated
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax in uid.JPEGTransferSyntaxes:  # gdcm ends the process for other bits
         if allocated > 16:
             raise ImageError(f"{path} is DICOM in JPEG of {allocated} bits allocated, which cannot be read", _REMEDY)
         if (allocated < 16 or syntax == uid.JPEGBaseline8Bit) and (allocated, stored) != (8, 8):
-            steps.append("read as 8 bits (JPEG)")
+            steps.append(Step("read as 8 bits (JPEG)"))
             return 8, 8
     return allocated, stored
 
@@ -268,7 +268,7 @@ def _check_syntax(syntax: Any, path: Path) -> bool:
     return is_compressed
 
 
-def _read_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path, steps: list[str]) -> NDArray[Any]:
+def _read_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path, steps: list[Step]) -> NDArray[Any]:
     """Decode the first frame: (H, W), or (H, W, 3) in RGB."""
     from pydicom import uid
     from pydicom.pixels import pixel_array
@@ -280,7 +280,7 @@ def _read_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path, step
     else:
         frames, shift = _count_frames(dataset, pixel_format, path), _find_shift(dataset, pixel_format)
     if frames > 1:
-        steps.append(name_frame(0, frames))
+        steps.append(choose_frame(0, frames))
     if syntax == uid.JPEGExtended12Bit and pixel_format.bits_stored > 8 and pixel_format.samples_per_pixel == 1:
         return _decode_deep_jpeg(frame, pixel_format, path)
     # gdcm ends the process for a damaged JPEG; Pillow gives the same pixels, or an error
@@ -363,7 +363,7 @@ def find_coded_shape(data: bytes) -> tuple[int, int, int] | None:
     return None
 
 
-def _find_view(dataset: "Dataset", pixel_format: _PixelFormat, steps: list[str]) -> "Dataset":
+def _find_view(dataset: "Dataset", pixel_format: _PixelFormat, steps: list[Step]) -> "Dataset":
     """Return a data set of only the grey transformations, from root and functional groups, checked."""
     from pydicom import Dataset
 
@@ -387,35 +387,35 @@ def _find_view(dataset: "Dataset", pixel_format: _PixelFormat, steps: list[str])
     return view
 
 
-def _set_rescale(view: "Dataset", source: "Dataset", steps: list[str]) -> None:
+def _set_rescale(view: "Dataset", source: "Dataset", steps: list[Step]) -> None:
     """Give `view` the rescale of `source`, if it has a valid one."""
     slope, intercept = _number(source, "RescaleSlope"), _number(source, "RescaleIntercept")
     if "RescaleSlope" in source and not slope:
-        steps.append("RescaleSlope ignored")
+        steps.append(Step("RescaleSlope ignored"))
         slope = None
     if "RescaleIntercept" in source and intercept is None:
-        steps.append("RescaleIntercept ignored")
+        steps.append(Step("RescaleIntercept ignored"))
     if slope is not None or intercept is not None:
         view.RescaleSlope, view.RescaleIntercept = slope or 1.0, intercept or 0.0
 
 
-def _set_window(view: "Dataset", source: "Dataset", steps: list[str]) -> None:
+def _set_window(view: "Dataset", source: "Dataset", steps: list[Step]) -> None:
     """Give `view` the window of `source`, if it has a valid one."""
     if "WindowCenter" not in source and "WindowWidth" not in source:
         return
     centre, width = _number(source, "WindowCenter"), _number(source, "WindowWidth")
     if centre is None or width is None or width <= 0:
-        steps.append("window ignored (it has no width)" if centre is not None else "window ignored")
+        steps.append(Step("window ignored (it has no width)" if centre is not None else "window ignored"))
         return
     function = str(_value(source, "VOILUTFunction") or "LINEAR").strip().upper()
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        steps.append("VOILUTFunction ignored")
+        steps.append(Step("VOILUTFunction ignored"))
         function = "LINEAR"
     view.VOILUTFunction = "LINEAR_EXACT" if function == "LINEAR" and width < 1 else function
     view.WindowCenter, view.WindowWidth = centre, width
 
 
-def _show_grey(stored: NDArray[Any], view: "Dataset", dataset: "Dataset", steps: list[str]) -> NDArray[np.uint8]:
+def _show_grey(stored: NDArray[Any], view: "Dataset", dataset: "Dataset", steps: list[Step]) -> NDArray[np.uint8]:
     """Map stored grey values to 8 bits, (H, W)."""
     padding = _find_padding(dataset, view)
     inverted = view.PhotometricInterpretation == "MONOCHROME1"
@@ -429,7 +429,7 @@ def _show_grey(stored: NDArray[Any], view: "Dataset", dataset: "Dataset", steps:
         low, high = find_range(values[shown].reshape(1, -1)) or (0.0, 0.0)
         steps.extend(notes)
         if inverted:
-            steps.append("inverted (MONOCHROME1)")
+            steps.append(Step("inverted (MONOCHROME1)"))
         values[hidden] = low
         return stretch_between(np.atleast_2d(values), low, high)[..., 0].reshape(levels.shape)
 
@@ -438,7 +438,7 @@ def _show_grey(stored: NDArray[Any], view: "Dataset", dataset: "Dataset", steps:
 
 def _apply_luts(
     levels: NDArray[Any], view: "Dataset", shown: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], list[str]]:
+) -> tuple[NDArray[np.float64], list[Step]]:
     """Apply modality LUT or rescale, then VOI LUT or window; skip those that fail or make all `shown` one value.
 
     Returns:
@@ -452,7 +452,7 @@ def _apply_luts(
         if "ModalityLUTSequence" in view:
             values = _look_up(values, "ModalityLUTSequence", view)
     except Exception:  # pydicom raises many kinds for incomplete tables
-        notes.append("modality LUT ignored")
+        notes.append(Step("modality LUT ignored"))
         del view.ModalityLUTSequence
     if "ModalityLUTSequence" not in view:
         values = np.asarray(apply_modality_lut(values, view))
@@ -465,13 +465,13 @@ def _apply_luts(
             is_table = keyword == "VOILUTSequence"
             result = _look_up(values, keyword, view) if is_table else np.asarray(apply_windowing(values, view))
         except Exception:  # as above
-            notes.append(f"{name} ignored")
+            notes.append(Step(f"{name} ignored"))
             continue
         if spread and not np.ptp(result[shown]):
-            notes.append(f"{name} ignored (it makes the image one grey)")
+            notes.append(Step(f"{name} ignored (it makes the image one grey)"))
             continue
-        return result.astype(np.float64), [*notes, note]
-    return values.astype(np.float64), [*notes, "stretched"]
+        return result.astype(np.float64), [*notes, Step(note)]
+    return values.astype(np.float64), [*notes, Step("stretched", StepKind.STRETCH)]
 
 
 def _look_up(values: NDArray[Any], keyword: str, view: "Dataset") -> NDArray[np.uint16]:

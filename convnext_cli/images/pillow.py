@@ -18,10 +18,11 @@ from convnext_cli.images.raster import (
     Decoded,
     Pixels,
     Raster,
+    Step,
     check_orientation,
+    choose_frame,
     cut_rows,
     finish_raster,
-    name_frame,
     scale_alpha,
     turn_upright,
 )
@@ -99,10 +100,10 @@ def read_opened(opened: Image.Image, file: BinaryIO, path: Path, at_least: int |
 
 
 def _load(opened: Image.Image, file: BinaryIO, path: Path, at_least: int | None) -> Decoded:
-    steps: list[str] = []
+    steps: list[Step] = []
     mode = opened.mode
     if (frames := getattr(opened, "n_frames", 1)) > 1 and opened.format != "MPO":  # which has a preview or another view
-        steps.append(name_frame(opened.tell(), frames))
+        steps.append(choose_frame(opened.tell(), frames))
     if opened.format == "TIFF":
         steps += describe_ignored(opened.tag_v2.get(277, 1) - len(opened.getbands()))  # type: ignore[attr-defined]
     bits, rawmode = _find_cut_depth(opened, file), _find_rawmode(opened)  # before its EXIF is read, which loads a PNG
@@ -119,7 +120,7 @@ def _load(opened: Image.Image, file: BinaryIO, path: Path, at_least: int | None)
     return convert_opened(opened, mode, steps, path)
 
 
-def convert_opened(image: Image.Image, mode: str, steps: list[str], path: object) -> Decoded:
+def convert_opened(image: Image.Image, mode: str, steps: list[Step], path: object) -> Decoded:
     """Convert an upright image that Pillow has read from a file of this `mode`, and add to the steps so far.
 
     Deep grey is stretched, transparent parts are blended with white, and the rest becomes RGB.
@@ -139,22 +140,22 @@ def convert_opened(image: Image.Image, mode: str, steps: list[str], path: object
     steps += describe_ignored(ignored)
     pixels, has_alpha = _to_rgb(image, is_transparent=is_transparent and not ignored)
     if has_alpha:
-        steps.append("composited on white")
+        steps.append(Step("composited on white"))
     elif not is_transparent and mode not in ("RGB", "L"):
-        steps.append("converted to RGB")
+        steps.append(Step("converted to RGB"))
     return Decoded(pixels, mode, 1 if mode == "1" else 8, tuple(steps))
 
 
-def find_orientation(image: Image.Image, steps: list[str]) -> int:
+def find_orientation(image: Image.Image, steps: list[Step]) -> int:
     """Return the EXIF orientation; 1 if there is none or the EXIF cannot be read."""
     try:
         orientation = check_orientation(image.getexif().get(ORIENTATION_TAG))
     except (SyntaxError, ValueError, struct.error, KeyError, TypeError):
-        steps.append("damaged EXIF ignored")
+        steps.append(Step("damaged EXIF ignored"))
         image.info.pop("exif", None)
         return 1
     if orientation != 1:
-        steps.append("turned upright")
+        steps.append(Step("turned upright"))
     return orientation
 
 

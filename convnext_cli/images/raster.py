@@ -1,8 +1,8 @@
 """Stored values of an image, of any type and range, and their conversion to 8 bits."""
 
 import math
-import re
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,25 @@ Pixels = NDArray[np.uint8]
 """An image, (H, W, 3), RGB."""
 
 
+class StepKind(StrEnum):
+    """The kinds of steps that the audit asks for."""
+
+    OTHER = ""
+    FRAME = "frame"
+    """One of several frames is read."""
+    STRETCH = "stretch"
+    """The image's own range becomes 0 to 255."""
+    FEW_LEVELS = "few levels"
+    """Of a stretched image, few grey levels are left."""
+
+
+class Step(NamedTuple):
+    """A step of the decoding of an image."""
+
+    words: str
+    kind: StepKind = StepKind.OTHER
+
+
 class Decoded(NamedTuple):
     """An image, and the steps of its decoding."""
 
@@ -27,8 +46,8 @@ class Decoded(NamedTuple):
     """Pillow's name of the file's own pixels, such as `L`, `RGB`, `I;16`; `DICOM …` for DICOM."""
     bits: int
     """Bits per value in the file."""
-    steps: tuple[str, ...]
-    """The steps in words: windowed, first frame, turned upright … The audit counts images with the same ones."""
+    steps: tuple[Step, ...]
+    """Windowed, first frame, turned upright … The audit counts images with the same ones."""
 
 
 class Raster(NamedTuple):
@@ -40,7 +59,7 @@ class Raster(NamedTuple):
     """(H, W), from 0 to 1; None if the file has none."""
     mode: str
     bits: int
-    steps: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
 
 
 def check_orientation(value: Any) -> int:
@@ -54,7 +73,7 @@ def turn_upright(raster: Raster, orientation: int) -> Raster:
         return raster
     alpha = None if raster.alpha is None else orient(raster.alpha, orientation)
     values = orient(raster.values, orientation)
-    return raster._replace(values=values, alpha=alpha, steps=(*raster.steps, "turned upright"))
+    return raster._replace(values=values, alpha=alpha, steps=(*raster.steps, Step("turned upright")))
 
 
 def orient(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -65,14 +84,10 @@ def orient(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
 
 
-def name_frame(place: int, count: int) -> str:
-    """Return the step in words that reads one of several frames."""
-    return f"frame {place + 1} of {count}" if place else f"first of {count} frames"
-
-
-def has_frames(step: str) -> bool:
-    """Return True for a step of `name_frame`."""
-    return re.fullmatch(r"(first|frame \d+) of \d+( frames)?", step) is not None
+def choose_frame(place: int, count: int) -> Step:
+    """Return the step that reads one of several frames."""
+    words = f"frame {place + 1} of {count}" if place else f"first of {count} frames"
+    return Step(words, StepKind.FRAME)
 
 
 def scale_alpha(alpha: NDArray[Any], full: float) -> NDArray[np.float32] | None:
@@ -152,10 +167,10 @@ def finish_raster(raster: Raster, path: object) -> Decoded:
         if ends is None:
             raise ImageError(f"{path} has no finite values", "Replace or remove the file")
         pixels = stretch_between(values, *ends)
-        steps = (*steps, f"{bits}-bit colour stretched" if values.ndim == 3 else "stretched")
+        steps = (*steps, Step(f"{bits}-bit colour stretched" if values.ndim == 3 else "stretched", StepKind.STRETCH))
     if alpha is not None and alpha.min() < 1:
         for rows in cut_rows(values.shape):
             opaque = alpha[rows][..., None]
             pixels[rows] = np.rint(pixels[rows] * opaque + 255 * (1 - opaque))
-        steps = (*steps, "composited on white")
+        steps = (*steps, Step("composited on white"))
     return Decoded(pixels, mode, bits, steps)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.errors import ImageError
 from convnext_cli.images.memory import MAX_BYTES, reserve_memory
-from convnext_cli.images.raster import ORIENTATION_TAG, Raster, check_orientation, name_frame, scale_alpha
+from convnext_cli.images.raster import ORIENTATION_TAG, Raster, Step, check_orientation, choose_frame, scale_alpha
 from convnext_cli.text import format_count
 
 REMEDY = "Save it again as a grey or RGB TIFF of 8 or 16 bits, or as PNG"
@@ -89,9 +89,9 @@ def refuse_cut(tags: Any, file: BinaryIO, path: Any) -> None:
             raise _explain_cut(path)
 
 
-def describe_ignored(channels: int) -> list[str]:
+def describe_ignored(channels: int) -> list[Step]:
     """Return a step for the channels beside the colours, such as near infrared, if there are any."""
-    return [f"{format_count(channels, 'further channel')} ignored"] if channels > 0 else []
+    return [Step(f"{format_count(channels, 'further channel')} ignored")] if channels > 0 else []
 
 
 def _lacks_strips(tags: Any) -> bool:
@@ -120,7 +120,7 @@ def read_tiff(file: BinaryIO, path: Any) -> tuple[Raster, int]:
         bytes_per_pixel = 4 * page.samplesperpixel * page.dtype.itemsize + 3
         with reserve_memory(path, page.imagewidth, page.imagelength, bytes_per_pixel):
             planes = _read_planes(page, path)
-            steps = [name_frame(place, count)] if count > 1 else []
+            steps = [choose_frame(place, count)] if count > 1 else []
             orientation = check_orientation(page.tags.valueof(ORIENTATION_TAG))
             return _convert_planes(page, planes, steps), orientation
 
@@ -185,7 +185,7 @@ def _read_planes(page: Any, path: Any) -> NDArray[Any]:
     return values
 
 
-def _convert_planes(page: Any, planes: NDArray[Any], steps: list[str]) -> Raster:
+def _convert_planes(page: Any, planes: NDArray[Any], steps: list[Step]) -> Raster:
     """Convert the planes to grey or RGB, larger is brighter, by photometric interpretation and extra samples."""
     photometric, bits = int(page.photometric or 0), int(page.bitspersample)
     colours = {_RGB: 3, _SEPARATED: 4}.get(photometric, 1)
@@ -209,12 +209,12 @@ def _convert_planes(page: Any, planes: NDArray[Any], steps: list[str]) -> Raster
             values = -values
         else:
             values = ~values if bits == 8 * values.itemsize else values.dtype.type(full) - values
-        steps.append("inverted (white is zero)")
+        steps.append(Step("inverted (white is zero)"))
     if bits < 8:
         values = np.rint(values * (255 / full)).astype(np.uint8)
     elif values.dtype == np.int8:
         values = (values.astype(np.int16) + 128).astype(np.uint8)
-        steps.append("128 added to signed values")
+        steps.append(Step("128 added to signed values"))
     nodata = page.tags.valueof(42113, None)
     if nodata is not None and bits > 8:
         values = _hide_nodata(values, str(nodata), steps)
@@ -222,7 +222,7 @@ def _convert_planes(page: Any, planes: NDArray[Any], steps: list[str]) -> Raster
 
 
 def _separate_alpha(
-    page: Any, planes: NDArray[Any], colours: int, full: float, steps: list[str]
+    page: Any, planes: NDArray[Any], colours: int, full: float, steps: list[Step]
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Return the planes of the colours, and alpha, by which associated colours are divided; None without.
 
@@ -240,7 +240,7 @@ def _separate_alpha(
     return values, alpha
 
 
-def _hide_nodata(values: NDArray[Any], text: str, steps: list[str]) -> NDArray[Any]:
+def _hide_nodata(values: NDArray[Any], text: str, steps: list[Step]) -> NDArray[Any]:
     """Replace GDAL's no-data value by NaN, which is drawn black and does not count as the darkest value."""
     try:
         missing = float(text.strip("\0 "))
@@ -251,5 +251,5 @@ def _hide_nodata(values: NDArray[Any], text: str, steps: list[str]) -> NDArray[A
         return values
     shown = values.astype(np.float64)
     shown[where] = np.nan
-    steps.append(f"no-data value {missing:g} drawn black")
+    steps.append(Step(f"no-data value {missing:g} drawn black"))
     return shown

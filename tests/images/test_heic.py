@@ -11,6 +11,7 @@ from convnext_cli.data.inputs import find_inputs
 from convnext_cli.errors import ImageError
 from convnext_cli.images.decode import decode_image, read_image
 from convnext_cli.images.formats import ImageFormat, identify_bytes
+from convnext_cli.images.raster import Step, StepKind
 
 # 64 x 32 px, the left half red, the right half blue, turned by a quarter (EXIF orientation 6)
 HEIC = base64.b64decode(
@@ -39,7 +40,7 @@ DEEP = base64.b64decode(
 def test_heic_of_10_bits_is_stretched(tmp_path: Path) -> None:
     (tmp_path / "deep.heic").write_bytes(DEEP)
     result = read_image(tmp_path / "deep.heic")
-    assert (result.bits, result.steps) == (10, ("10-bit colour stretched",))
+    assert (result.bits, result.steps) == (10, (Step("10-bit colour stretched", StepKind.STRETCH),))
     ramp = np.linspace(0, 255, 256).reshape(16, 16)
     assert np.abs(result.pixels - ramp[..., None]).max() <= 8  # 33 of the levels
 

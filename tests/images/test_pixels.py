@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from convnext_cli.errors import ImageError
 from convnext_cli.images.decode import convert_image, decode_image, read_image
+from convnext_cli.images.raster import Step, StepKind, choose_frame
 from tools.fuzz_images import encode_png
 
 Y, X = np.mgrid[:48, :64]
@@ -134,7 +135,7 @@ def test_thumbnail_before_the_image_is_skipped(kind: str, order: tuple[int, int]
     tifffile.imwrite(tmp_path / "one.tif", pages[place], photometric="rgb")
     result, expected = read_image(tmp_path / "both.tif"), read_image(tmp_path / "one.tif").pixels
     np.testing.assert_array_equal(result.pixels, expected)
-    assert ("frame 2 of 2" if place else "first of 2 frames") in result.steps
+    assert choose_frame(place, 2) in result.steps
     if kind == "uint8":
         with Image.open(tmp_path / "both.tif") as opened:
             np.testing.assert_array_equal(convert_image(opened, "both.tif"), expected)
@@ -288,7 +289,7 @@ def test_deep_images_are_turned_upright(tmp_path: Path, orientation: int) -> Non
     plain = Image.fromarray(stored)
     plain.getexif()[274] = orientation
     np.testing.assert_array_equal(result.pixels, np.asarray(ImageOps.exif_transpose(plain)))
-    assert ("turned upright" in result.steps) == (1 < orientation < 9)
+    assert (Step("turned upright") in result.steps) == (1 < orientation < 9)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +336,7 @@ def test_no_data_pixels_are_black(tmp_path: Path) -> None:
     result = read_image(tmp_path / "height.tif")
     assert (result.pixels[:8] == 0).all()
     np.testing.assert_array_equal(result.pixels[8:], expect(values[8:]))
-    assert any(note.startswith("no-data value") for note in result.steps)
+    assert any(step.words.startswith("no-data value") for step in result.steps)
 
 
 REFUSED: dict[str, tuple[NDArray[Any], dict[str, Any], str]] = {
@@ -396,7 +397,7 @@ def test_png_of_16_bits_is_turned_upright(tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(encode_chunks(make_values("uint16", 3), 2, chunk))
     result = read_image(tmp_path / "image.png")
     assert result.pixels.shape == (64, 48, 3)
-    assert result.steps == ("turned upright", "16-bit colour stretched")
+    assert result.steps == (Step("turned upright"), Step("16-bit colour stretched", StepKind.STRETCH))
 
 
 def test_transparent_colour_is_white(tmp_path: Path) -> None:
@@ -421,7 +422,7 @@ def test_alpha_that_is_nowhere_opaque_is_ignored(tmp_path: Path, name: str, alph
     image.save(tmp_path / name, lossless=True, exact=True)  # WebP's options
     result = read_image(tmp_path / name)
     np.testing.assert_array_equal(result.pixels, values[..., :3])
-    assert result.steps == ("1 further channel ignored",)
+    assert result.steps == (Step("1 further channel ignored"),)
     np.testing.assert_array_equal(convert_image(image, name), values[..., :3])
 
 

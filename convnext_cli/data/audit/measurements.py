@@ -4,15 +4,16 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from msgspec import convert
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,11 +25,11 @@ from convnext_cli.files import replace_file
 from convnext_cli.images.decode import RULES, read_image
 from convnext_cli.images.hashing import ContentDigests, make_key, open_digests
 from convnext_cli.images.loaders import cut_batches, run_tasks
-from convnext_cli.images.raster import Pixels
+from convnext_cli.images.raster import Pixels, Step, StepKind
 from convnext_cli.machine import count_process_cpus
 from convnext_cli.progress import Progress, Steps
 
-VERSION = 300 + RULES  # the hundreds are raised when the measures change
+VERSION = 400 + RULES  # the hundreds are raised when the measures change
 THUMB = 12  # side of the thumbnail by which near-duplicates are first compared
 PART = 32  # images per task of a thread
 MAX_LEVELS = 16  # of 256, that are not rare, of a stretched image of `Kind.FEW_LEVELS`
@@ -58,22 +59,30 @@ CONTENT_MEASURES = ("digest", "hash", "thumb")
 """The measures that a run keeps of each image, to recognise it by its content."""
 
 
+class Note(NamedTuple):
+    """The facts that many images share: how they were decoded, or why they cannot be read."""
+
+    mode: str = ""
+    """Of the file's pixels."""
+    steps: tuple[Step, ...] = ()
+    error: str = ""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measurements:
     """The measurements of a data set: row i of `measures` is row i of the index."""
 
     measures: NDArray[Any]
     """(N,) of `MEASURES`."""
-    notes: tuple[str, ...]
-    """The file's pixel mode and the steps of its decoding, `mode|step|step`; or `!` and why it cannot be read."""
+    notes: tuple[Note, ...]
 
     def select(self, rows: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Return the `CONTENT_MEASURES` of `rows`, in their order."""
         return {name: np.ascontiguousarray(self.measures[name][list(rows)]) for name in CONTENT_MEASURES}
 
-    def list_rows(self, is_step: Callable[[str], bool]) -> list[int]:
-        """Return the rows with a step of decoding for which `is_step` is true."""
-        places = [place for place, note in enumerate(self.notes) if any(map(is_step, note.split("|")[1:]))]
+    def list_rows(self, kind: StepKind) -> list[int]:
+        """Return the rows with a step of decoding of this kind."""
+        places = [place for place, note in enumerate(self.notes) if any(step.kind == kind for step in note.steps)]
         return np.flatnonzero(np.isin(self.measures["note"], places)).tolist()
 
     def list_sizes(self, rows: Sequence[int]) -> NDArray[np.uint32]:
@@ -85,7 +94,7 @@ class Measurements:
     def errors(self) -> dict[int, str]:
         """The reason why a file cannot be read, by row."""
         rows = np.flatnonzero(self.measures["readable"] == 0).tolist()
-        return {row: self.notes[self.measures["note"][row]][1:] for row in rows}
+        return {row: self.notes[self.measures["note"][row]].error for row in rows}
 
 
 def measure_images(index: Index) -> Steps[Measurements]:
@@ -120,7 +129,7 @@ def measure_images(index: Index) -> Steps[Measurements]:
     return measurements
 
 
-_Row: TypeAlias = "tuple[int, Any | None, str]"
+_Row: TypeAlias = "tuple[int, Any | None, Note]"
 """A signature; the measures, or None if they are in the cache; and their note."""
 
 
@@ -131,7 +140,7 @@ def _measure_rows(index: Index, rows: Sequence[int], digests: ContentDigests, kn
         key = make_key(digests, path)
         signature = _sign(key) if key else 0
         if signature in known:
-            measured.append((signature, None, ""))
+            measured.append((signature, None, Note()))
             continue
         values, note = _measure(index.root / path)
         is_same = make_key(digests, path) == key  # False if the file was changed meanwhile
@@ -139,14 +148,14 @@ def _measure_rows(index: Index, rows: Sequence[int], digests: ContentDigests, kn
     return measured
 
 
-def _measure(path: Path) -> tuple[Any, str]:
+def _measure(path: Path) -> tuple[Any, Note]:
     values = np.zeros((), MEASURES)
     try:
         pixels, mode, bits, steps = read_image(path)
     except ImageError as error:
-        return values, "!" + error.problem
-    if any("stretched" in step for step in steps) and _count_levels(pixels) <= MAX_LEVELS:
-        steps = (*steps, Kind.FEW_LEVELS)
+        return values, Note(error=error.problem)
+    if any(step.kind == StepKind.STRETCH for step in steps) and _count_levels(pixels) <= MAX_LEVELS:
+        steps = (*steps, Step(Kind.FEW_LEVELS, StepKind.FEW_LEVELS))
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     small = np.asarray(Image.fromarray(pixels).resize((_SMALL, _SMALL), Image.Resampling.BOX), dtype=np.float32)
@@ -159,7 +168,7 @@ def _measure(path: Path) -> tuple[Any, str]:
     edges = np.stack([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     values["border"] = np.concatenate([edges.mean(axis=1), edges.std(axis=1)])
     values["thumb"] = np.asarray(Image.fromarray(grey).resize((THUMB, THUMB), Image.Resampling.BOX)).round()
-    return values, "|".join((mode, *steps))
+    return values, Note(mode, steps)
 
 
 def _count_levels(pixels: Pixels) -> int:
@@ -207,11 +216,11 @@ class _Store:
     def __init__(self, root: Path) -> None:
         self.path = find_cache_folder() / MEASUREMENTS / f"{name_entry(os.fsencode(root.resolve()))}.npz"
 
-    def read(self) -> tuple[NDArray[Any], list[str]]:
+    def read(self) -> tuple[NDArray[Any], list[Note]]:
         """Return the cached measures, (0,) if there are none, and the notes that they refer to."""
         with suppress(Exception), self.path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             if int(saved["version"]) == VERSION and (measures := saved["measures"]).dtype == MEASURES:
-                return measures, list(json.loads(str(saved["notes"])))
+                return measures, convert(json.loads(str(saved["notes"])), list[Note])
         # no file, one of another version, or a damaged one, for which zipfile and NumPy raise a dozen kinds
         return np.zeros(0, MEASURES), []
 

@@ -11,7 +11,7 @@ from convnext_cli.data.audit.support import Support, describe_test
 from convnext_cli.data.groups import Grouping, find_groups_across_splits
 from convnext_cli.data.index import SPLITS, Index, find_alike, group_by
 from convnext_cli.data.unseen import Unseen
-from convnext_cli.images.raster import has_frames
+from convnext_cli.images.raster import StepKind
 from convnext_cli.text import capitalise, format_count, format_percent
 
 MIN_IMAGES = 20  # a class; fewer cannot be both learned and tested
@@ -150,7 +150,7 @@ def _find_unreadable(errors: Mapping[int, str]) -> Iterator[Finding]:
 
 def _find_few_levels(index: Index, measurements: Measurements) -> Iterator[Finding]:
     """Yield images whose range is that of a few extreme values, as of a fill value of -9999 or of a hot pixel."""
-    if rows := measurements.list_rows(Kind.FEW_LEVELS.__eq__):
+    if rows := measurements.list_rows(StepKind.FEW_LEVELS):
         yield Finding(
             kind=Kind.FEW_LEVELS,
             title=f"{format_count(len(rows), 'image has', 'images have')} at most {MAX_LEVELS} of 256 grey levels, "
@@ -164,7 +164,7 @@ def _find_few_levels(index: Index, measurements: Measurements) -> Iterator[Findi
 
 
 def _find_frames(index: Index, measurements: Measurements) -> Iterator[Finding]:
-    if rows := measurements.list_rows(has_frames):
+    if rows := measurements.list_rows(StepKind.FRAME):
         yield Finding(
             kind=Kind.FRAMES,
             title=f"{format_count(len(rows), 'file has', 'files have')} several frames or pages, of which one is read",

@@ -78,7 +78,7 @@ def _compute_features(index: Index, measurements: Measurements, rows: Sequence[i
     thumbs = measures["thumb"][:, 1:-1, 1:-1].astype(np.float64)
     half = thumbs.shape[1] // 2
     quarters = [thumbs[:, y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
-    modes = [measurements.notes[place].partition("|")[0] for place in measures["note"]]
+    modes = [measurements.notes[place].mode for place in measures["note"]]
     size = np.stack([measures["width"], measures["height"], measures["width"] / measures["height"]], axis=1)
     return {
         "size": size.astype(np.float64),

@@ -146,9 +146,9 @@ def _describe_sizes(measurements: Measurements) -> dict[str, tuple[int, int]]:
 
 def _count_formats(index: Index, measurements: Measurements) -> dict[str, int]:
     def describe(row: int) -> str:
-        mode, *steps = measurements.notes[measurements.measures["note"][row]].split("|")
+        mode, steps, _ = measurements.notes[measurements.measures["note"][row]]
         path = index.paths[row]
         suffix = PurePath(path).suffix.lower() if has_image_suffix(path) else "no image suffix:"
-        return f"{suffix} {mode}" + (f" ({', '.join(steps)})" if steps else "")
+        return f"{suffix} {mode}" + (f" ({', '.join(step.words for step in steps)})" if steps else "")
 
     return dict(Counter(map(describe, np.flatnonzero(measurements.measures["readable"]).tolist())).most_common())

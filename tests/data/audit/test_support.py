@@ -73,7 +73,7 @@ def test_groups_across_splits_without_similarity_are_a_note(tmp_path: Path) -> N
     [groups] = [finding for finding in result.findings if finding.kind == "groups across splits"]
     assert result.grouping.certainty == "supported"
     assert groups.severity == "note"
-    assert "no more alike than images of different groups" in groups.effect
+    assert "no more alike than images of different groups" in groups.explanation
     assert not result.falsifies
 
 
