@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import eq
 from pathlib import Path
 
 from convnext_cli.data.folders.splits import PARTITION, find_split_lists, is_split_list
@@ -147,12 +148,8 @@ def _find_row(line: str, paths: Sequence[str], rows_of: Mapping[str, Sequence[in
         folders = [folder for folder in folders if folder not in ("", ".")]
         if has_image_suffix(name) and len(rows) > 1:
             rows = [row for row in rows if compose_name(paths[row]).endswith(name)]
-        rows = [row for row in rows if _end_alike(folders, compose_name(paths[row]).split("/")[:-1])]
+        parents = {row: compose_name(paths[row]).split("/")[:-1] for row in rows}
+        rows = [row for row in rows if all(map(eq, reversed(folders), reversed(parents[row])))]  # as far as both go
         if len(rows) == 1:
             return rows[0]
     return None
-
-
-def _end_alike(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Return True if the shorter of two sequences is the end of the longer one."""
-    return all(a == b for a, b in zip(reversed(one), reversed(other), strict=False))

@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from convnext_cli.cache_folder import DIGESTS, find_cache_folder, name_entry
@@ -132,11 +132,8 @@ def make_key(digests: ContentDigests, path: str) -> bytes | None:
 
 def hash_file(path: Path) -> bytes:
     """Return a digest of a file's bytes, 16 bytes. BLAKE2b, because Python computes it without the GIL."""
-    digest = hashlib.blake2b(digest_size=16)
     with path.open("rb", buffering=0) as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.digest()
+        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()
 
 
 def find_state_support(root: Path) -> tuple[bool, int]:

@@ -114,7 +114,8 @@ def _load(opened: Image.Image, file: BinaryIO, path: Path, at_least: int | None)
         raster = turn_upright(_make_raster(_read_values(opened, file), mode, bits), orientation)
         return finish_raster(raster._replace(steps=tuple(steps)), path)
     opened.load()
-    _scale_key(opened, rawmode)
+    if rawmode in _GREY_STEPS and isinstance(key := opened.info.get("transparency"), int):
+        opened.info["transparency"] = key * _GREY_STEPS[rawmode]
     if orientation != 1:
         ImageOps.exif_transpose(opened, in_place=True)
     return convert_opened(opened, mode, steps, path)
@@ -253,12 +254,6 @@ def _find_rawmode(image: Image.Image) -> str:
     tiles: Any = getattr(image, "tile", None)
     args = tiles[0].args if tiles else None
     return args if isinstance(args, str) else ""  # PNG has text; other formats, whose layout is not asked, have tuples
-
-
-def _scale_key(image: Image.Image, rawmode: str) -> None:
-    """Scale the transparent value of a grey image of 2 or 4 bits as its pixels are scaled."""
-    if rawmode in _GREY_STEPS and isinstance(key := image.info.get("transparency"), int):
-        image.info["transparency"] = key * _GREY_STEPS[rawmode]
 
 
 def _find_cut_depth(image: Image.Image, file: BinaryIO) -> int:

@@ -115,7 +115,8 @@ def read_tiff(file: BinaryIO, path: Any) -> tuple[Raster, int]:
         count = len(tiff.pages)
         if not count:
             raise ImageError(f"{path} is a TIFF file without an image", "Remove it")
-        place, page = _choose_page(tiff.pages)
+        pages: Any = tiff.pages
+        place, page = next(((at, page) for at, page in enumerate(pages) if not page.is_reduced), (0, pages.first))
         _check(page, path)
         bytes_per_pixel = 4 * page.samplesperpixel * page.dtype.itemsize + 3
         with reserve_memory(path, page.imagewidth, page.imagelength, bytes_per_pixel):
@@ -123,11 +124,6 @@ def read_tiff(file: BinaryIO, path: Any) -> tuple[Raster, int]:
             steps = [choose_frame(place, count)] if count > 1 else []
             orientation = check_orientation(page.tags.valueof(ORIENTATION_TAG))
             return _convert_planes(page, planes, steps), orientation
-
-
-def _choose_page(pages: Any) -> tuple[int, Any]:
-    """Return the place of the first page that is no thumbnail, and the page; the first one if all are."""
-    return next(((place, page) for place, page in enumerate(pages) if not page.is_reduced), (0, pages.first))
 
 
 def _check(page: Any, path: Any) -> None:

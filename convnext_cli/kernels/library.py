@@ -32,7 +32,8 @@ def load_kernels() -> ctypes.CDLL:
     Raises:
         NoKernelError: there is no compiler, or it failed.
     """
-    path = _find_compiled()
+    key = ([source.read_bytes() for source in SOURCES], FLAGS, *map(describe_processor, ("model name", "flags")))
+    path = find_cache_folder() / KERNELS / f"{name_entry(repr(key).encode())}.so"
     try:
         try:
             kernels = ctypes.CDLL(str(path))
@@ -77,12 +78,6 @@ def find_multiply() -> int:
         return 0
     multiply = getattr(ctypes.CDLL(str(path)), "_ZN2at6native7cpublas6brgemmEllllllbPKfS3_Pfb", None)
     return ctypes.cast(multiply, ctypes.c_void_p).value or 0 if multiply is not None else 0
-
-
-def _find_compiled() -> Path:
-    """Return the file of the kernels in the cache folder, whose name depends on their source and on the CPU."""
-    key = ([source.read_bytes() for source in SOURCES], FLAGS, *map(describe_processor, ("model name", "flags")))
-    return find_cache_folder() / KERNELS / f"{name_entry(repr(key).encode())}.so"
 
 
 def describe_processor(field: str) -> str:

@@ -7,6 +7,7 @@ run. The module imports nothing heavy, so that the command line can use it at on
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from convnext_cli.text import capitalise, format_inside, format_percent
@@ -106,9 +107,7 @@ class Metric:
         return f"{self.format_signed(difference.value)}{points}{', 95% CI ' * bool(ci)}{ci}"
 
 
-def _write_percent(value: float) -> str:
-    """Return a fraction in percent, without the sign: `61.3`."""
-    return format_percent(value, 1)
+_write_percent = partial(format_percent, digits=1)
 
 
 def format_ci(interval: "Interval | None", write: Callable[[float], str] = _write_percent) -> str:

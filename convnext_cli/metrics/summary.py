@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from msgspec import Meta
-from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Calculator, Ints
 from convnext_cli.metrics.formulas import ClassCalculator
@@ -112,8 +111,10 @@ def summarise(
     """Return the metrics of a calculator as a `kind`, all images counted once; `classes` are K names."""
     values, entries = compute_once(calculator)
     images = np.bincount(calculator.labels, minlength=len(classes))
-    has_matrix = len(classes) <= MAX_MATRIX
-    confusion = count_confusion(calculator.labels, calculator.predictions, len(classes)) if has_matrix else ()
+    confusion: list[list[int]] = []
+    if (number := len(classes)) <= MAX_MATRIX:
+        cells = np.bincount(calculator.labels * number + calculator.predictions, minlength=number**2)
+        confusion = cells.reshape(number, number).tolist()
     return kind(
         images=calculator.images,
         **values,
@@ -121,7 +122,7 @@ def summarise(
             kind_of_class(name=name, images=int(number), **entry)
             for name, number, entry in zip(classes, images, entries, strict=True)
         ),
-        confusion=tuple(tuple(int(n) for n in row) for row in confusion),
+        confusion=tuple(map(tuple, confusion)),
     )
 
 
@@ -132,12 +133,6 @@ def describe_absent(metrics: MetricSet, unit: str = "image") -> str:
     effect = "over the other classes" if len(metrics.absent) < len(metrics.per_class) else "not defined"
     averages = "averages of sensitivity, F1, ROC AUC and PR AUC"
     return f"no {unit} of {shorten_names(metrics.absent)}: {averages} are {effect}"
-
-
-def count_confusion(labels: Ints, predictions: Ints, num_classes: int) -> NDArray[np.int64]:
-    """Count images by true class (row) and predicted class (column), (K, K)."""
-    cells = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
-    return cells.reshape(num_classes, num_classes).astype(np.int64)
 
 
 def list_mistakes(labels: Ints, predictions: Ints) -> list[tuple[int, int, int]]:

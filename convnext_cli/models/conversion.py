@@ -141,7 +141,8 @@ def convert_names(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
             for pattern, replacement in scheme.renames:
                 new = re.sub(pattern, replacement, new)
             if _KEPT.match(new):
-                converted[new] = tensor.reshape(-1) if _is_vector(new) else tensor
+                is_vector = new.endswith((".bias", ".gamma")) or ".grn." in new
+                converted[new] = tensor.reshape(-1) if is_vector else tensor
         return converted
     names = [name for name in state if state[name].ndim]
     raise WeightsError(
@@ -176,10 +177,6 @@ def _open_kernel(value: Tensor) -> Tensor:
     if value.ndim == 3:
         return value.permute(2, 1, 0).reshape(value.shape[2], value.shape[1], side, side).transpose(3, 2)
     return value.permute(1, 0).reshape(value.shape[1], 1, side, side).transpose(3, 2)
-
-
-def _is_vector(name: str) -> bool:
-    return name.endswith((".bias", ".gamma")) or ".grn." in name
 
 
 def identify_architectures(state: Mapping[str, Tensor]) -> list[str]:

@@ -14,7 +14,6 @@ from convnext_cli.recipes.settings import Choice
 from convnext_cli.recipes.tables import (
     Regime,
     Row,
-    Tables,
     load_augmentations,
     load_measured,
     load_tables,
@@ -101,7 +100,12 @@ def pick_rows(recipe: str, model: Architecture, tag: Tag | None, images: int, we
     tables = load_tables()
     usual, power = tables.model_row(model.parsed).base_batch, 1.0
     if recipe == "specification":
-        choices = _from_all(tables) | _from_specification(model, images, weights)
+        common = {
+            name: Choice(value=value, source=source, reason=reason)
+            for name, (value, source, reason) in tables.common.items()
+            if name != "min_lr"  # which is relative to the peak
+        }
+        choices = common | _from_specification(model, images, weights)
         return RecipeRows(choices=choices, base_batch=usual, least_batch=usual, batch_power=power)
     if recipe == "published":
         row = published_row(model, tag)
@@ -196,15 +200,6 @@ def _bound_authors(name: str, published: Row, model: Architecture, specified: Ch
     end = "value" if low == high else "lowest" if value < low else "highest"
     reason = f"the specification's {end}; the authors have {origin}"
     return Choice(value=low if value < low else float(f"{high:.4g}"), source=specified.source, reason=reason)
-
-
-def _from_all(tables: Tables) -> dict[str, Choice]:
-    """Return the specification's settings for every training, except `min_lr`, which is relative to the peak."""
-    return {
-        name: Choice(value=value, source=source, reason=reason)
-        for name, (value, source, reason) in tables.common.items()
-        if name != "min_lr"
-    }
 
 
 def _from_specification(model: Architecture, images: int, weights: str) -> dict[str, Choice]:

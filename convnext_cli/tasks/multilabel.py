@@ -127,7 +127,7 @@ class Multilabel(Task):
             values=values,
             notes=tuple(notes),
             ignored=dict.fromkeys(("blank", "uncertain"), "it is for a column per label"),
-            join=_unite_rows,
+            join=lambda rows: tuple(map(max, zip(*rows, strict=True))),
             join_rule="an image has the labels of all its rows",
         )
 
@@ -502,10 +502,6 @@ def _split_labels(cell: str, separator: str) -> list[str]:
     while _BRACKETS.fullmatch(cell):
         cell = cell[1:-1]
     return [normalise_name(name) for part in cell.split(separator) if (name := part.strip().strip("'\"").strip())]
-
-
-def _unite_rows(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-    return tuple(map(max, zip(*rows, strict=True)))
 
 
 def _count_votes(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:

@@ -233,17 +233,6 @@ def unwrap_choices(cells: list[str]) -> list[str]:
     return cells
 
 
-def refuse_blank(table: Table, name: str) -> None:
-    """Check that no cell of a column is missing.
-
-    Raises:
-        DataError: one is.
-    """
-    table.refuse(
-        f"no label (column {name!r})", [row for row, cell in enumerate(table.columns[name]) if is_missing(cell)]
-    )
-
-
 def is_missing(cell: str) -> bool:
     """Return True if a cell of a class or a category holds no value."""
     return cell.casefold() in _MISSING or _ERROR_VALUE.fullmatch(cell) is not None
@@ -298,7 +287,8 @@ def read_names(table: Table, name: str, known: Sequence[str]) -> tuple[list[str]
     Raises:
         DataError: a cell is missing.
     """
-    refuse_blank(table, name)
+    blank = [row for row, cell in enumerate(table.columns[name]) if is_missing(cell)]
+    table.refuse(f"no label (column {name!r})", blank)
     cells = join_decimals(table.columns[name], known)
     changed = sorted({*zip(table.columns[name], cells, strict=True)} - {(cell, cell) for cell in cells})
     return cells, [f"column {name!r}: {old} is read as {new}" for old, new in changed[:1]]

@@ -84,7 +84,7 @@ def _find_conflicting_labels(index: Index, duplicates: Duplicates) -> Iterator[F
 
 
 def _find_leaked_duplicates(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
-    exact, near = _split_leaked(index, duplicates)
+    exact, near = _split_by_kind(duplicates, lambda rows: len(_list_splits(index, rows)) > 1)
     for kind, name, clusters in (
         (Kind.DUPLICATES_ACROSS_SPLITS, f"duplicates ({_EXACT})", exact),
         (Kind.NEAR_DUPLICATES_ACROSS_SPLITS, f"near-duplicates ({_NEAR})", near),
@@ -96,7 +96,7 @@ def _find_leaked_duplicates(index: Index, duplicates: Duplicates) -> Iterator[Fi
                 title=f"leakage: {_count_images(clusters)} in more than one split, as {name}",
                 count=len(clusters),
                 examples=_show(index, clusters),
-                effect=_explain_leak([{index.splits[row] for row in rows} for rows in clusters]),
+                effect=_explain_leak([_list_splits(index, rows) for rows in clusters]),
                 action="the data's own splits are kept; --resplit draws new splits, or --exclude with the list of "
                 "`convnext check --fix-list` leaves the training copies out",
                 leave_out=tuple(row for rows in clusters for row in _list_copies(index, rows)),
@@ -177,11 +177,12 @@ def _find_frames(index: Index, measurements: Measurements) -> Iterator[Finding]:
 
 
 def _find_duplicates(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
-    leaked_exact, leaked_near = _split_leaked(index, duplicates)
-    reported = {*_list_conflicts(index, duplicates), *leaked_exact, *leaked_near}
+    def is_reported(rows: Sequence[int]) -> bool:
+        return len(_list_splits(index, rows)) > 1 or index.have_conflict(rows)
+
     exact, near = _split_by_kind(duplicates, lambda rows: len(rows) > 1)
     for kind, name, every in ((Kind.DUPLICATES, _EXACT, exact), (Kind.NEAR_DUPLICATES, _NEAR, near)):
-        if clusters := [rows for rows in every if rows not in reported]:
+        if clusters := [rows for rows in every if not is_reported(rows)]:
             yield Finding(
                 kind=kind,
                 title=f"{kind}: {_count_images(clusters)} stored more than once ({name})",
@@ -286,8 +287,8 @@ def _find_uncompared(pairs: int) -> Iterator[Finding]:
         )
 
 
-def _list_conflicts(index: Index, duplicates: Duplicates) -> list[tuple[int, ...]]:
-    return [rows for rows in duplicates.clusters if index.have_conflict(rows)]
+def _list_splits(index: Index, rows: Sequence[int]) -> set[str]:
+    return {index.splits[row] for row in rows}
 
 
 def _explain_leak(leaks: Sequence[set[str]]) -> str:
@@ -297,12 +298,6 @@ def _explain_leak(leaks: Sequence[set[str]]) -> str:
     if any("test" in splits for splits in leaks):
         return "the model is tested on images that its best epoch is chosen by; test scores may be too high"
     return "the model is validated on images it was trained on; validation scores will be too high"
-
-
-def _split_leaked(index: Index, duplicates: Duplicates) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Return the clusters that lie in more than one split: by exact duplicates, and by near-duplicates only."""
-    splits = index.splits
-    return _split_by_kind(duplicates, lambda rows: len({splits[row] for row in rows}) > 1)
 
 
 def _split_by_kind(

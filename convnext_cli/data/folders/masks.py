@@ -91,7 +91,8 @@ def drop_masks(tree: Folder) -> tuple[Counter[str], list[str]]:
 
 def _find_mask_files(images: Sequence[str]) -> set[str]:
     """Return the images whose name is that of another image in the folder, plus a word for a mask."""
-    if not _has_any_word("\n".join(images)):
+    folded = compose_name("\n".join(images)).casefold()
+    if not any(word in folded for word in _SHORTEST):  # quick, for a folder can have many files
         return set()
     stems = {name.rpartition(".")[0]: name for name in images}
     masks = {
@@ -103,12 +104,6 @@ def _find_mask_files(images: Sequence[str]) -> set[str]:
             if rest in stems or any(f"{word}{match[1]}{rest}" in stems for word in ("image", "img")):
                 masks.add(name)
     return masks
-
-
-def _has_any_word(text: str) -> bool:
-    """Return True if a text may name masks; quick, for a folder can have many files."""
-    folded = compose_name(text).casefold()
-    return any(word in folded for word in _SHORTEST)
 
 
 def _find_twins(images: Sequence[str]) -> list[tuple[str, str]]:

@@ -219,7 +219,7 @@ class FileFinder:
                     os.path.join(folder, name)  # noqa: PTH118
                     for folder in level
                     for name in sorted(self.listing.read(folder)[1])
-                    if name[0] != "." and not _names_masks(name)
+                    if name[0] != "." and not CERTAIN_MASK.fullmatch(" ".join(list_words(name)))
                 ]
                 for folder in level:
                     for key, names in self._list(folder).items():
@@ -267,11 +267,6 @@ def find_files(table: Table, finder: FileFinder, column: str) -> Images:
         or "Correct these rows, or name the folder of the paths with --image-root DIR",
     )
     return images
-
-
-def _names_masks(folder: str) -> bool:
-    """Return True if a folder's name says that it has masks, which have the names of their images."""
-    return bool(CERTAIN_MASK.fullmatch(" ".join(list_words(folder.rpartition("/")[2]))))
 
 
 def _suggest_name(finder: FileFinder, names: Sequence[str]) -> str:
