@@ -61,7 +61,9 @@ def choose_class_source(
     if not (paths or lists) and options.image_root != AUTO:
         raise UsageError(f"--image-root is for a table, and {source} has none", "Leave it out, or give the table")
     texts = [path for path in lists if not {"partition", "split"}.intersection(list_words(path.stem))]
-    folders_decide = _names_classes(folders, [*paths, *texts], options)
+    has_run_class = not set(folders.classes).isdisjoint(options.known_labels)
+    is_alone = not (paths or texts)  # beside a table, a single folder names no class, unless a run has it
+    folders_decide = bool(folders) and (is_alone or len(folders.classes) > 1 or has_run_class)
     read = cache(read_table)  # a table may be asked for classes, then for groups and splits
     tables, errors = _index_tables(paths, options, read)
     if not tables and not folders_decide:
@@ -80,13 +82,6 @@ def choose_class_source(
         raise _explain_missing_classes(layout, folders, errors, source, options)
     others = [path for path in paths if path not in files]
     return add_tables(index, others, [path for path in lists if path not in files], options, read)
-
-
-def _names_classes(folders: Index, tables: Sequence[Path], options: TableOptions) -> bool:
-    """Return True if the folders name the classes: a single one beside a table does not, unless a run has it."""
-    return bool(folders) and (
-        not tables or len(folders.classes) > 1 or not set(folders.classes).isdisjoint(options.known_labels)
-    )
 
 
 def _index_tables(

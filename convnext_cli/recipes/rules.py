@@ -207,9 +207,11 @@ def _from_specification(model: Architecture, images: int, weights: str) -> dict[
     tables = load_tables()
     row = tables.model_row(model.parsed)
     regime = tables.regime_for(images)
+    size = model.parsed.size  # compared with the largest that the specification names for data sets of that size
+    is_larger = size in SIZES and SIZES.index(size) > SIZES.index(regime.largest_model)
     notes = tables.scratch_notes if weights == "none" else tables.notes
     choices = {
-        name: _bound(name, row, regime, is_larger=_is_larger(model, regime), note=notes.get(name, ""))
+        name: _bound(name, row, regime, is_larger=is_larger, note=notes.get(name, ""))
         for name in dict.fromkeys((*row.ranges, *regime.ranges))  # in the tables' order
     }
     for modifier in model.parsed.modifiers:
@@ -219,12 +221,6 @@ def _from_specification(model: Architecture, images: int, weights: str) -> dict[
             value = float(f"{lr.value * factor:.4g}")
             choices["lr"] = Choice(value=value, source="specification 4", reason=_join(reason, lr.reason))
     return choices
-
-
-def _is_larger(model: Architecture, regime: Regime) -> bool:
-    """Return True if a model is larger than all that the specification names for data sets of that size."""
-    size = model.parsed.size
-    return size in SIZES and SIZES.index(size) > SIZES.index(regime.largest_model)
 
 
 def _bound(name: str, row: Row, regime: Regime, *, is_larger: bool, note: str) -> Choice:

@@ -73,7 +73,10 @@ def find_columns(table: Table, finder: FileFinder, options: TableOptions) -> dic
     Raises:
         DataError: there is no column for the paths, or none of a name that the options give.
     """
-    chosen = _find_chosen(table, options)
+    named = {role: getattr(options, f"{role}_column") for role in ("path", "label", "group", "split")}
+    chosen = {
+        role: find_named(table, name, f"--{role}-column") for role, name in named.items() if name not in (AUTO, NONE)
+    }
     name_of = {fold_column(name): name for name in table.columns if name not in chosen.values()}
     columns = {"path": chosen.get("path") or _find_path_column(table, chosen.values(), finder)}
     _check_header(table, columns["path"], finder)
@@ -91,13 +94,6 @@ def _check_header(table: Table, path_column: str, finder: FileFinder) -> None:
                 f"header, but line {table.lines[row]} looks like it: it has {cell!r}",
                 "Remove the lines above the header",
             )
-
-
-def _find_chosen(table: Table, options: TableOptions) -> dict[str, str]:
-    names = {role: getattr(options, f"{role}_column") for role in ("path", "label", "group", "split")}
-    return {
-        role: find_named(table, name, f"--{role}-column") for role, name in names.items() if name not in (AUTO, NONE)
-    }
 
 
 def _guess_columns(table: Table, name_of: dict[str, str], columns: dict[str, str]) -> dict[str, str]:
