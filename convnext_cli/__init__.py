@@ -7,6 +7,7 @@ Nothing heavy is imported until one of these is used.
 
 import os
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 # ONNX Runtime 1.29 and later otherwise contacts a telemetry host and writes a device id into the home folder. Its
@@ -56,8 +57,19 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_system()
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
     return sorted((*globals(), *__all__))
+
+
+def check_system() -> None:
+    """Check that this is not Windows itself, which lacks the file locks of Linux and macOS.
+
+    Raises:
+        ImportError: it is.
+    """
+    if find_spec("fcntl") is None:
+        raise ImportError("convnext does not run on Windows itself. Install it in WSL 2, a Linux inside Windows")

@@ -3,9 +3,15 @@
 import os
 import sys
 
+from convnext_cli import check_system
+
 
 def main() -> None:
     """Run the command line; Ctrl-C ends it in one line while its modules are imported too, and while it exits."""
+    try:
+        check_system()
+    except ImportError as error:
+        sys.exit(f"error: {error}")
     try:
         _use_utf8()
         from convnext_cli.cli.app import main as run

@@ -7,6 +7,7 @@ the student shows view e modulo their number, so that a slow teacher sees each v
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -186,8 +187,9 @@ def _make_array(path: Path, shape: tuple[int, ...]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
-        with temporary.open("r+b") as file:  # a disk that fills up later would end the process at the next write
-            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+        if sys.platform == "linux":  # a disk that fills up later would end the process at the next write
+            with temporary.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
         with suppress(FileExistsError):  # of several ranks the first makes the file
             path.hardlink_to(temporary)
     finally:

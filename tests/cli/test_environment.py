@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
+import convnext_cli
 from convnext_cli import __main__
 from tests.conftest import Convnext, save_image
 
@@ -112,6 +113,18 @@ def test_names_are_the_same_in_any_locale() -> None:
     ]
     assert "猫" in outputs[0].decode()
     assert outputs[0] == outputs[1]
+
+
+def test_windows_itself_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as where there is no such module
+    with pytest.raises(ImportError, match="WSL 2"):
+        _ = convnext_cli.finetune
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert (
+        str(ended.value)
+        == "error: convnext does not run on Windows itself. Install it in WSL 2, a Linux inside Windows"
+    )
 
 
 def test_ctrl_c_during_imports_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
