@@ -24,7 +24,8 @@ from convnext_cli.images.loaders import cut_batches, shuffle_rows
 from convnext_cli.images.preprocessing import Augmentation, Preprocessing
 from convnext_cli.kernels.library import describe_processor
 from convnext_cli.recipes.tables import load_augmentations
-from convnext_cli.training.views import Draw, ThreadLoader, TrainingViews, ViewLoader
+from convnext_cli.training.loading import ViewLoader
+from convnext_cli.training.views import Draw, ThreadLoader, TrainingViews
 from convnext_cli.training.workers import ProcessLoader
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

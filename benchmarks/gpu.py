@@ -629,8 +629,8 @@ def feed(run: Path, sizes: SimpleNamespace) -> None:
     from convnext_cli.recipes.settings import Settings
     from convnext_cli.recipes.tables import load_augmentations
     from convnext_cli.runs.folder import RunFolder
-    from convnext_cli.training.loading import plan_views
-    from convnext_cli.training.views import ThreadLoader, ViewLoader
+    from convnext_cli.training.loading import ViewLoader, plan_views
+    from convnext_cli.training.views import ThreadLoader
     from convnext_cli.training.workers import ProcessLoader
 
     folder = RunFolder(run)

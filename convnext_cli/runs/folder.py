@@ -81,11 +81,6 @@ class RunFolder:
         """Return the paths of the checkpoints, the newest first."""
         return sorted(files.CHECKPOINT.find(self.path), key=lambda path: (len(path.name), path.name), reverse=True)
 
-    def drop_checkpoints(self, *, keep: int) -> None:
-        """Remove all but the newest `keep` checkpoints."""
-        for old in self.list_checkpoints()[keep:]:
-            old.unlink(missing_ok=True)
-
     def candidate(self, epoch: int) -> Path:
         """Return the path of an epoch's weights, which are kept until the best epochs are averaged."""
         return files.CANDIDATE.path(self.path, f"{epoch:04}")

@@ -20,7 +20,7 @@ from convnext_cli.images.preprocessing import Preprocessing, join_size
 from convnext_cli.metrics.summary import Fraction
 from convnext_cli.tasks.registry import read_task
 from convnext_cli.tasks.task import Task
-from convnext_cli.text import capitalise, format_count
+from convnext_cli.text import capitalise, format_count, shorten
 
 MAX_BYTES = 256 * 2**20  # of a file; real ones have a few kB, the split of a million images 100 MB
 MAX_SIDE = 4096  # px, of a model's input
@@ -360,7 +360,8 @@ def convert_record(value: Any, kind: type[Record], source: object, remedy: str) 
         location = after.replace("`", "").removeprefix(".") if separator else ""
         field = f"{location}: " if location else ""
         has_value = "missing required" not in problem and "unknown field" not in problem
-        actual = f" (it is {_shorten(_look_up(value, location))})" if has_value else ""
+        actual = json.dumps(_look_up(value, location), default=str) if has_value else ""
+        actual = f" (it is {shorten(actual, 60)})" if actual else ""
         raise RunError(f"{source} cannot be read: {field}{problem}{actual}", remedy) from error
 
 
@@ -369,12 +370,6 @@ def _look_up(value: Any, location: str) -> Any:
     for name, number in re.findall(r"([^.\[\]]+)|\[(\d+)\]", location):
         value = value[int(number) if number else name]
     return value
-
-
-def _shorten(value: Any) -> str:
-    """Return the value as JSON of at most 60 characters."""
-    text = json.dumps(value, ensure_ascii=True, default=str)
-    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _find_not_finite(value: Any, location: str = "") -> tuple[str, float] | None:

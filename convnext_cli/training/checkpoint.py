@@ -71,7 +71,8 @@ def write_checkpoint(run: RunFolder, snapshot: Snapshot) -> None:
     text = json.dumps(asdict(snapshot.state))
     metadata = {"state": text, "sha256": compute_digest(snapshot.tensors, text)}
     write_tensors(snapshot.tensors, run.checkpoint(snapshot.state.step), metadata)
-    run.drop_checkpoints(keep=2)
+    for old in run.list_checkpoints()[2:]:
+        old.unlink(missing_ok=True)
 
 
 def take_snapshot(context: TrainingContext, state: TrainingState) -> Snapshot:
@@ -102,14 +103,13 @@ def gather_result(context: TrainingContext) -> Tensors:
 
 
 def _gather_weights(context: TrainingContext) -> Tensors:
-    weights: Any = get_model_state_dict(context.model, options=WHOLE)
-    return _copy(weights, context)
+    return _copy(get_model_state_dict(context.model, options=WHOLE), context)
 
 
-def _copy(tensors: Tensors, context: TrainingContext) -> Tensors:
+def _copy(tensors: Mapping[str, Any], context: TrainingContext) -> Tensors:
     """Return copies of gathered tensors, which share a CPU's memory with the model; those of a GPU are copies."""
     is_copy = context.accelerator.device.type != "cpu"
-    return tensors if is_copy else {name: value.clone() for name, value in tensors.items()}
+    return {name: value if is_copy else value.clone() for name, value in tensors.items()}
 
 
 def save_model(context: TrainingContext, state: TrainingState, weights: Tensors) -> None:

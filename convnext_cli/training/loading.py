@@ -1,6 +1,7 @@
 """The training images: their order in an epoch, how each is read and augmented, and each rank's slice of a batch."""
 
 from collections.abc import Generator, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,8 +15,11 @@ from convnext_cli.recipes.settings import WEIGHTS, Settings
 from convnext_cli.recipes.tables import AUGMENTATION_SETTINGS
 from convnext_cli.training.compute.ranks import slice_evenly, slice_for_rank
 from convnext_cli.training.context import RankBatch, TrainingContext
-from convnext_cli.training.views import Draw, ThreadLoader, TrainingViews, ViewLoader, choose_view
+from convnext_cli.training.views import Draw, ThreadLoader, TrainingViews, choose_view
 from convnext_cli.training.workers import ProcessLoader
+
+ViewLoader: TypeAlias = ThreadLoader | ProcessLoader
+"""Loads the training images."""
 
 
 def draw_rows(context: TrainingContext, rows: Sequence[int], epoch: int) -> list[int]:

@@ -18,12 +18,11 @@ from convnext_cli.text import format_count
 from convnext_cli.training.compute.ranks import slice_for_rank
 from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone, StepDone
-from convnext_cli.training.loading import draw_rows, load_rank_batches, open_loader
+from convnext_cli.training.loading import ViewLoader, draw_rows, load_rank_batches, open_loader
 from convnext_cli.training.parts.optimizer import Schedule, set_lr
 from convnext_cli.training.state import TrainingState
 from convnext_cli.training.step import take_step
 from convnext_cli.training.validation import validate
-from convnext_cli.training.views import ViewLoader
 
 LOSS_EVERY = 10  # steps between two readings of the loss; each one waits for the GPU
 

@@ -89,29 +89,24 @@ class Preparation:
         kind = Kind.GROUPS_ACROSS_SPLITS
         return [Finding(kind=kind, severity="warning", title=title, count=count, effect=effect, action=action)]
 
-    def _advise_on_validation(self) -> str:
-        """Return what makes the validation split larger."""
-        settings = self.plan.settings
-        if settings.folds and not self.index.fold_names:
-            return "Fewer folds make it larger"
-        own = () if self.dataset is None or self.index.fold_names else self.dataset.index.splits
-        return advise_on_validation(self.index, own, settings.val_fraction)
-
     def _list_split_notices(self) -> list[Notice]:
         """Return notices about a small validation split, missing test images, and skipped files."""
-        index, small_validation, notices = self.index, self.small_validation, []
+        index, settings, small_validation, notices = self.index, self.plan.settings, self.small_validation, []
+        own = self.dataset.index.splits if self.dataset is not None and not index.fold_names else ()
         if small_validation:
             effect = f"{TOO_FEW}, so the last one is kept"
-            if not self.index.rows("val"):
+            if not index.rows("val"):
                 effect = "the last epoch is kept, not the best one, and the model is not calibrated"
-            if self.plan.settings.patience:
+            if settings.patience:
                 effect += "; --patience has no effect"
-            notices.append(Notice(f"{small_validation}: {effect}. {self._advise_on_validation()}", "warning"))
+            advice = "Fewer folds make it larger"
+            if not settings.folds or index.fold_names:
+                advice = advise_on_validation(index, own, settings.val_fraction)
+            notices.append(Notice(f"{small_validation}: {effect}. {advice}", "warning"))
         absent = [name for name, n in zip(index.classes, index.count_classes("test"), strict=True) if not n]
         if len(absent) == len(index.classes):
             choice = "" if small_validation else "; choosing the epoch makes validation scores slightly too high"
-            has_own = self.dataset is not None and "train" in self.dataset.index.splits and not index.fold_names
-            remedy = "; --resplit draws new splits with one" if has_own else ""
+            remedy = "; --resplit draws new splits with one" if "train" in own else ""
             notices.append(Notice(f"there is no test split{choice}{remedy}"))
         elif absent:
             notices.append(Notice(f"the test split has no image of {shorten_names(absent)}"))

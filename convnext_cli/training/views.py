@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,37 +80,22 @@ class OpenViews:
         return self._transform(image, views.preprocessing, random, views.augmentation)
 
 
-class ViewLoader(Protocol):
-    """Loads the training images."""
-
-    def load(self, batches: Iterable[Sequence[Draw]]) -> Batches:
-        """Yield each batch's draws and images, (B, H, W, 3) uint8, loaded ahead.
-
-        The images may be overwritten when the second batch after them is asked for.
-
-        Raises:
-            ImageError: an image cannot be read, when its batch is due.
-        """
-
-    def flush(self) -> str | None:
-        """Write the images that wait to be cached, between two calls of `load`; return why no more are cached."""
-
-    def close(self) -> None:
-        """End its processes."""
-
-
 class ThreadLoader:
-    """Loads views in threads of this process. The methods are those of `ViewLoader`."""
+    """Loads views in threads of this process; `workers.ProcessLoader` does in processes."""
 
     def __init__(self, views: TrainingViews, threads: int) -> None:
         self._views, self._threads = OpenViews(views), threads
 
     def load(self, batches: Iterable[Sequence[Draw]]) -> Batches:
-        """Yield the batches."""
+        """Yield each batch's draws and images, (B, H, W, 3) uint8, loaded ahead.
+
+        Raises:
+            ImageError: an image cannot be read, when its batch is due.
+        """
         return load_batches(batches, self._views.load, threads=self._threads)
 
     def flush(self) -> str | None:
-        """Write the images that wait to be cached."""
+        """Write the images that wait to be cached, between two calls of `load`; return why no more are cached."""
         self._views.images.flush()
         return self._views.images.failure
 

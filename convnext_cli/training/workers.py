@@ -34,7 +34,7 @@ Part: TypeAlias = tuple[int, int, Sequence[Draw]]
 
 
 class ProcessLoader:
-    """Loads views in processes. The methods are those of `ViewLoader`.
+    """Loads views in processes, as `ThreadLoader` does in threads.
 
     Args:
         views: what they load.
@@ -60,7 +60,7 @@ class ProcessLoader:
             self._idle.put(process)
 
     def load(self, batches: Iterable[Sequence[Draw]]) -> Batches:
-        """Yield the batches.
+        """Yield the batches; their images may be overwritten when the second batch after them is asked for.
 
         Raises:
             ConvnextError: a process was killed.
@@ -87,7 +87,7 @@ class ProcessLoader:
             self._idle.put(process)
 
     def flush(self) -> str | None:
-        """Write the images that wait to be cached."""
+        """Write the images that wait to be cached, and return why no more are."""
         failures = [_ask(process, None) for process in self.processes]
         return next(filter(None, failures), None)
 
