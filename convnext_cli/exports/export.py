@@ -196,7 +196,8 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
             float32_bytes = temporary.stat().st_size
             metadata = replace(metadata, precision="int8")
             yield Progress(done=0, total=1, activity="quantising")
-            quantise(temporary, metadata, _list_quantisation_images(index) or paths)
+            training = [index.root / index.paths[row] for row in pick_evenly(index.rows("train"), QUANTISATION_IMAGES)]
+            quantise(temporary, metadata, [path for path in training if path.exists()] or paths)
         exported: Classifier = OnnxClassifier(temporary) if is_onnx else ProgramClassifier(temporary)
         parity, before, after = yield from check_parity_steps(
             classifier, exported, paths, metadata.calibration, _choose_tolerance(request, classifier.task)
@@ -260,12 +261,6 @@ def _choose_tolerance(request: ExportRequest, task: Task) -> Tolerance:
     if request.int8 and not task.is_continuous:
         return replace(tolerance, changed=request.tolerance)
     return replace(tolerance, difference=request.tolerance)
-
-
-def _list_quantisation_images(index: Index) -> list[Path]:
-    """Return training images that still exist."""
-    paths = [index.root / index.paths[row] for row in pick_evenly(index.rows("train"), QUANTISATION_IMAGES)]
-    return [path for path in paths if path.exists()]
 
 
 def _summarise_checks(parity: Parity, cost: Comparison | None, headline: str) -> dict[str, Any]:

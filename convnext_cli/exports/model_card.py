@@ -14,7 +14,7 @@ from convnext_cli.metrics.registry import METRICS
 from convnext_cli.models.catalog import BUILTIN
 from convnext_cli.models.licenses import is_non_commercial
 from convnext_cli.models.weights import read_weights_license
-from convnext_cli.recipes.plan import PlanFile, read_optional_plan
+from convnext_cli.recipes.plan import read_optional_plan
 from convnext_cli.recipes.settings import UNKNOWN
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import PretrainedCfg
@@ -79,16 +79,20 @@ def render_card(run: RunFolder, evaluation: Evaluation | None, license: License)
     index = run.read_split()
     name = str(plan.model or run.read_config().architecture)
     is_from_hub = plan.weights == "auto" and not name.endswith(f".{BUILTIN}")
+    restriction = "Find out the licence before you share the model. " if license.is_unknown else ""
+    if is_non_commercial(license.name):
+        restriction = "Not for commercial use. "
+    settings = [row for row in plan.rows if row[0] not in PATHS]
     parts = (
         _render_header(license, base=name if is_from_hub else None),
         f"# {escape_markdown(name)}, fine-tuned for {index.task.describe_classes(index.classes)}",
         "An image model fine-tuned with `convnext`. It uses the architecture and the file format of timm.",
-        f"**Licence: {escape_markdown(str(license))}.** {_describe_restriction(license)}{DATA_LICENSE}",
+        f"**Licence: {escape_markdown(str(license))}.** {restriction}{DATA_LICENSE}",
         f"## How to use\n\n{_describe_use(run)}",
         f"## Training data\n\n{_describe_data(index)}",
         f"## Evaluation\n\n{_describe_evaluation(evaluation) if evaluation else _describe_validation(run)}",
         f"## Limitations\n\n{LIMITATIONS}",
-        f"## Training settings\n\n{_describe_settings(plan)}",
+        f"## Training settings\n\n{_render_table(('setting', 'value', 'source'), settings)}",
     )
     return "\n\n".join(parts) + "\n"
 
@@ -105,12 +109,6 @@ def _render_header(license: License, base: str | None) -> str:
     if base:
         lines.append(f"base_model: {_quote_yaml(f'timm/{base}')}")
     return "\n".join([*lines, "---"])
-
-
-def _describe_restriction(license: License) -> str:
-    if is_non_commercial(license.name):
-        return "Not for commercial use. "
-    return "Find out the licence before you share the model. " if license.is_unknown else ""
 
 
 def _describe_data(index: Index) -> str:
@@ -220,11 +218,6 @@ def _describe_preprocessing(preprocessing: PretrainedCfg) -> str:
         f"{grey}{height} x {width} px, crop_mode {preprocessing.crop_mode}, crop_pct {preprocessing.crop_pct},"
         f" interpolation {preprocessing.interpolation}, mean {list(preprocessing.mean)}, std {list(preprocessing.std)}"
     )
-
-
-def _describe_settings(plan: PlanFile) -> str:
-    rows = [row for row in plan.rows if row[0] not in PATHS]
-    return _render_table(("setting", "value", "source"), rows)
 
 
 def _render_table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from numpy.typing import NDArray
 
 from convnext_cli.files import replace_file
 from convnext_cli.inference.evaluation import Evaluation
@@ -24,7 +23,6 @@ from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.curves import measure_reliability, trace_pr, trace_roc
 from convnext_cli.metrics.decision import DecisionCurve
 from convnext_cli.metrics.registry import METRICS, Metric
-from convnext_cli.metrics.summary import ClassMetrics
 from convnext_cli.runs.files import CURVES, RANGE_TEST_PLOT
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.text import format_digits, make_visible, shorten_name
@@ -154,11 +152,8 @@ def plot_roc(evaluation: Evaluation) -> Figure:
     """Plot the ROC curve of each class against the rest."""
     figure, axes = _square("ROC, one-vs-rest", "false positive rate (1 - specificity)", "sensitivity")
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
-    metric = METRICS["roc_auc"]
-    for entry, colour, scores, positive in _list_curves(evaluation):
-        false, true = _thin(*trace_roc(scores, positive))
-        axes.plot(false, true, color=colour, label=f"{_label(entry.name)}: {metric.format(entry.roc_auc)}")
-    _add_legend(axes, "lower right", metric.heading)
+    _draw_curves(axes, evaluation, METRICS["roc_auc"], trace_roc)
+    _add_legend(axes, "lower right", METRICS["roc_auc"].heading)
     return figure
 
 
@@ -166,11 +161,8 @@ def plot_roc(evaluation: Evaluation) -> Figure:
 def plot_pr(evaluation: Evaluation) -> Figure:
     """Plot the precision-recall curve of each class against the rest."""
     figure, axes = _square("Precision-recall, one-vs-rest", "sensitivity (recall)", "precision")
-    metric = METRICS["pr_auc"]
-    for entry, colour, scores, positive in _list_curves(evaluation):
-        recall, precision = _thin(*trace_pr(scores, positive))
-        axes.plot(recall, precision, color=colour, label=f"{_label(entry.name)}: {metric.format(entry.pr_auc)}")
-    _add_legend(axes, "lower left", metric.heading)
+    _draw_curves(axes, evaluation, METRICS["pr_auc"], trace_pr)
+    _add_legend(axes, "lower left", METRICS["pr_auc"].heading)
     return figure
 
 
@@ -348,24 +340,17 @@ def _add_legend(axes: Axes, location: Any, title: str | None = None) -> None:
         axes.legend(loc=location, title=title, title_fontsize=8)
 
 
-def _list_curves(evaluation: Evaluation) -> Iterator[tuple[ClassMetrics, str, Floats, NDArray[np.bool_]]]:
-    """Yield each class to draw, its colour, its probabilities, and which images are of it, where that is known."""
-    probabilities = evaluation.probabilities
-    for entry, colour in _choose_classes(evaluation):
-        k = evaluation.images.classes.index(entry.name)
-        positive, known = evaluation.images.select_known(k)
-        yield entry, colour, probabilities[known, k], positive[known]
-
-
-def _choose_classes(evaluation: Evaluation) -> list[tuple[ClassMetrics, str]]:
-    """Return the classes to draw with their colours: all, or those with the lowest ROC AUC, in their own order."""
+def _draw_curves(
+    axes: Axes, evaluation: Evaluation, metric: Metric, trace: Callable[..., tuple[Floats, Floats]]
+) -> None:
+    """Draw the curve of each class, of more than `MAX_CURVES` those with the lowest ROC AUC, in their own order."""
+    images, probabilities = evaluation.images, evaluation.probabilities
     drawable = [entry for entry in evaluation.metrics.per_class if entry.roc_auc is not None]
     worst = sorted(drawable, key=lambda entry: entry.roc_auc)[:MAX_CURVES]
-    return list(zip((entry for entry in drawable if entry in worst), COLOURS, strict=False))
-
-
-def _thin(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    if len(x) <= MAX_POINTS:
-        return x, y
-    kept = np.unique(np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int))
-    return x[kept], y[kept]
+    for entry, colour in zip((entry for entry in drawable if entry in worst), COLOURS, strict=False):
+        k = images.classes.index(entry.name)
+        positive, known = images.select_known(k)
+        curve = trace(probabilities[known, k], positive[known])
+        points = np.unique(np.linspace(0, len(curve[0]) - 1, MAX_POINTS).round().astype(int))
+        x, y = (values[points] for values in curve)
+        axes.plot(x, y, color=colour, label=f"{_label(entry.name)}: {metric.format(getattr(entry, metric.key))}")

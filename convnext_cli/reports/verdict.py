@@ -15,17 +15,14 @@ MAX_CLASSES = 6  # whose numbers of images are listed
 
 def answer_questions(evaluation: Evaluation) -> tuple[Section, ...]:
     """Return the three questions that a reader has first, with their answers."""
+    task, metrics, targets = evaluation.task, evaluation.metrics, evaluation.images.targets
+    results = task.describe_results(metrics, evaluation.probabilities, targets)
+    chance = task.measure_chance(metrics, targets)
     return (
-        Section(title="How good is it?", sentences=_describe_quality(evaluation)),
+        Section(title="How good is it?", sentences=[*results, f"By chance: {chance.text}."]),
         Section(title="For whom?", sentences=_describe_images(evaluation)),
         Section(title="Can it be trusted?", sentences=_describe_trust(evaluation)),
     )
-
-
-def _describe_quality(evaluation: Evaluation) -> list[str]:
-    task, metrics, targets = evaluation.task, evaluation.metrics, evaluation.images.targets
-    chance = task.measure_chance(metrics, targets)
-    return [*task.describe_results(metrics, evaluation.probabilities, targets), f"By chance: {chance.text}."]
 
 
 def _describe_images(evaluation: Evaluation) -> list[str]:
