@@ -66,10 +66,10 @@ def __dir__() -> list[str]:
 
 
 def check_system() -> None:
-    """Check that this is not Windows itself, which lacks the file locks of Linux and macOS.
+    """Check that the system has the file locks of Linux and macOS, which native Windows lacks.
 
     Raises:
-        ImportError: it is.
+        ImportError: it has none.
     """
     if find_spec("fcntl") is None:
-        raise ImportError("convnext does not run on Windows itself. Install it in WSL 2, a Linux inside Windows")
+        raise ImportError("convnext does not run on native Windows. Install it in WSL 2, a Linux inside Windows")

@@ -131,6 +131,7 @@ def _label_by_path(root: Path, tree: Folder, skipped: Counter[str], pattern: str
         problem = f"'{pattern}' gives one class only, {classes[0]!r}, as of {paths[min(names)]}"
         raise UsageError(problem, "Correct --label-from: its first group in brackets, or else its match, is the class")
     skipped["images without a match of --label-from"] = len(paths) - len(names)
+    # the split of the first folder that names one
     splits = {row: next(filter(None, map(find_split, paths[row].split("/")[:-1])), "") for row in names}
     images = [(paths[row], name, splits[row]) for row, name in names.items()]
     return _make_index(root, classes, images, skipped + masks, [*notes, *note_archives(tree)])

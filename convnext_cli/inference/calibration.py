@@ -33,14 +33,14 @@ Nats = Annotated[float, Meta(ge=0, le=1e6)]
 
 
 class FittedScaling(Scaling, frozen=True, kw_only=True, rename={"unfitted_reason": "weak"}):
-    """A scaling with what is known of its fit. The field names are JSON keys; that of `unfitted_reason` is `weak`."""
+    """A scaling, its weights and thresholds. The field names are JSON keys; that of `unfitted_reason` is `weak`."""
 
     weights: str
     """Fingerprint of the weights that it was fitted for."""
     unfitted_reason: str | None = None
     """The reason why nothing was fitted; None where it was."""
     thresholds: tuple[Threshold, ...] = ()
-    """Thresholds on calibrated probabilities, one for each target; of groups, for those that their number allows."""
+    """Thresholds on calibrated probabilities, one for each target that the validation images, or groups, allow."""
 
     @property
     def is_fitted(self) -> bool:

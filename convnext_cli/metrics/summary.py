@@ -112,9 +112,9 @@ def summarise(
     values, entries = compute_once(calculator)
     images = np.bincount(calculator.labels, minlength=len(classes))
     confusion: list[list[int]] = []
-    if (number := len(classes)) <= MAX_MATRIX:
-        cells = np.bincount(calculator.labels * number + calculator.predictions, minlength=number**2)
-        confusion = cells.reshape(number, number).tolist()
+    if (side := len(classes)) <= MAX_MATRIX:
+        cells = np.bincount(calculator.labels * side + calculator.predictions, minlength=side**2)
+        confusion = cells.reshape(side, side).tolist()
     return kind(
         images=calculator.images,
         **values,

@@ -166,7 +166,7 @@ class AuditFinding(Struct, frozen=True, kw_only=True):
     examples: tuple[str, ...]
     effect: str
     evidence: tuple[str, ...] = ()
-    """Sentences on what it rests on; older runs have them in the effect."""
+    """Sentences on how certain it is; older runs have them in the effect."""
     action: str
     severity: str = ""
     """`warning` or `note`; empty in older runs, whose titles lack the count."""
@@ -360,8 +360,7 @@ def convert_record(value: Any, kind: type[Record], source: object, remedy: str) 
         location = after.replace("`", "").removeprefix(".") if separator else ""
         field = f"{location}: " if location else ""
         has_value = "missing required" not in problem and "unknown field" not in problem
-        actual = json.dumps(_look_up(value, location), default=str) if has_value else ""
-        actual = f" (it is {shorten(actual, 60)})" if actual else ""
+        actual = f" (it is {shorten(json.dumps(_look_up(value, location), default=str), 60)})" if has_value else ""
         raise RunError(f"{source} cannot be read: {field}{problem}{actual}", remedy) from error
 
 

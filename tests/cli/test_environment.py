@@ -115,15 +115,14 @@ def test_names_are_the_same_in_any_locale() -> None:
     assert outputs[0] == outputs[1]
 
 
-def test_windows_itself_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_windows_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)  # as where there is no such module
     with pytest.raises(ImportError, match="WSL 2"):
         _ = convnext_cli.finetune
     with pytest.raises(SystemExit) as ended:
         __main__.main()
-    assert (
-        str(ended.value)
-        == "error: convnext does not run on Windows itself. Install it in WSL 2, a Linux inside Windows"
+    assert str(ended.value) == (
+        "error: convnext does not run on native Windows. Install it in WSL 2, a Linux inside Windows"
     )
 
 

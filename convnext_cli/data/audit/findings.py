@@ -58,7 +58,7 @@ class Finding:
     effect: str
     """Its effect on the result."""
     evidence: tuple[str, ...] = ()
-    """Sentences on what it rests on, where that is not certain."""
+    """Sentences on how certain it is, where it rests on a guess."""
     action: str
     """The action of `finetune`, and the options of the user."""
     leave_out: tuple[int, ...] = ()
