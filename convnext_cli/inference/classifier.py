@@ -167,5 +167,7 @@ def find_class(name: str, classes: tuple[str, ...], option: str) -> int:
     position = find_name(name, classes)
     if position is None:
         remedy = f"{suggest(name, classes)}Known are {', '.join(classes[:20])}"
+        if all(find_name(part.strip(), classes) is not None for part in name.split(",")):
+            remedy = f"Give one class with each {option}"
         raise UsageError(f"unknown class {name!r} in {option}", remedy)
     return position

@@ -51,6 +51,8 @@ def test_named_labels_are_explained_whatever_is_predicted(
     unknown = convnext(*command, "North", "--explain", tmp_path / "none")
     assert unknown.code == 2
     assert "unknown class 'North' in --explain-class" in unknown.err
+    with pytest.raises(UsageError, match=r"'SW,NE' in --explain-class\. Give one class with each --explain-class"):
+        predict(image, run, explain=tmp_path / "two", explain_class=("SW,NE",))
     with pytest.raises(UsageError, match="--explain-class needs a folder"):
         predict(image, run, explain_class=("NE",))
 
