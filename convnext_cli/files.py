@@ -105,14 +105,24 @@ def remove_leftovers(path: Path) -> None:
 def replace_output(path: Path, option: str = "--output", *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary path for a file that the user named, which replaces `path` if the block succeeds.
 
+    Its folder is made, and removed again if the block fails.
+
     Raises:
         UsageError: as `check_output`, before the block and again after it.
         OSError: as `replace_file`.
     """
     check_output(path, option, overwrite=overwrite)
-    with replace_file(path) as temporary:
-        yield temporary
-        check_output(path, option, overwrite=overwrite)  # another program may have written it meanwhile
+    new_folders = [folder for folder in path.parents if not folder.exists()]  # the innermost first
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with replace_file(path) as temporary:
+            yield temporary
+            check_output(path, option, overwrite=overwrite)  # another program may have written it meanwhile
+    except BaseException:
+        with suppress(OSError):  # a folder that is not empty stays
+            for folder in new_folders:
+                folder.rmdir()
+        raise
 
 
 def write_output(path: Path, text: str, option: str = "--output", *, overwrite: bool = False) -> None:
@@ -122,7 +132,7 @@ def write_output(path: Path, text: str, option: str = "--output", *, overwrite: 
 
 
 def check_output(path: Path, option: str = "--output", *, overwrite: bool) -> None:
-    """Check that a file may be written at a path that the user named.
+    """Check that a file may be written at a path that the user named, in a folder that exists or can be made.
 
     Links, devices, pipes and sockets are never replaced; regular files with `overwrite` only.
 
@@ -135,30 +145,27 @@ def check_output(path: Path, option: str = "--output", *, overwrite: bool) -> No
         mode = None
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}", f"Choose another {option}") from error
-    if mode is None:
-        if not path.parent.is_dir():
-            raise UsageError(f"cannot write {path}", "Give a file in a folder that exists")
-    elif stat.S_ISDIR(mode):
-        raise UsageError(f"cannot write {path}: it is a folder", "Give a file in a folder that exists")
-    elif not stat.S_ISREG(mode):
-        kind = "a symbolic link" if stat.S_ISLNK(mode) else "a pipe, a socket or a device"
-        raise UsageError(f"{path} is {kind}, which is never replaced", f"Choose another {option}")
-    elif not overwrite:
-        raise UsageError(f"{path} exists already", f"Choose another {option}, or add --overwrite")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot write {path}: its folder is not writable", f"Choose another {option}")
+    if mode is not None:
+        if stat.S_ISDIR(mode):
+            raise UsageError(f"cannot write {path}: it is a folder", "Give a file in it")
+        if not stat.S_ISREG(mode):
+            kind = "a symbolic link" if stat.S_ISLNK(mode) else "a pipe, a socket or a device"
+            raise UsageError(f"{path} is {kind}, which is never replaced", f"Choose another {option}")
+        if not overwrite:
+            raise UsageError(f"{path} exists already", f"Choose another {option}, or add --overwrite")
+    check_writable(path.parent, option)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "--output") -> None:
     """Check that files may be written into a folder that the user named, or that it may be made.
 
     Raises:
         UsageError: the permissions do not allow it, or a file is in its place.
     """
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.access(path, os.F_OK))
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         reason = "is not writable" if nearest.is_dir() else "is not a folder"
-        raise UsageError(f"cannot write {folder}: {nearest} {reason}", "Choose another --output")
+        raise UsageError(f"cannot write {folder}: {nearest} {reason}", f"Choose another {option}")
 
 
 def write_text(path: Path, text: str) -> None:

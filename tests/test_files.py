@@ -67,12 +67,21 @@ def test_files_are_replaced_with_overwrite_only(tmp_path: Path) -> None:
     assert path.read_text() == "one"
     write_output(path, "two", overwrite=True)
     assert path.read_text() == "two"
-    with pytest.raises(UsageError, match="a folder that exists"):
-        write_output(tmp_path / "gone/out", "three")
     with pytest.raises(UsageError, match="cannot write"):
         write_output(path / "out", "three")
     with pytest.raises(UsageError, match="cannot write"):
         write_output(tmp_path / ("n" * 300), "three")
+
+
+def test_the_folder_of_a_file_is_made_and_removed_again_if_the_file_is_not_written(tmp_path: Path) -> None:
+    write_output(tmp_path / "new/sub/out", "text")
+    assert (tmp_path / "new/sub/out").read_text() == "text"
+    with pytest.raises(ValueError, match="stop"), replace_output(tmp_path / "other/sub/out"):
+        raise ValueError("stop")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UsageError, match=r"cannot write .*gone: .*gone is not a folder. Choose another --fix-list"):
+        write_output(tmp_path / "gone/out", "text", "--fix-list")
 
 
 def test_file_of_another_program_written_meanwhile_is_not_replaced(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 """A folder for the Hugging Face Hub: the model in timm's format, which transformers loads too, and a model card."""
 
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +65,9 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
     license = find_license(run)
     for name in FILES:
         remove_leftovers(output / name)
-    with _replace_all(output, (*copied, CARD), overwrite=overwrite) as files:
+    with ExitStack() as stack:  # all files are renamed if the block succeeds, or none
+        replaced = {name: replace_output(output / name, overwrite=overwrite) for name in (*copied, CARD)}
+        files = {name: stack.enter_context(file) for name, file in replaced.items()}
         for name in copied:
             shutil.copyfile(run.path / name, files[name])
         evaluation: Evaluation | None = None
@@ -96,24 +97,6 @@ def _check_folder(output: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{output} is not a folder", "Choose another --output")
     if existing and not (overwrite and existing <= set(FILES)):
         raise UsageError(f"{output} exists already", "Choose another --output; --overwrite replaces an earlier export")
-
-
-@contextmanager
-def _replace_all(output: Path, names: Iterable[str], *, overwrite: bool) -> Iterator[dict[str, Path]]:
-    """Yield a temporary path for each file; all are renamed if the block succeeds, or none.
-
-    The folder is made, and removed again if the block fails.
-    """
-    new_folders = [folder for folder in (output, *output.parents) if not folder.exists()]  # the innermost first
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        with ExitStack() as stack:
-            yield {name: stack.enter_context(replace_output(output / name, overwrite=overwrite)) for name in names}
-    except BaseException:
-        with suppress(OSError):  # a folder that is not empty stays
-            for folder in new_folders:
-                folder.rmdir()
-        raise
 
 
 def _make_repository(name: str) -> str:
