@@ -16,7 +16,15 @@ from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.files import check_outside
 from convnext_cli.inference.request import PREDICT_RUN, PredictRequest
 from convnext_cli.options import DataOption, Option
-from convnext_cli.text import MAX_NAME, format_count, format_part, make_visible, quote, title_probabilities
+from convnext_cli.text import (
+    MAX_NAME,
+    format_count,
+    format_part,
+    make_visible,
+    quote,
+    shorten_names,
+    title_probabilities,
+)
 
 if TYPE_CHECKING:
     from convnext_cli.data.inputs import Inputs
@@ -107,18 +115,23 @@ def predict(values: OptionValues) -> None:
     if ungrouped := len({str(path) for path in inputs.paths}.intersection(tally.groups)):  # named by their paths
         number = format_part(ungrouped, tally.images, "image", "has", "have")
         console.note(f"{number} no group by this rule: each is a group of its own")
+    if tally.frames:
+        count = format_count(len(tally.frames), "file has", "files have")
+        examples = shorten_names([str(path) for path in tally.frames])
+        console.note(f"{count} several frames or pages, of which one is read: {examples}")
     if inputs.skipped:
         console.note(f"skipped: {describe_skipped(inputs.skipped)}")
     _raise_failures(tally.failures, tally.images)
 
 
 class _Tally:
-    """The images of the predictions so far, with failures, names of groups, and rows that `--abstain` has flagged."""
+    """The images of the predictions so far, with failures, groups, files of several frames, and rows flagged as OOD."""
 
     def __init__(self) -> None:
         self.images = 0
         self.failures: list[ImageError] = []
         self.groups: list[str] = []
+        self.frames: list[Path] = []
         self.scored = 0
         self.flagged = 0
 
@@ -130,6 +143,7 @@ class _Tally:
     def add(self, prediction: "Prediction") -> None:
         """Count a prediction."""
         self.images += prediction.inputs
+        self.frames += prediction.frames
         self.scored += prediction.abstained is not None
         self.flagged += prediction.abstained is True
         if prediction.group is not None:

@@ -40,11 +40,19 @@ class CalibratedClassifier:
     threshold: float | None = None
     """Of the OOD score; None if not requested."""
 
-    def classify(self, sources: Sequence[Source], rows: Sequence[int], *, heat: Heat = False) -> Iterator[Outputs]:
-        """Yield the outputs of some images, batch by batch, with heat maps if requested."""
+    def classify(
+        self, sources: Sequence[Source], rows: Sequence[int], frames: set[int], *, heat: Heat = False
+    ) -> Iterator[Outputs]:
+        """Yield the outputs of some images, batch by batch, with heat maps if requested.
+
+        The rows of images that are one of several frames of their files are added to `frames`.
+        """
 
         def load(row: int) -> Pixels:
-            return transform_for_eval(sources[row].read(), self.classifier.preprocessing)
+            pixels, is_frame = sources[row].read()
+            if is_frame:
+                frames.add(row)
+            return transform_for_eval(pixels, self.classifier.preprocessing)
 
         return self.classifier.classify_batches(rows, load, features=self.novelty is not None, heat=heat)
 

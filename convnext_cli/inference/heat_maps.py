@@ -55,7 +55,7 @@ class HeatMaps:
         parts = self.classifier.task.list_parts(outcome, CAPTION_CLASSES, lambda name: name)
         side = "right" if len(maps) == 1 else "from the left, after the image"
         caption = f"{'   '.join(' '.join(part.split()) for part in parts)}   ({side}: Grad-CAM of {', '.join(maps)})"
-        image = source.read()
+        image, _ = source.read()
         frame = locate_frame(image.shape[1], image.shape[0], self.classifier.preprocessing)
         path = self.folder / _name_file(row, source)
         with replace_output(path, "--explain", overwrite=self.overwrite) as temporary:

@@ -64,6 +64,8 @@ class Prediction(Outcome):
     """Number of images that the prediction is pooled from."""
     unreadable: tuple[ImageError, ...] = ()
     """Of the group's images, those that cannot be read."""
+    frames: tuple[Path, ...] = ()
+    """Of its files, those with several frames or pages, of which one is read."""
 
     @property
     def inputs(self) -> int:
@@ -200,8 +202,8 @@ def predict_images(run: Path, sources: Sequence[Source], request: PredictRequest
     if run.is_dir() and request.calibration is None:
         missed = find_missed(open_folder(run), thresholds, tta=request.tta)
     heat_maps = prepare_heat_maps(run, sources, request, classifier)
-    row = 0
-    for outputs in model.classify(sources, range(len(sources)), heat=heat_maps.heat if heat_maps else False):
+    row, frames = 0, set[int]()
+    for outputs in model.classify(sources, range(len(sources)), frames, heat=heat_maps.heat if heat_maps else False):
         scores = classifier.task.activate(classifier.task.calibrate(outputs.logits, calibration))
         ood_scores = model.score_ood(outputs)
         for i, image_scores in enumerate(scores):
@@ -223,6 +225,7 @@ def predict_images(run: Path, sources: Sequence[Source], request: PredictRequest
                 novelty=score,
                 abstained=model.abstain(score),
                 explanation=heat_maps.draw(row, source, outputs, i, outcome) if heat_maps else None,
+                frames=_list_paths(sources, frames & {row - 1}),
             )
 
 
@@ -256,18 +259,21 @@ def _predict_groups(run: Path, sources: Sequence[Source], request: PredictReques
     missed = find_missed(folder, pooling.thresholds, per="group", tta=request.tta)
     first = {group: row for row, group in reversed(list(enumerate(groups)))}
     rows = sorted(range(len(sources)), key=lambda row: first[groups[row]])
+    frames = set[int]()
 
     def classify() -> Iterator[_Member]:
         rest = iter(rows)
-        for outputs in model.classify(sources, rows):
+        for outputs in model.classify(sources, rows, frames):
             ood_scores = model.score_ood(outputs)
             for i, logits in enumerate(model.classifier.task.calibrate(outputs.logits, calibration)):
                 novelty = None if ood_scores is None else float(ood_scores[i])
                 yield _Member(row=next(rest), error=outputs.failed.get(i), logits=logits, novelty=novelty)
 
-    for group, members in groupby(classify(), key=lambda member: groups[member.row]):
-        prediction = _pool(list(members), model, pooling, missed)
-        yield replace(prediction, group=group, index=sources[first[group]].index)
+    for group, each in groupby(classify(), key=lambda member: groups[member.row]):
+        members = list(each)
+        prediction = _pool(members, model, pooling, missed)
+        paths = _list_paths(sources, frames & {member.row for member in members})
+        yield replace(prediction, group=group, index=sources[first[group]].index, frames=paths)
 
 
 def _pool(
@@ -296,6 +302,10 @@ def _pool(
         novelty=novelty,
         abstained=model.abstain(novelty),
     )
+
+
+def _list_paths(sources: Sequence[Source], rows: set[int]) -> tuple[Path, ...]:
+    return tuple(path for row in sorted(rows) if (path := sources[row].path))
 
 
 def _list_fields(outcome: Outcome) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from PIL import Image
 
 from convnext_cli.data.inputs import find_images
 from convnext_cli.errors import ImageError, UsageError
-from convnext_cli.images.decode import convert_image, decode_image
-from convnext_cli.images.raster import Pixels
+from convnext_cli.images.decode import convert_image, read_image
+from convnext_cli.images.raster import Pixels, StepKind
 
 ImageInput: TypeAlias = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 """A path of an image or of a folder with images; a PIL image; or uint8 values: (H, W) grey, (H, W, 3) RGB, or
@@ -48,8 +48,8 @@ class Source:
         """The file's name without its suffix, for the names of files made from it."""
         return self.content.stem if isinstance(self.content, Path) else "image"
 
-    def read(self) -> Pixels:
-        """Return the image, (H, W, 3) RGB uint8, upright.
+    def read(self) -> tuple[Pixels, bool]:
+        """Return the image, (H, W, 3) RGB uint8, upright, and True if it is one of several frames of its file.
 
         Raises:
             ImageError: it cannot be read.
@@ -57,11 +57,12 @@ class Source:
         if self.error is not None:
             raise self.error
         if isinstance(self.content, Path):
-            return decode_image(self.content)
+            decoded = read_image(self.content)
+            return decoded.pixels, any(step.kind == StepKind.FRAME for step in decoded.steps)
         if isinstance(self.content, Image.Image):
-            return convert_image(self.content, _name(self.index))
+            return convert_image(self.content, _name(self.index)), False
         grey = self.content.ndim == 2
-        return np.repeat(self.content[..., None], 3, axis=2) if grey else np.ascontiguousarray(self.content)
+        return np.repeat(self.content[..., None], 3, axis=2) if grey else np.ascontiguousarray(self.content), False
 
 
 def list_sources(images: Iterable[ImageInput] | ImageInput) -> list[Source]:

@@ -14,7 +14,7 @@ from convnext_cli.cli.app import main
 from convnext_cli.data.split import MORE_VALIDATION
 from convnext_cli.errors import RunError, UsageError
 from convnext_cli.images import decode
-from convnext_cli.images.raster import Pixels
+from convnext_cli.images.raster import Decoded
 from convnext_cli.inference import sources
 from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.prediction import list_run_notes, predict_images
@@ -192,11 +192,11 @@ def test_heat_maps_replace_files_only_with_overwrite(run: RunFolder, tmp_path: P
 def test_prediction_needs_constant_memory(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
 
-    def counted(path: Path) -> Pixels:
+    def counted(path: Path) -> Decoded:
         opened.append(path)
-        return decode.decode_image(path)
+        return decode.read_image(path)
 
-    monkeypatch.setattr(sources, "decode_image", counted)
+    monkeypatch.setattr(sources, "read_image", counted)
     images = list_images(run, "test") * 10
     steps = predict_images(run.path, sources.list_sources(images), PredictRequest())
     next(steps)
@@ -242,3 +242,22 @@ def test_paths_are_read_from_standard_input(
 def test_group_from_without_per_group_is_refused(run: RunFolder, digits: Path) -> None:
     with pytest.raises(UsageError, match="--group-from needs --per group"):
         predict(sorted(digits.rglob("*.png"))[:1], run.path, group_from=r"\d+")
+
+
+def test_files_of_which_one_frame_is_read_are_noted_once(
+    run: RunFolder, tmp_path: Path, convnext: Convnext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = [Image.fromarray(np.full((32, 32, 3), level, np.uint8)) for level in (40, 90, 200)]
+    for name in ("a.gif", "b.tif", "c.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "d.png")
+    named = [tmp_path / name for name in ("a.gif", "b.tif", "c.png")]
+    assert [prediction.frames for prediction in predict(tmp_path, run.path)] == [*((path,) for path in named), ()]
+    grouped = predict(tmp_path, run.path, per="group", group_from="^(.)")
+    assert [prediction.frames for prediction in grouped] == [tuple(named)]
+
+    monkeypatch.chdir(tmp_path)
+    outcome = convnext("predict", ".", "--run", run.path, "--json")
+    assert len(json.loads(outcome.out)) == 4
+    note = "note: 3 files have several frames or pages, of which one is read: a.gif, b.tif, c.png"
+    assert [line for line in outcome.err.splitlines() if "frames" in line] == [note]
