@@ -181,7 +181,7 @@ def _show_rows(rows: list[dict[str, Any]], flags: ListFlags) -> None:
         console.say(line, style="dim")
     if flags.compare:
         console.say("other families: timm's results-imagenet.csv at commit 0173a139", style="dim")
-    console.say("Next: convnext list MODEL shows its card, convnext recommend DATA picks one for your images")
+    console.say("Next: `convnext list MODEL` shows its card, `convnext recommend DATA` picks one for your images")
 
 
 def _cell(value: Any) -> Any:

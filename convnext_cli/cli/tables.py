@@ -62,7 +62,7 @@ def fold_line(text: str, width: int | None) -> list[str]:
     can be copied.
     """
     words = _WORD.findall(text)
-    if width is None or count_cells(text) <= width or len(words) < MIN_PROSE or text.startswith("Next: "):
+    if width is None or count_cells(text) <= width or len(words) < MIN_PROSE or text.startswith("Next: convnext "):
         return [text]
     start = text[: len(text) - len(text.lstrip(" "))]
     indent = f"{start}    "

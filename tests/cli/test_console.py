@@ -49,7 +49,8 @@ def test_prose_is_folded_between_words_and_commands_stay_whole() -> None:
         "      seven `convnext export runs/a` writes",
         "      it",
     ]
-    for whole in (f"Next: {text}", text, "Report: a folder/of a/long path/report.html"):
+    assert len(fold_line(f"Next: {text}", 44)) == 3
+    for whole in (f"Next: convnext {text}", text, "Report: a folder/of a/long path/report.html"):
         assert fold_line(whole, 26) == [whole]
 
 
