@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from convnext_cli.cache_folder import find_cache_folder, measure_size
-from convnext_cli.errors import ConvnextError, shorten_error
+from convnext_cli.errors import ConvnextError, WeightsError
 from convnext_cli.machine import count_cpus, detect_machine
+from convnext_cli.models.hub import ask_hub, report_failure
 from convnext_cli.progress import Progress, Steps, finish
 from convnext_cli.text import format_count
 
@@ -19,7 +20,6 @@ PACKAGES = (
     "convnext-cli", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "safetensors", "huggingface-hub",
     "onnxruntime", "onnx", "onnxscript", "pydicom", "pi-heif", "python-calamine", "transformers",
 )  # fmt: skip
-PROBE_TIMEOUT = 3.0  # seconds
 IMAGES = 60  # of the self-test
 
 
@@ -86,14 +86,15 @@ def _list_devices() -> tuple[str, ...]:
 
 
 def _ask_hub() -> str:
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.constants import ENDPOINT
 
     started = time.perf_counter()
     try:
-        get_hf_file_metadata(hf_hub_url("timm/convnext_atto.d2_in1k", "config.json"), timeout=PROBE_TIMEOUT)
-    except Exception as error:  # the client raises errors of its HTTP library, its own, and OSError
-        return f"{constants.ENDPOINT} does not respond ({shorten_error(error)}); --weights PATH works without it"
-    return f"{constants.ENDPOINT} responds, {time.perf_counter() - started:.1f} s"
+        with report_failure(f"{ENDPOINT} gives no weights", "--weights PATH works without it"):
+            ask_hub("timm/convnext_atto.d2_in1k")
+    except WeightsError as error:
+        return f"{error.problem}; {error.remedy}"
+    return f"{ENDPOINT} responds, {time.perf_counter() - started:.1f} s"
 
 
 def _test_all() -> dict[str, str]:

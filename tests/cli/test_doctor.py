@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,12 @@ def test_doctor_reports_a_broken_installation_and_fails(convnext: Convnext, monk
         raise ImportError("libcudart.so is missing")
 
     monkeypatch.setattr("convnext_cli.api.finetune", fail)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     outcome = convnext("doctor")
     assert outcome.code == 1
     assert "fine-tune: ImportError: libcudart.so is missing" in outcome.out
     assert "Hub       " in outcome.out
+    hub = next(line for line in outcome.out.splitlines() if line.startswith("Hub  "))
+    assert re.search(r"http\S+ gives no weights \(.*\); --weights PATH works without it$", hub)
     assert "It works" not in outcome.out
