@@ -121,7 +121,7 @@ def show_finished(finished: "FinetuneResult | CrossValidationResult") -> None:
     if (calibration := finished.calibration) and calibration.is_fitted:
         console.show(f"Calibrated with {describe_calibration(task, calibration)}")
     elif calibration:
-        console.show(f"Not calibrated, because {calibration.unfitted_reason}")
+        console.show(f"{task.display.uncalibrated.capitalize()}, because {calibration.unfitted_reason}")
     console.show(f"Run:  {finished.run}")
     console.show(f"Next: convnext eval {quote(finished.run)}")
 

@@ -406,6 +406,7 @@ def _prepare_calibration(
 def _calibrate(classifier: TorchClassifier) -> Steps[tuple[Calibration | None, list[Notice]]]:
     """Return the calibration of a run, fitted if it is missing or outdated, with notes on what it lacks."""
     run, notes = classifier.run, list[Notice]()
+    uncalibrated = classifier.task.display.uncalibrated
     calibration = read_calibration(run)
     is_outdated = calibration is not None and calibration.is_fitted and calibration.novelty_score != SCORE_NAME
     if calibration is None or is_outdated:
@@ -416,11 +417,11 @@ def _calibrate(classifier: TorchClassifier) -> Steps[tuple[Calibration | None, l
             thresholds = calibration.thresholds if calibration else ()
             calibration = yield from calibrate_steps(classifier, run, thresholds=thresholds)
         except ImageError as error:
-            notes.append(Notice(f"not calibrated, because images of the run are gone: {error.problem}", "warning"))
+            notes.append(Notice(f"{uncalibrated}, because images of the run are gone: {error.problem}", "warning"))
     if calibration is None:
         return None, notes
     if not calibration.is_fitted:
-        notes.append(Notice(f"not calibrated, because {calibration.unfitted_reason}", "warning"))
+        notes.append(Notice(f"{uncalibrated}, because {calibration.unfitted_reason}", "warning"))
     if names := classifier.task.list_uncalibrated(calibration, classifier.classes):
         text = f"not calibrated, because validation has too few positive or negative images: {shorten_names(names)}"
         notes.append(Notice(text))

@@ -176,8 +176,11 @@ def _explain_uncalibrated(run: RunFolder, calibration: Calibration | None, path:
     """
     if request.raw or request.calibration is not None:
         return ""
+    if calibration is not None and calibration.is_fitted:
+        return ""
     if calibration is not None:
-        return f"not calibrated, because {calibration.unfitted_reason}" if calibration.unfitted_reason else ""
+        display = run.read_config().read_task(run.path).display
+        return f"{display.uncalibrated}, because {calibration.unfitted_reason}"
     is_outdated = CALIBRATION.path(run.path).exists()
     reason = f"was fitted for other weights than {MODEL.name}" if is_outdated else "is missing"
     remedy = f"`convnext eval {quote(path)}` fits it again" if SPLIT.path(run.path).exists() else "Export the run again"

@@ -83,6 +83,7 @@ class Regression(Task):
         class_estimates=(),
         class_values=(),
         compared=("mae", "rmse", "r2"),
+        uncalibrated="no prediction intervals",
         subgroups=("mae", "bias", "coverage"),
         recalibrated=("coverage",),
         card=("mae", "rmse", "r2", "pearson", "coverage"),

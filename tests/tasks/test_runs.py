@@ -29,7 +29,7 @@ from convnext_cli.inference.run_checks import check_comparable
 from convnext_cli.inference.teacher import open_teacher
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.reports.report import write_report
-from convnext_cli.runs.files import CALIBRATION_ARRAYS
+from convnext_cli.runs.files import CALIBRATION, CALIBRATION_ARRAYS
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.multilabel import Multilabel
 from convnext_cli.tasks.reading import TableOptions
@@ -37,7 +37,7 @@ from convnext_cli.tasks.registry import TASKS as KINDS
 from convnext_cli.tasks.regression import Regression
 from convnext_cli.tasks.task import Scaling
 from convnext_cli.training import step
-from tests.conftest import Convnext
+from tests.conftest import Convnext, change_json
 from tests.tasks.conftest import SETTINGS, TASKS, list_images, options_of, write_set
 from tests.training.conftest import make_request, resume, stop_after, train
 
@@ -362,6 +362,17 @@ def test_other_data_of_a_number_may_be_folders(task_run: Runs, tables: dict[str,
     table.write_text("path,width\n" + "".join(f"data/{row % 2} mm/{row}.png,{row + 0.5}\n" for row in range(4)))
     with pytest.raises(DataError, match=r"has 1 number that the run does not know: width\. Name them as in training: "):
         evaluate(run, table)
+
+
+def test_a_number_without_calibration_has_no_interval_and_says_so(
+    task_run: Runs, tables: dict[str, Path], tmp_path: Path, convnext: Convnext
+) -> None:
+    run = shutil.copytree(task_run("regression").path, tmp_path / "run")
+    change_json(CALIBRATION.path(run), "margin", None)
+    change_json(CALIBRATION.path(run), "weak", "the validation split has only 9 images")
+    shown = convnext("predict", list_images(tables["regression"], 1)[0], "--run", run)
+    assert "note: no prediction intervals, because the validation split has only 9 images" in shown.err
+    assert "interval" not in shown.out
 
 
 def test_a_recalibrated_number_has_another_coverage(
