@@ -537,17 +537,17 @@ def _find_separator(labels: Sequence[str]) -> str:
 
 
 def _separates(separator: str, labels: Collection[str]) -> bool:
-    """Return True if a sign separates several labels in some of the different cells."""
-    combined = [label for label in labels if separator in label]
-    cells = [[part.strip() for part in label.split(separator)] for label in combined]
+    """Return True if a sign separates several labels in some of the different cells; it may end a cell too."""
+    parts = [[part.strip() for part in label.removesuffix(separator).split(separator)] for label in labels]
+    cells = [names for names in parts if len(names) > 1]
     uses = Counter(chain.from_iterable(cells))
-    if not combined or "" in uses:
+    if not cells or "" in uses:
         return False
-    alone = len(uses.keys() & (set(labels) - set(combined)))
+    alone = len(uses.keys() & {names[0] for names in parts if len(names) == 1})
     if separator == "|":
         return alone > 0 or max(uses.values()) > 1
     if separator == " ":
         are_names = len(set(map(len, cells))) == 1  # such as of two words each
         is_mixed = 2 * len(uses) <= len(labels) and not are_names
-        return is_mixed or (alone == len(uses) and len(combined) > 1)
+        return is_mixed or (alone == len(uses) and len(cells) > 1)
     return alone > 1 and alone >= len(uses) / 2

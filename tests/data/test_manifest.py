@@ -811,6 +811,22 @@ def test_a_sign_that_may_separate_labels_is_reported(cells: Sequence[str], comma
     assert scan_data(images / "list.csv", table_options=TableOptions(label_sep=sign)).task.name == "multilabel"
 
 
+@pytest.mark.parametrize(
+    ("cells", "classes", "task"),
+    [
+        (("a|", "b|c|", "a|b|", "c|"), ("a", "b", "c"), "multilabel"),
+        (("a;", "b;c", "b", "c; "), ("a", "b", "c"), "multilabel"),
+        (("a;", "b", "a", "b;"), ("a", "a;", "b", "b;"), "single"),  # no cell has several
+    ],
+)
+def test_a_sign_between_labels_may_end_a_cell(
+    cells: Sequence[str], classes: tuple[str, ...], task: str, images: Path
+) -> None:
+    text = "path\tlabel\n" + "".join(f"images/{name}.png\t{cell}\n" for name, cell in zip("abcd", cells, strict=True))
+    index = scan_data(write(images / "list.csv", text))
+    assert (index.task.name, index.classes) == (task, classes)
+
+
 def test_brackets_of_a_label_are_not_those_of_a_list(images: Path) -> None:
     index = scan_data(write(images / "list.csv", rows("(l) a|b (r)", "b (r)|(l) a", "(l) a", "c", head="path,labels")))
     assert index.classes == ("(l) a", "b (r)", "c")
