@@ -41,13 +41,14 @@ _DATE = re.compile(
     DATE + r"(?P<time>(?:[-_ T.]|[ _-]at[ _-])(?:[01]\d|2[0-3])(?P<c>[-_.h]?)[0-5]\d(?P=c)[0-5]\d(?:\d{3})?)?"
 )
 _TOKEN = re.compile(rf"(?<![^\W_]){_DATE.pattern}(?![^\W_])|[^\W_]+")
-_CHANGE = re.compile(
-    r"^((?:(?:aug(?:ment(?:ed)?)?|(?:[hv]_?|horizontal_|vertical_)?flip(?:ped|lr|ud)?|mirror(?:ed)?"
-    r"|rot(?:ate|ated|ation)?|crop(?:ped)?|zoom(?:ed)?|shear(?:ed)?|bright(?:ness)?|contrast|blur(?:red)?|nois[ey])"
-    r"\d*[ _-]+)+)(?=.*\d)(.+)",
-    re.IGNORECASE,
+_CHANGE_WORD = (
+    r"(?:aug(?:ment(?:ed)?)?|(?:[hv]_?|horizontal_|vertical_)?flip(?:ped|lr|ud)?|mirror(?:ed)?|rot(?:ate|ated|ation)?"
+    r"|crop(?:ped)?|zoom(?:ed)?|shear(?:ed)?|bright(?:ness)?|contrast|blur(?:red)?|nois[ey])\d*"
 )
+_CHANGE = re.compile(rf"^((?:{_CHANGE_WORD}[ _-]+)+)(?=.*\d)(.+)", re.IGNORECASE)
 """A name that begins with how the image was changed, such as `flip_` or `rot90_`, and has a number after that."""
+_CAMEL_CHANGE = re.compile(rf"(?<=\d)(?=(?-i:(?=[A-Z]))(?!aug\d\d)(?:{_CHANGE_WORD})+(?![^\W_]))", re.IGNORECASE)
+"""The place before such words after a number, as in `IMG_1Flip`; `12Aug2020` is a date."""
 _CODE = re.compile(r"\d|^[a-f]{4,}$|^[A-F]{4,}$")  # digits, or a part of a UUID without any
 _PART = re.compile(r"\d+|[^\W\d_]+")
 
@@ -65,7 +66,7 @@ def group_by_name(index: Index) -> dict[int, str]:
     - a token that most files share, such as a version, a stain or a site (`MAX_FRACTION`);
     - a date, which many subjects share (a date with a time of day may be one);
     - a view (`left`, `MLO`, `T1`), of which one subject has several;
-    - a word for a change of the image before the rest of the name (`flip_`, `rot90_`);
+    - a word for a change of the image before the rest of the name (`flip_`, `rot90_`) or after a number (`1Flip`);
     - the number that is the image's target, such as the age in `61_0_p12.jpg`;
     - a number that repeats in other classes only, once in each: the numbers then restart in each class
       (`groups.py` sees to it).
@@ -76,7 +77,9 @@ def group_by_name(index: Index) -> dict[int, str]:
     cells = list(zip(index.splits, index.class_numbers, strict=True))
     targets = [row[0] for row in index.values] if index.task.is_continuous else []
     stems = [path.rpartition("/")[2].rpartition(".")[0] for path in index.paths]
-    names = [_cut(_CHANGE.sub(r"\2_\1", stem)) for stem in stems]  # `IMG_1_flip_` for `flip_IMG_1`
+    names = [  # `IMG_1_flip_` for `flip_IMG_1`, and `IMG_1_Flip` for `IMG_1Flip`
+        _cut(_CAMEL_CHANGE.sub("_", _CHANGE.sub(r"\2_\1", stem))) for stem in stems
+    ]
     rows_of: dict[Hashable, list[int]] = defaultdict(list)
     for row, name in enumerate(names):
         separators = tuple(" ".join(text.split()) or text[:1] for text in name[::2])

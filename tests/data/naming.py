@@ -134,6 +134,10 @@ WITH_GROUPS = {
     "a word of the change last": [
         f"{label(p)}/{p:03}{s}.png" for p in SUBJECTS for s in ("", "_flip", "_rot90", "_bright")
     ],
+    "a word of the change last, glued": [
+        f"{label(p)}/IMG_{p:03}{s}.png" for p in SUBJECTS for s in ("", "Flip", "Rot90", "HFlipBlur", "Aug2")
+    ],
+    "some changed, words glued": [f"{label(p)}/IMG_{p:03}{s}.png" for p in SUBJECTS for s in ("", "Flip")[: 1 + p % 2]],
     "a word of the change first": [
         f"{label(p)}/{c}{p:03}.png" for p in SUBJECTS for c in ("", "flip_", "rot90_", "aug2_", "Rotated_")
     ],
@@ -146,6 +150,12 @@ WITH_GROUPS = {
 WITHOUT_GROUPS = {
     "numbered": each(lambda _, i: f"{i:04}"),
     "continued": each(lambda c, i: f"{i + 24 * (c == 'dog'):04}"),
+    "dates with an abbreviated month": each(
+        lambda c, i: f"{i % 12 + 1:02}{'Aug' if i < 12 else 'Sep'}20{c == 'dog':02}"
+    ),
+    "words that begin as those of a change": [
+        f"{c}/IMG_{i:03}{s}.png" for c in ("cat", "dog") for i in range(12) for s in [("Rotterdam", "CropField")[i % 2]]
+    ],
     "a change is the class": each(lambda c, i: f"{'flip' if c == 'cat' else 'noise'}_{i}"),
     "class.number": each(lambda c, i: f"{c}.{i}"),
     "class number": each(lambda c, i: f"{c} ({i})"),
