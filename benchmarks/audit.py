@@ -1,6 +1,7 @@
 """Measure the audit: the planted faults it detects, and time and memory as a data set grows.
 
-    python -m benchmarks.audit plant              5,000 distinct images with 400 planted faults
+    python -m benchmarks.audit plant              5,000 distinct images with 450 planted faults
+    python -m benchmarks.audit copies FOLDER      changed copies of 200 images of a folder, by kind of change
     python -m benchmarks.audit grow FOLDER        scan and audit of 1,000, 10,000 … and all images of a folder
 
 Each size runs in a separate process, on links to the files. Memory is the peak above that of the previous size.
@@ -13,14 +14,38 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from PIL import Image, ImageOps
 
 from convnext_cli.data.audit.summary import audit_index
 from convnext_cli.data.groups import group_index
 from convnext_cli.data.sources import scan_data
 from convnext_cli.progress import finish
+from tests.conftest import change_tones
 from tests.data.audit.planting import plant, score_duplicates
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "JPEG, quality 85": lambda image: image,
+    "mirrored": ImageOps.mirror,
+    "grey": lambda image: image.convert("L").convert("RGB"),
+    "brightness x 0.6": partial(change_tones, gain=0.6),
+    "brightness x 1.2": partial(change_tones, gain=1.2),
+    "brightness x 1.4": partial(change_tones, gain=1.4),
+    "brightness + 30": partial(change_tones, offset=30),
+    "contrast x 0.6": partial(change_tones, gain=0.6, offset=51),
+    "contrast x 1.5": partial(change_tones, gain=1.5, offset=-64),
+    "gamma 0.7": partial(change_tones, gamma=0.7),
+    "gamma 1.5": partial(change_tones, gamma=1.5),
+    "histogram equalised": ImageOps.equalize,
+    "mirrored, x 0.8": lambda image: change_tones(ImageOps.mirror(image), gain=0.8),
+    "crop of 90%": lambda image: image.crop((0, 0, round(0.9 * image.width), round(0.9 * image.height))),
+    "turned by 5 degrees": lambda image: image.rotate(5, Image.Resampling.BILINEAR),
+}
+COPIED = 200  # images
 
 
 def measure(data: Path) -> dict[str, Any]:
@@ -70,12 +95,44 @@ def grow(folder: Path) -> None:
         before = result
 
 
+def find_copies(folder: Path) -> None:
+    """Print for each change how many changed copies of real images are found, and how many different ones are joined.
+
+    The originals are the training images, and their copies the test images, under the names of their numbers.
+    """
+    index = scan_data(folder)
+    rows = [number * len(index) // COPIED for number in range(COPIED)]
+    for name, change in CHANGES.items():
+        with tempfile.TemporaryDirectory() as temporary:
+            os.environ["CONVNEXT_CACHE"] = f"{temporary}/cache"
+            for number, row in enumerate(rows):
+                with Image.open(folder / index.paths[row]) as opened:
+                    opened.thumbnail((400, 400))
+                    image = opened.convert("RGB")
+                for split, written in (("train", image), ("test", change(image))):
+                    path = Path(temporary) / "data" / split / "ab"[number % 2] / f"{number}.jpg"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    written.save(path, quality=85)
+            audit = finish(audit_index(*group_index(scan_data(Path(temporary) / "data"), "none")))
+        numbers = [{Path(audit.index.paths[row]).stem for row in rows} for rows in audit.clusters]
+        found = sum(len(joined) == 1 for joined in numbers)
+        print(f"{name:<20} {found:>4} of {COPIED}; different images joined: {len(numbers) - found}", flush=True)
+
+
 def find_planted() -> None:
     """Print the numbers of planted and of detected faults."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CONVNEXT_CACHE"] = str(Path(folder) / "cache")
         planted = plant(
-            Path(folder) / "data", distinct=5000, exact=200, encoded=50, resized=50, turned=50, conflicts=20, leaked=30
+            Path(folder) / "data",
+            distinct=5000,
+            exact=200,
+            encoded=50,
+            resized=50,
+            turned=50,
+            toned=50,
+            conflicts=20,
+            leaked=30,
         )
         index, grouping = group_index(scan_data(planted.root), "auto")
         started = time.perf_counter()
@@ -94,6 +151,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["plant"]:
             find_planted()
+        case ["copies", folder]:
+            find_copies(Path(folder))
         case ["grow", folder]:
             grow(Path(folder))
         case ["one", folder]:

@@ -258,6 +258,12 @@ def draw_relative(family: int, seed: int, size: tuple[int, int] = (96, 80)) -> I
     return Image.blend(draw_picture(10_000 + family, size), draw_picture(seed, size), 0.5)
 
 
+def change_tones(image: Image.Image, gain: float = 1.0, offset: float = 0.0, gamma: float = 1.0) -> Image.Image:
+    """The image with another contrast and brightness, then another gamma; values are clipped at black and white."""
+    levels = [255 * min(max((gain * value + offset) / 255, 0.0), 1.0) ** gamma for value in range(256)]
+    return image.point([round(level) for level in levels] * len(image.getbands()))
+
+
 def draw_noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     """Noise in each channel, (H, W, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -14,7 +14,8 @@ from convnext_cli.data.audit.candidates import (
     hash_thumbs,
     orient_thumbs,
 )
-from convnext_cli.data.audit.measurements import CONTENT_MEASURES, measure_images
+from convnext_cli.data.audit.measurements import CONTENT_MEASURES, THUMB, measure_images
+from convnext_cli.data.audit.tones import are_equal_but_for_tones
 from convnext_cli.data.index import Index
 from convnext_cli.data.split import list_trained_rows
 from convnext_cli.progress import Steps
@@ -22,7 +23,7 @@ from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
 
 MAX_THUMB_DIFFERENCE = 2.0  # grey levels, root mean square; JPEG at quality 40 gives about 1
-_PAIRS = 100_000  # of thumbnails at a time
+_PAIRS = 20_000  # of thumbnails at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,14 +104,15 @@ def _find_exact(known: Mapping[str, NDArray[Any]], evaluated: Mapping[str, NDArr
 def _find_near(known: Mapping[str, NDArray[Any]], evaluated: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
     """Return true for images with a near-duplicate among the known ones, also mirrored or turned, (N,).
 
-    It has a similar hash and thumbnail.
+    It has a similar hash, and an equal thumbnail, perhaps in other tones.
     """
     is_near = np.zeros(len(evaluated["hash"]), bool)
 
     def mark(pairs: NDArray[np.int64], thumbs: NDArray[np.uint8]) -> None:
         for one, two in (pairs[start : start + _PAIRS].T for start in range(0, len(pairs), _PAIRS)):
-            difference = evaluated["thumb"][one].astype(np.float32) - thumbs[two]
-            is_near[one[(difference**2).mean(axis=(1, 2)) <= MAX_THUMB_DIFFERENCE**2]] = True
+            ones, twos = evaluated["thumb"][one].astype(np.float32), thumbs[two].astype(np.float32)
+            is_equal = ((ones - twos) ** 2).mean(axis=(1, 2)) <= MAX_THUMB_DIFFERENCE**2
+            is_near[one[is_equal | are_equal_but_for_tones(ones, twos, THUMB)]] = True
 
     for pairs in find_similar(evaluated["hash"], known["hash"]):
         mark(pairs, known["thumb"])

@@ -16,7 +16,7 @@ from convnext_cli.inference.test_set import choose_test_set
 from convnext_cli.progress import Progress, finish
 from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
-from tests.conftest import draw_picture
+from tests.conftest import change_tones, draw_picture
 
 T = TypeVar("T")
 
@@ -82,6 +82,20 @@ def test_mirrored_and_turned_copies_of_training_images_are_found(
         with Image.open(index.root / path) as picture:
             picture.transpose(turn).save(tmp_path / "new" / path.split("/")[0] / f"turned{turn}.jpg", quality=80)
     assert evaluate(run, tmp_path / "new")[2] == Overlap(trained=0, trained_near=len(Image.Transpose), validated=0)
+
+
+def test_darker_and_brighter_copies_of_training_images_are_found(
+    trained: tuple[RunFolder, Index], tmp_path: Path
+) -> None:
+    run, index = trained
+    for number, row in enumerate(index.rows("train")):
+        with Image.open(index.root / index.paths[row], formats=("PNG",)) as image:
+            copy = change_tones(image.convert("RGB"), gain=(0.6, 1.1)[number % 2])
+        (tmp_path / "new" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        copy.save(tmp_path / "new" / "ab"[number % 2] / f"{number}.png")
+    draw(tmp_path / "new", range(100, 110), start=1000)
+    overlap = evaluate(run, tmp_path / "new")[2]
+    assert overlap == Overlap(trained=0, trained_near=len(index.rows("train")), validated=0)
 
 
 @pytest.mark.parametrize("has_digests", [True, False])

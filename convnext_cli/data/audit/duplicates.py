@@ -1,4 +1,4 @@
-"""Duplicates and near-duplicates: the same image stored twice, exactly, saved again, scaled, mirrored or turned."""
+"""Duplicates and near-duplicates: the same image stored twice, exactly or changed (scaled, turned, other tones)."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +20,7 @@ from convnext_cli.data.audit.candidates import (
     orient_thumbs,
 )
 from convnext_cli.data.audit.measurements import Measurements
+from convnext_cli.data.audit.tones import are_equal_but_for_tones
 from convnext_cli.data.index import Index, group_by
 from convnext_cli.data.joined_rows import JoinedRows, join_rows
 from convnext_cli.errors import ImageError
@@ -32,6 +33,8 @@ MAX_COMPARED = 50_000_000  # pairs of thumbnails, compared one by one
 MIN_CORRELATION = 0.97  # of the pixels at 32 x 32
 MAX_DIFFERENCE = 8.0  # grey levels, mean absolute difference
 MAX_COARSE = 1.25  # grey levels, root mean square over 16 x 16; JPEG at quality 40 differs by at most 0.95
+MIN_COLOUR = 0.9  # correlation of the colours of one image, unless it was made grey
+GREY = 3.0  # mean difference of the channels of an image without colour
 MIN_DETAIL = 0.75  # correlation of what 64 x 64 pixels show beyond 16 x 16; JPEG at quality 40 has at least 0.92
 DETAIL_FLOOR = 2.0  # grey levels; weaker detail is compression noise
 MAX_CHAIN = 0.1  # fraction of the images that one set of very similar images may have
@@ -64,8 +67,8 @@ def find_duplicates(index: Index, measurements: Measurements) -> Steps[Duplicate
     Duplicates have the same pixels after decoding. Candidates for near-duplicates have similar perceptual hashes and
     thumbnails that correlate, as they are or with one of them mirrored or turned. Candidates are decoded again. Two
     with nearly the same pixels at 32 x 32 are very similar. They are near-duplicates (one image saved again, scaled,
-    mirrored or turned) if they also have the same grey values at 16 x 16 and the same detail beyond these. Two slices
-    or frames differ in one of the two.
+    mirrored, turned, or in other tones) if they have the same grey values at 16 x 16, but for a change of brightness,
+    contrast or gamma, and the same detail beyond these. Two slices or frames differ in one of the two.
     """
     readable = np.flatnonzero(measurements.measures["readable"])
     digests = list(map(tuple, measurements.measures["digest"].tolist()))
@@ -130,25 +133,25 @@ def _list_candidates(
 class Shrunk:
     """An image at the small sizes used for comparison."""
 
-    colour: NDArray[np.uint8]
-    """(32, 32, 3)"""
-    coarse: NDArray[np.float32]
-    """(16, 16) grey values minus their mean."""
-    detail: NDArray[np.float32]
-    """(64, 64) grey values minus those of 16 x 16 pixels."""
+    colour: NDArray[np.float32]
+    """(32, 32, 3) RGB values."""
+    grey: NDArray[np.float32]
+    """(64, 64) grey values."""
 
     def orient(self, orientation: int) -> "Shrunk":
         """Return the image mirrored or turned by an EXIF orientation."""
-        return Shrunk(*(orient(pixels, orientation) for pixels in (self.colour, self.coarse, self.detail)))
+        return Shrunk(orient(self.colour, orientation), orient(self.grey, orientation))
+
+    def is_grey(self) -> bool:
+        """Return True if it has no colour beyond compression noise."""
+        return bool((self.colour.max(axis=2) - self.colour.min(axis=2)).mean() <= GREY)
 
 
 def shrink(image: Image.Image) -> Shrunk:
     """Return an RGB image at the sizes used for comparison."""
-    colour = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX))
-    fine = np.asarray(image.convert("L").resize((_FINE, _FINE), Image.Resampling.BILINEAR), dtype=np.float32)
-    factor = _FINE // _COARSE
-    coarse = fine.reshape(_COARSE, factor, _COARSE, factor).mean(axis=(1, 3))
-    return Shrunk(colour, coarse - coarse.mean(), fine - coarse.repeat(factor, axis=0).repeat(factor, axis=1))
+    colour = image.resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    grey = image.convert("L").resize((_FINE, _FINE), Image.Resampling.BILINEAR)
+    return Shrunk(np.asarray(colour, np.float32), np.asarray(grey, np.float32))
 
 
 def _shrink(index: Index, row: int) -> Shrunk | None:
@@ -161,14 +164,27 @@ def _shrink(index: Index, row: int) -> Shrunk | None:
 
 def compare_images(first: Shrunk, second: Shrunk) -> Likeness | None:
     """Return `near` for one image saved in two ways, `similar` for two very similar images, else None."""
-    one, two = first.colour.astype(np.float32), second.colour.astype(np.float32)
-    difference = np.abs(one - two).mean()
-    one, two = one - one.mean(), two - two.mean()
-    norm = np.sqrt((one**2).sum() * (two**2).sum())
-    if difference > MAX_DIFFERENCE or not (one * two).sum() >= MIN_CORRELATION * norm > 0:
-        return None
-    floor = DETAIL_FLOOR**2
-    variances = [(shrunk.detail**2).mean() + floor for shrunk in (first, second)]
-    detail = ((first.detail * second.detail).mean() + floor) / np.sqrt(variances[0] * variances[1])
-    is_same = detail >= MIN_DETAIL and ((first.coarse - second.coarse) ** 2).mean() <= MAX_COARSE**2
-    return "near" if is_same else "similar"
+    colours = _correlate(first.colour - first.colour.mean(), second.colour - second.colour.mean())
+    if colours >= MIN_COLOUR or first.is_grey() or second.is_grey():
+        (coarse, detail), (other_coarse, other_detail) = _separate(first.grey), _separate(second.grey)
+        is_equal = ((coarse - other_coarse) ** 2).mean() <= MAX_COARSE**2
+        if _correlate(detail, other_detail, DETAIL_FLOOR) >= MIN_DETAIL and (
+            is_equal or are_equal_but_for_tones(first.grey[None], second.grey[None], _COARSE)[0]
+        ):
+            return "near"
+    is_alike = colours >= MIN_CORRELATION and np.abs(first.colour - second.colour).mean() <= MAX_DIFFERENCE
+    return "similar" if is_alike else None
+
+
+def _separate(grey: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return grey values at 16 x 16, (16, 16), and the detail beyond these, (64, 64)."""
+    factor = _FINE // _COARSE
+    coarse = grey.reshape(_COARSE, factor, _COARSE, factor).mean(axis=(1, 3))
+    return coarse, grey - coarse.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _correlate(one: NDArray[np.float32], two: NDArray[np.float32], floor: float = 0.0) -> float:
+    """Return the correlation of values of mean 0; `floor` is the standard deviation of noise that both share."""
+    variances = [(values**2).mean() + floor**2 for values in (one, two)]
+    norm = np.sqrt(variances[0] * variances[1])
+    return float(((one * two).mean() + floor**2) / norm) if norm > 0 else 0.0

@@ -23,7 +23,7 @@ _SHORTCUTS = {
     "mode": (Kind.MODE_SHORTCUT, "pixel mode"),
     "border": (Kind.BORDER_SHORTCUT, "brightness of the border"),
 }
-_EXACT, _NEAR = "the same pixels", "saved again, scaled, mirrored or turned"
+_EXACT, _NEAR = "the same pixels", "saved again, scaled, mirrored, turned, or with another brightness or contrast"
 
 
 def find_grave(index: Index, grouping: Grouping, duplicates: Duplicates, across: Support | None) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from PIL import Image
 from convnext_cli.data.audit.summary import Audit
 from convnext_cli.data.dataset import DatasetRequest, load_dataset
 from convnext_cli.progress import finish
-from tests.conftest import draw_relative
+from tests.conftest import change_tones, draw_relative
 
 CLASSES = ("leaf", "root", "stem")
 
@@ -37,7 +37,16 @@ class Planted:
 
 
 def plant(
-    root: Path, *, distinct: int, exact: int, encoded: int, resized: int, turned: int, conflicts: int, leaked: int
+    root: Path,
+    *,
+    distinct: int,
+    exact: int,
+    encoded: int,
+    resized: int,
+    turned: int,
+    toned: int,
+    conflicts: int,
+    leaked: int,
 ) -> Planted:
     """Write `distinct` images as `root/{train,test}/<class>/plant<group>_<number>.png` and plant faults.
 
@@ -58,7 +67,7 @@ def plant(
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_relative(group, number, (64 + 8 * (number % 5), 72)).save(path, compress_level=1)
         paths.append(path.relative_to(root).as_posix())
-    sources = draw.sample(paths[2 * leaked :], exact + encoded + resized + turned + conflicts)
+    sources = draw.sample(paths[2 * leaked :], exact + encoded + resized + turned + toned + conflicts)
     copies: list[set[tuple[str, str]]] = [set(), set(), set()]
     for place, name in enumerate(sources):
         source, target = root / name, (root / name).with_name(f"copy{place}.png")
@@ -77,6 +86,9 @@ def plant(
             kind = 1
         elif place < exact + encoded + resized + turned:
             image.transpose(draw.choice(list(Image.Transpose))).save(target)
+            kind = 1
+        elif place < exact + encoded + resized + turned + toned:
+            change_tones(image, gain=draw.uniform(0.6, 1.4), gamma=draw.uniform(0.7, 1.4)).save(target)
             kind = 1
         else:
             split, label, _ = name.split("/")

@@ -1,12 +1,14 @@
 import io
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
 
 from convnext_cli.data.audit.candidates import MAX_DISTANCE, find_similar
@@ -14,7 +16,7 @@ from convnext_cli.data.audit.duplicates import compare_images, shrink
 from convnext_cli.data.audit.fix_list import write_fix_list
 from convnext_cli.data.audit.measurements import THUMB
 from convnext_cli.data.audit.summary import Audit
-from tests.conftest import draw_picture
+from tests.conftest import change_tones, draw_picture
 from tests.data.audit.planting import audit
 
 EXIF_OF = {
@@ -142,6 +144,59 @@ def test_image_saved_again_or_scaled_is_a_near_duplicate(quality: int, scale: fl
         with Image.open(file) as again:
             assert compare_images(shrink(drawn), shrink(again.convert("RGB"))) == "near"
         assert compare_images(shrink(drawn), shrink(draw_picture(number + 100, (192, 160)))) is None
+
+
+TONES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "darker": partial(change_tones, gain=0.6),
+    "brighter": partial(change_tones, offset=30),
+    "less contrast": partial(change_tones, gain=0.6, offset=50),
+    "more contrast": partial(change_tones, gain=1.2, offset=-20),
+    "gamma": partial(change_tones, gamma=0.8),
+    "grey": lambda image: image.convert("L").convert("RGB"),
+    "pale": lambda image: ImageEnhance.Color(image).enhance(0.7),
+    "colourful": lambda image: ImageEnhance.Color(image).enhance(1.3),
+}
+
+
+@pytest.mark.parametrize("tones", TONES)
+def test_copy_in_other_tones_is_a_near_duplicate(tones: str, tmp_path: Path) -> None:
+    for number in range(20):
+        drawn = draw_picture(number, (120, 96))
+        save(drawn, tmp_path / "train" / "ab"[number % 2] / f"{number}.png")
+        save(TONES[tones](drawn), tmp_path / "test" / "ab"[number % 2] / f"copy{number}.jpg", quality=85)
+    result = audit(tmp_path, group_from="none")
+    assert count(result)["near-duplicates across splits"] >= 19
+    numbers = [{Path(result.index.paths[row]).stem.removeprefix("copy") for row in rows} for rows in result.clusters]
+    assert all(len(found) == 1 for found in numbers), "each copy is joined to its original only"
+
+
+@pytest.mark.parametrize("scan", range(3))
+def test_frames_in_other_tones_are_no_near_duplicates(scan: int) -> None:
+    for one, two in pairwise(make_slices(scan)):
+        for tones in ("darker", "gamma", "less contrast"):
+            assert compare_images(shrink(one), shrink(TONES[tones](two))) != "near"
+            assert compare_images(shrink(one), shrink(TONES[tones](one))) == "near"
+
+
+def test_parts_of_another_colour_are_no_near_duplicates() -> None:
+    red, blue = (draw_picture(1), draw_picture(1))
+    red.paste((200, 60, 60), (20, 20, 60, 60))
+    blue.paste((90, 90, 220), (20, 20, 60, 60))
+    assert compare_images(shrink(red), shrink(blue)) is None
+
+
+def draw_field(seed: int, exposure: float) -> Image.Image:
+    """Draw an empty field under a microscope: dark corners and noise."""
+    rows, columns = np.mgrid[-1:1:96j, -1:1:96j]
+    light = 190 * exposure * (1 - 0.15 * (rows**2 + columns**2))
+    noise = np.random.default_rng(seed).normal(0, 6, light.shape)
+    return Image.fromarray(np.clip(light + noise, 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def test_empty_fields_of_another_exposure_are_no_near_duplicates() -> None:
+    assert compare_images(shrink(draw_field(0, 1.0)), shrink(draw_field(1, 0.8))) is None
+    black, white = (Image.new("RGB", (32, 32), colour) for colour in ("black", "white"))
+    assert compare_images(shrink(black), shrink(white)) is None
 
 
 def test_mirrored_and_turned_copies_are_near_duplicates(tmp_path: Path) -> None:

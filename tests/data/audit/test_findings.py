@@ -34,7 +34,7 @@ def find(audit: Audit, kind: str) -> Finding:
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     root = tmp_path_factory.mktemp("planted")
-    return plant(root, distinct=600, exact=40, encoded=20, resized=20, turned=14, conflicts=8, leaked=6)
+    return plant(root, distinct=600, exact=40, encoded=20, resized=20, turned=14, toned=20, conflicts=8, leaked=6)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,44 @@
+"""Comparison of grey images that may have another brightness, contrast or gamma."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_DIFFERENCE = 1.25  # grey levels, root mean square; neighbouring slices of one scan differ by 1.7 and more
+MIN_CONTRAST = 8.0  # grey levels, standard deviation; most empty fields with dark corners have less
+
+
+def are_equal_but_for_tones(ones: NDArray[np.float32], twos: NDArray[np.float32], cells: int) -> NDArray[np.bool_]:
+    """Return True for pairs of grey images that have contrast and show the same, perhaps in other tones, (N,).
+
+    One image is given the histogram of the other. Then their mean values in `cells` x `cells` cells differ by at most
+    `MAX_DIFFERENCE`. So a change of brightness, contrast or gamma does not count; movement from frame to frame does.
+
+    Args:
+        ones: (N, S, S), with S a multiple of `cells`.
+        twos: (N, S, S)
+        cells: along one side.
+    """
+    contrasts = ones.std(axis=(1, 2)), twos.std(axis=(1, 2))
+    least = np.full(len(ones), np.inf, np.float32)
+    # Clipped values have lost their order, so each image is given the histogram of the other, and the better counts.
+    for source, target, contrast in ((ones, twos, contrasts[1]), (twos, ones, contrasts[0])):
+        difference = _average(_match_histograms(source, target), cells) - _average(target, cells)
+        scale = np.maximum(*contrasts) / np.maximum(contrast, MIN_CONTRAST)  # levels of the image with more contrast
+        least = np.minimum(least, scale * np.sqrt((difference**2).mean(axis=(1, 2))))
+    is_equal: NDArray[np.bool_] = (np.minimum(*contrasts) >= MIN_CONTRAST) & (least <= MAX_DIFFERENCE)
+    return is_equal
+
+
+def _match_histograms(sources: NDArray[np.float32], targets: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the sources, (N, S, S), with the histograms of the targets; their values keep their order."""
+    values, wanted = (images.reshape(len(images), -1) for images in (sources, targets))
+    matched = np.empty_like(values)
+    np.put_along_axis(matched, values.argsort(axis=1, kind="stable"), np.sort(wanted, axis=1), axis=1)
+    return matched.reshape(sources.shape)
+
+
+def _average(images: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
+    """Return the mean values of the cells of each image, (N, cells, cells)."""
+    side = images.shape[1] // cells
+    means: NDArray[np.float32] = images.reshape(-1, cells, side, cells, side).mean(axis=(2, 4))
+    return means
