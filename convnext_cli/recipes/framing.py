@@ -35,7 +35,7 @@ def apply_framing(base: Preprocessing, image_size: ImageSize, fit: str, crop_pct
         base: preprocessing of the pretrained weights.
         image_size: side of a square, or `HxW`.
         fit: any but `auto`.
-        crop_pct: a number, or `auto` in the plans of version 0.1.0.
+        crop_pct: a number, or `auto` for plans older than this setting.
     """
     return replace(
         base,

@@ -123,13 +123,13 @@ class PlanFile:
     teacher: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     records: dict[str, Any] = field(default_factory=dict)
-    """The table `reasons`: value, source and reason of each setting, as the file was made; empty in version 0.1.0."""
+    """The table `reasons`: value, source and reason of each setting, as the file was made."""
 
     @property
     def choices(self) -> dict[str, Choice]:
         """The settings with their sources and reasons; the source is `plan` for values without a record or edited."""
         choices = self._restore()
-        if self.settings.keys() >= {"image_size", "min_crop_area"}:  # a whole plan, perhaps of version 0.1.0
+        if self.settings.keys() >= {"image_size", "min_crop_area"}:  # a whole plan, perhaps older than `fit`
             for name, value in BEFORE_FIT.items():
                 reason = "the plan is older than this setting"
                 choices.setdefault(name, Choice(value=value, source="plan", reason=reason))

@@ -42,7 +42,7 @@ UNKNOWN = "unknown"
 _PRESET = "augmentation "  # before the name of a preset, in a source
 WEIGHTS: Final = "weights"  # the fit of the pretrained weights, and training crops from the whole image, as in timm
 DEFAULT_FIT = AUTO  # of the default recipe: benchmarks/recipes/README.md compares the fits
-BEFORE_FIT: dict[str, str] = {"fit": WEIGHTS, "crop_pct": AUTO}  # of plans and runs of version 0.1.0
+BEFORE_FIT: dict[str, str] = {"fit": WEIGHTS, "crop_pct": AUTO}  # of plans and runs older than these settings
 MIN_CROP_PCT = 0.1
 IMBALANCE: dict[str, dict[str, Any]] = {
     "none": {},

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 PYTHONPATH=CHECKOUT python tests/data_of_earlier_versions/make_runs.py FOLDER
 
-The archive is of commit f3b4f05 (version 0.1.0). It has a finished run, the same run stopped after its first epoch, and
+The archive is of commit f3b4f05. It has a finished run, the same run stopped after its first epoch, and
 the weights that both start from. The blocks of these weights are zero, with zero gradients, so that checkpoints
 compress well. The images are not in it; `tests/runs/test_earlier_versions.py` writes them again.
 """
