@@ -202,9 +202,9 @@ def _scan_like_run(settings: Mapping[str, Any], trained_on: Index, data: Path, r
 
 
 def _list_missing_options(text: str) -> list[str]:
-    """Return the options in a text that an evaluation lacks."""
+    """Return the options in a text that an evaluation lacks; a file `a--b` names none."""
     own = {declared.flag for declared in describe_options(EvalRequest).values()}
-    return [option for option in dict.fromkeys(re.findall(r"--[a-z-]+", text)) if option not in own]
+    return [option for option in dict.fromkeys(re.findall(r"(?<![^\s(`])--[a-z-]+", text)) if option not in own]
 
 
 def _name_missing_options(error: ConvnextError) -> ConvnextError:

@@ -84,6 +84,12 @@ def test_split_without_images_is_refused_with_those_there_are(run: RunFolder) ->
         choose(run, split="val")
 
 
+def test_a_remedy_with_a_path_like_an_option_is_left_as_it_is(run: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"only zip files are unpacked") as caught:
+        choose(run, data=tmp_path / "my--set.tar.gz")
+    assert caught.value.remedy == f"Run: tar -xf {tmp_path / 'my--set.tar.gz'}"
+
+
 def test_remedies_and_notes_name_no_options_that_eval_lacks(run: RunFolder, tmp_path: Path) -> None:
     table = tmp_path / "new/t.csv"
     for name in "abc":
