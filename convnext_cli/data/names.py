@@ -40,16 +40,20 @@ COUNTERS = frozenset((
 _DATE = re.compile(
     DATE + r"(?P<time>(?:[-_ T.]|[ _-]at[ _-])(?:[01]\d|2[0-3])(?P<c>[-_.h]?)[0-5]\d(?P=c)[0-5]\d(?:\d{3})?)?"
 )
-_TOKEN = re.compile(rf"(?<![^\W_]){_DATE.pattern}(?![^\W_])|[^\W_]+")
+_UUID = r"[0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}"  # whose parts of four repeat by chance
+_TOKEN = re.compile(rf"(?<![^\W_])(?:{_DATE.pattern}|(?i:{_UUID}))(?![^\W_])|[^\W_]+")
 _CHANGE_WORD = (
     r"(?:aug(?:ment(?:ed)?)?|(?:[hv]_?|horizontal_|vertical_)?flip(?:ped|lr|ud)?|mirror(?:ed)?|rot(?:ate|ated|ation)?"
-    r"|crop(?:ped)?|zoom(?:ed)?|shear(?:ed)?|bright(?:ness)?|contrast|blur(?:red)?|nois[ey])\d*"
+    r"|crop(?:ped)?|zoom(?:ed)?|shear(?:ed)?|shift(?:ed)?|translat(?:e|ed|ion)|scaled?|resized?|warp(?:ed)?|elastic|affine"
+    r"|perspective|bright(?:ness|en|ened)?|dark(?:en|ened)|contrast|gamma|clahe|equali[sz]ed?|hue|saturat(?:ed|ion)"
+    r"|gr[ae]yscale|inverted|(?:colou?r[ _-]?)?jitter|sharp(?:en|ened|ness)"
+    r"|(?:gaussian[ _-]?)?(?:blur(?:red)?|nois[ey])|salt(?:[ _-]?and)?[ _-]?pepper)\d*"
 )
 _CHANGE = re.compile(rf"^((?:{_CHANGE_WORD}[ _-]+)+)(?=.*\d)(.+)", re.IGNORECASE)
 """A name that begins with how the image was changed, such as `flip_` or `rot90_`, and has a number after that."""
 _CAMEL_CHANGE = re.compile(rf"(?<=\d)(?=(?-i:(?=[A-Z]))(?!aug\d\d)(?:{_CHANGE_WORD})+(?![^\W_]))", re.IGNORECASE)
 """The place before such words after a number, as in `IMG_1Flip`; `12Aug2020` is a date."""
-_CODE = re.compile(r"\d|^[a-f]{4,}$|^[A-F]{4,}$")  # digits, or a part of a UUID without any
+_CODE = re.compile(r"\d|^[a-f]{4,}$|^[A-F]{4,}$")  # digits, or a hexadecimal code without any
 _PART = re.compile(r"\d+|[^\W\d_]+")
 
 
@@ -108,7 +112,7 @@ def group_by_name(index: Index) -> dict[int, str]:
 
 
 def _cut(stem: str) -> list[str]:
-    """Return separators and tokens of a name in turn, separators first and last; a date is one token."""
+    """Return separators and tokens of a name in turn, separators first and last; a date or a UUID is one token."""
     pieces = []
     end = 0
     for match in _TOKEN.finditer(stem):

@@ -141,6 +141,14 @@ WITH_GROUPS = {
     "a word of the change first": [
         f"{label(p)}/{c}{p:03}.png" for p in SUBJECTS for c in ("", "flip_", "rot90_", "aug2_", "Rotated_")
     ],
+    "words of changes before": [
+        f"{label(p)}/{c}photo{p:03}.jpg"
+        for p in SUBJECTS
+        for c in ("", "gamma_", "gaussian_noise_", "color_jitter_", "CLAHE-", "translated_", "Grayscale ", "darken2_")
+    ],
+    "UUID, then the change": [
+        f"{label(p)}/{uuid(p)}{c}.jpg" for p in SUBJECTS for c in ("", "_gamma", "_new30degFlipLR", "_sharpened")
+    ],
     "a word of the change within": three(lambda p, i: f"{hexadecimal(p)}_microcrop_{p % 3}_flip_{i}"),
     "some changed, words first": [
         f"{label(p)}/{c}IMG_{p:03}.png" for p in SUBJECTS for c in ("", "hflip_", "rot90_blur_")[: 1 + 2 * (p % 2)]

@@ -1,6 +1,7 @@
 import random
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from convnext_cli.data.index import Index, select_rows
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import UsageError
 from tests.conftest import run_all
-from tests.data.naming import FEWER, WITH_GROUPS, WITHOUT_GROUPS
+from tests.data.naming import FEWER, WITH_GROUPS, WITHOUT_GROUPS, uuid
 from tests.images.dicom import XRAY, save_dicom
 
 
@@ -51,6 +52,14 @@ def test_names_without_identifier_give_no_groups(name: str) -> None:
     index, grouping = group_index(make_index(*WITHOUT_GROUPS[name]), "auto")
     assert grouping.source == "none", grouping
     assert index.groups == ()
+
+
+@pytest.mark.parametrize("name", ["{uuid}", "IMG_{uuid}", "{uuid}_{number}", "{number:05}_{uuid}"])
+@pytest.mark.parametrize("write", [str.lower, str.upper], ids=["lower", "upper"])
+def test_parts_of_uuids_that_repeat_by_chance_are_no_groups(name: str, write: Callable[[str], str]) -> None:
+    """Of 3,000 random names, most have the same four digits in one place as another one."""
+    paths = [f"{'ab'[k % 2]}/{name.format(uuid=write(uuid(k)), number=k)}.jpg" for k in range(3000)]
+    assert group_index(make_index(*paths), "auto")[1].source == "none"
 
 
 def test_numbered_folders_in_each_class_are_groups() -> None:
