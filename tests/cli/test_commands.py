@@ -89,7 +89,7 @@ BAD_INPUT = [
     (2, "leave no training images", "finetune good --val-fraction 0.6 --test-fraction 0.5"),
     (2, "would lie in the data folder", "finetune good --output good/run"),
     (2, "would lie in the data folder", "recommend good --output good/plan.toml"),
-    (2, "cannot write nowhere/plan.toml", "recommend good --output nowhere/plan.toml"),
+    (2, "cannot write text.png/plan.toml", "recommend good --output text.png/plan.toml"),
     (2, "see `convnext finetune --help`", "finetune"),
     (2, "unknown recipe", "finetune good --recipe officail"),
     (2, "Did you mean medical", "finetune good --augment medicine"),
