@@ -54,9 +54,9 @@ class _PixelFormat:
     """1 if each channel is stored by itself."""
 
     @property
-    def frame_bytes(self) -> int:
+    def frame_bits(self) -> int:
         """The size of a frame without compression."""
-        return -(-self.rows * self.columns * self.samples_per_pixel * self.bits_allocated // 8)
+        return self.rows * self.columns * self.samples_per_pixel * self.bits_allocated
 
 
 def read_dicom(file: BinaryIO, path: Path) -> Raster:
@@ -279,6 +279,9 @@ def _read_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path, step
         frames, shift = pixel_format.number_of_frames, 0
     else:
         frames, shift = _count_frames(dataset, pixel_format, path), _find_shift(dataset, pixel_format)
+        if frames < pixel_format.number_of_frames:
+            steps.append(Step("NumberOfFrames ignored"))
+            pixel_format = replace(pixel_format, number_of_frames=frames)
     if frames > 1:
         steps.append(choose_frame(0, frames))
     if syntax == uid.JPEGExtended12Bit and pixel_format.bits_stored > 8 and pixel_format.samples_per_pixel == 1:
@@ -316,21 +319,23 @@ def _read_coded_frame(dataset: "Dataset", pixel_format: _PixelFormat, path: Path
         )
         problem = f"{path} is DICOM whose compressed image has {actual} and not the {expected} that it declares"
         raise ImageError(problem, _REMEDY)
-    if dataset.file_meta.TransferSyntaxUID.name == "RLE Lossless" and len(frame) > 2 * pixel_format.frame_bytes + 4096:
+    if dataset.file_meta.TransferSyntaxUID.name == "RLE Lossless" and len(frame) > pixel_format.frame_bits // 4 + 4096:
         raise ImageError(f"{path} is DICOM with more compressed data than its image can have", _REMEDY)
     return frame
 
 
 def _count_frames(dataset: "Dataset", pixel_format: _PixelFormat, path: Path) -> int:
-    """Return the number of frames without compression, declared or not."""
+    """Return the number of whole frames without compression, declared or not."""
     length = max(len(dataset.get(keyword) or b"") for keyword in _PIXELS)
     is_422 = pixel_format.photometric_interpretation in ("YBR_FULL_422", "YBR_PARTIAL_422")
-    expected = pixel_format.frame_bytes
-    if length < (expected * 2 // 3 if is_422 else expected):
-        raise ImageError(f"{path} is DICOM whose pixel data end early ({length:,} of {expected:,} bytes)", _REMEDY)
-    if is_422 or pixel_format.bits_allocated == 1:
-        return pixel_format.number_of_frames
-    return max(pixel_format.number_of_frames, length // expected)
+    bits = pixel_format.frame_bits * 2 // 3 if is_422 else pixel_format.frame_bits
+    frames = 8 * length // bits
+    if not frames:
+        problem = f"{path} is DICOM whose pixel data end early ({length:,} of {-(-bits // 8):,} bytes)"
+        raise ImageError(problem, _REMEDY)
+    if is_422 or pixel_format.bits_allocated == 1:  # what is left over may be padding, or no subsampling after all
+        return min(pixel_format.number_of_frames, frames)
+    return frames
 
 
 def _find_shift(dataset: "Dataset", pixel_format: _PixelFormat) -> int:

@@ -457,6 +457,17 @@ def test_invalid_number_of_frames_is_ignored(tmp_path: Path) -> None:
     assert Step("NumberOfFrames ignored") in result.steps
 
 
+@pytest.mark.parametrize("declared", [3, 2_000_000_000])
+@pytest.mark.parametrize("bits", [1, 16])
+def test_fewer_frames_than_declared(tmp_path: Path, declared: int, bits: int) -> None:
+    stored = XRAY if bits == 16 else np.random.default_rng(0).integers(0, 256, (9, 2), np.uint8)  # 72 pixels
+    size = {} if bits == 16 else {"Rows": 9, "Columns": 8, "BitsAllocated": 1, "BitsStored": 1, "HighBit": 0}
+    expected = decode_image(save_dicom(tmp_path / "one.dcm", stored, **size))
+    result = read_image(save_dicom(tmp_path / "a.dcm", stored, NumberOfFrames=declared, **size))
+    np.testing.assert_array_equal(result.pixels, expected)
+    assert Step("NumberOfFrames ignored") in result.steps
+
+
 def test_tile_of_a_slide_is_not_taken_for_the_slide(tmp_path: Path) -> None:
     size = {"TotalPixelMatrixColumns": 6400, "TotalPixelMatrixRows": 64}
     with pytest.raises(ImageError, match="DICOM of 6,400 x 64 pixels in tiles of 64 x 64"):
