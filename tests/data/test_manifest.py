@@ -294,6 +294,10 @@ REFUSED = {
         rows("heart", r'"lung, \"upper\""'),
         r"t.csv, line 3: ',' expected after '\"'. Write \"\" for a quotation mark in a cell",
     ),
+    "quotation marks that join lines": (
+        rows("heart", '"lung', "heart", '"lung'),
+        r"t.csv, line 5: ',' expected after '\"'. Write \"\" for a quotation mark in a cell, and put the cell in quot",
+    ),
     "a comment": (
         "# our images\n" + rows("x", "y"),
         r"more cells than the first line \(# our images\), its header, in 5 rows: line 2, .* Remove the lines above",

@@ -103,20 +103,28 @@ def _read_csv(path: Path, text: str) -> tuple[list[list[str]], list[int], str]:
         remedy = "Open it in a spreadsheet program, and save it as XLSX or CSV"
         raise DataError(f"{path} is a page in HTML or XML, not a spreadsheet", remedy)
     text = re.sub(r"\Asep=.\r?\n", "\n", text)  # Excel's own first line; an empty one keeps the lines' numbers
-    rows, lines = [], []
     delimiter = find_delimiter(text)
     is_escaped = '\\"' in text  # as R and Spark write a quotation mark: without `strict` it would stay in the label
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=is_escaped)
+    rows, lines = _parse_csv(path, text, delimiter, strict=is_escaped)
+    _check_quotes(path, text, rows, lines)
+    if any("\n" in cell for row in rows for cell in row):  # without `strict`, a label that begins with " joins lines
+        _parse_csv(path, text, delimiter, strict=True)
+    return rows, lines, delimiter
+
+
+def _parse_csv(path: Path, text: str, delimiter: str, *, strict: bool) -> tuple[list[list[str]], list[int]]:
+    """Return the rows with text, and the line that each ends in; if `strict`, nothing may follow a quoted cell."""
+    rows, lines = [], []
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=strict)
     try:
         for row in reader:
             if any(cell.strip() for cell in row):
                 rows.append([cell.strip() for cell in row])
                 lines.append(reader.line_num)
     except csv.Error as error:
-        remedy = 'Write "" for a quotation mark in a cell, in place of a backslash and "' if is_escaped else _REMEDY
+        remedy = 'Write "" for a quotation mark in a cell, and put the cell in quotation marks' if strict else _REMEDY
         raise DataError(f"cannot read {path}, line {reader.line_num}: {error}", remedy) from error
-    _check_quotes(path, text, rows, lines)
-    return rows, lines, delimiter
+    return rows, lines
 
 
 def _check_quotes(path: Path, text: str, rows: list[list[str]], lines: list[int]) -> None:
