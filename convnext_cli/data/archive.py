@@ -5,6 +5,7 @@ anything is written.
 """
 
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -31,6 +32,8 @@ _UTF8 = 0x800  # the flag of a name that is UTF-8
 _ENCRYPTED = 0x1
 _DOS = 0  # ZipInfo.create_system
 _LETTERS = bytes([*range(0x80, 0x9B), *range(0xA0, 0xA8), 0xE1]).decode("cp437")
+_SHIFT_JIS = re.compile(f"[{''.join(filter(str.islower, _LETTERS))}][A-Z]")
+"""Names of Windows in Japan: the second byte of many letters is that of a capital, which no word has inside."""
 _UNPACK = "Unpack it yourself and give the folder"
 
 
@@ -143,7 +146,7 @@ def _decode_name(archive: Path, member: zipfile.ZipInfo) -> str:
     with suppress(UnicodeError):
         return name.encode("cp437").decode("utf-8")
     folders = name.replace("\\", "/").rpartition("/")[0]
-    if any(not sign.isascii() and sign not in _LETTERS for sign in folders):
+    if any(not sign.isascii() and sign not in _LETTERS for sign in folders) or _SHIFT_JIS.search(folders):
         problem = f"{archive} has a folder name that is neither UTF-8 nor code page 437 (read as {folders[:200]!r})"
         raise DataError(problem, "Pack it again with UTF-8 names, or unpack it yourself and give the folder")
     return name

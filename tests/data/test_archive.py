@@ -103,10 +103,11 @@ def test_names_in_utf_8_without_the_flag(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "name"), [(b"M\x81ll", "Müll"), (b"M\xfcll", ""), (b"pulm\xc6o", ""), (b"\xad\xae", "")]
+    ("raw", "name"),
+    [(b"M\x81ll", "Müll"), (b"M\xfcll", ""), (b"pulm\xc6o", ""), (b"\xad\xae", ""), (b"\x83\x6c\x83\x52", "")],
 )
 def test_names_in_code_pages(raw: bytes, name: str, tmp_path: Path) -> None:
-    """Code page 437 as the format defines, and 1252, 850 and 866, which differ from it."""
+    """Code page 437 as the format defines, and 1252, 850, 866 and 932, which differ from it."""
     packed = pack(tmp_path / "x.zip", ("a/1.png", b"1"), (f"{'b' * len(raw)}/2.png", b"2"))
     packed.write_bytes(packed.read_bytes().replace(b"b" * len(raw), raw))
     if name:
