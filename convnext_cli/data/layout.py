@@ -96,8 +96,7 @@ class Layout:
         around = [folder for folder in self.tree.walk() if f"{self.start.path}/".startswith(f"{folder.path}/")]
         if self.error:
             around += [folder for folder in self.start.filled if find_simple_split(folder.name)]
-        paths = (Path(folder.path, name) for folder in around for name in sorted(filter(is_table, folder.others)))
-        return [path for path in paths if path.is_file()]
+        return [Path(folder.path, name) for folder in around for name in sorted(filter(is_table, folder.others))]
 
     @property
     def classes(self) -> list[str]:

@@ -43,7 +43,7 @@ def scan_folder(
     if not root.is_dir():
         if address := find_address(root):
             raise DataError(f"{address} is an address, and data are not downloaded", "Download it, and give the file")
-        if command := find_unpacker(root.name):
+        if root.exists() and (command := find_unpacker(root.name)):
             raise DataError(f"{root} is packed, and only zip files are unpacked", f"Run: {command} {quote(root)}")
         if root.suffix.lower() in (".json", ".mat", ".npz", ".xml") and root.exists():
             remedy = (
@@ -51,7 +51,8 @@ def scan_folder(
                 "the lines for some public sets"
             )
             raise DataError(f"{root} is not a table that can be read", remedy)
-        problem = "is a file, not a folder" if root.exists() else "does not exist"
+        kind = "a file" if root.is_file() else "a pipe, a socket or a device"
+        problem = f"is {kind}, not a folder" if root.exists() else "does not exist"
         raise DataError(
             f"{root} {problem}",
             f"Give a folder with one folder of images per class, a table ({', '.join(GIVEN_SUFFIXES)}), or a zip file",

@@ -42,7 +42,7 @@ def scan_data(data: Path, *, exclude: str = NONE, table_options: TableOptions = 
         others = [path for path in list_tables(data.parent) if path != data]
         index, _ = add_columns(index, others, table_options)
         beside = (path for pattern in ("*.[tT][xX][tT]", "*/*.[tT][xX][tT]") for path in data.parent.glob(pattern))
-        lists = [path for path in beside if is_split_list(path.name) and path != data]
+        lists = [path for path in beside if is_split_list(path.name) and path != data and path.is_file()]
         index = _exclude(apply_split_lists(index, lists), exclude)
         check_cache_outside(list_data_folders(index))
         if table_options.known_labels:

@@ -27,7 +27,7 @@ _KNOWN_SUFFIXES = frozenset({  # of files that are known not to be images withou
 
 @dataclass(slots=True)
 class Folder:
-    """A folder with the names of its images and other files, and its folders, all in the order of the disk."""
+    """A folder with the names of its images and other regular files, and its folders, all in the order of the disk."""
 
     path: str
     name: str
@@ -101,10 +101,10 @@ def walk_folder(root: str, skipped: Counter[str]) -> Folder:
                     skipped[HIDDEN] += 1
                 elif is_folder(entry):
                     waiting.append((Folder(entry.path, name), folder, inside))
-                elif has_image_suffix(name):
+                elif has_image_suffix(name) or not is_file(entry):
                     _skip(skipped, LINK, entry.path)
                 elif reason := _explain_other(entry):
-                    _skip(skipped, reason, entry.path if reason == LINK else "")
+                    skipped[reason] += 1
                     folder.others.append(name)
                 else:
                     folder.images.append(name)
@@ -113,8 +113,8 @@ def walk_folder(root: str, skipped: Counter[str]) -> Folder:
 
 
 def _skip(skipped: Counter[str], reason: str, path: str) -> None:
-    """Count a skipped file; with a path, name the first file for this reason."""
-    key = next((text for text in skipped if text.startswith(reason)), f"{reason}, such as {path}") if path else reason
+    """Count a skipped file, and name the first one for this reason."""
+    key = next((text for text in skipped if text.startswith(reason)), f"{reason}, such as {path}")
     skipped[key] += 1
 
 
@@ -127,8 +127,6 @@ def _explain_other(entry: "os.DirEntry[str]") -> str:
     """Return the reason why a file without an image's suffix is no image; empty if its first bytes show an image."""
     if os.path.splitext(entry.name)[1].lower() in _KNOWN_SUFFIXES:  # noqa: PTH122
         return NOT_AN_IMAGE
-    if not is_file(entry):
-        return LINK
     image_format = identify_file(entry.path)
     if image_format is None:
         return NOT_AN_IMAGE

@@ -654,11 +654,17 @@ def test_one_patient_per_class_is_no_error_in_small_data_nor_in_an_evaluation(tm
     assert set(scan_data(data, table_options=TableOptions(known_labels=("a", "b", "c"))).groups) == {"pa", "pb", "pc"}
 
 
-def test_links_and_pipes_called_tables_are_passed_over(tmp_path: Path, image: Path) -> None:
-    data = make(tmp_path / "data", "a/ b/", image)
+def test_links_and_pipes_called_tables_or_lists_are_passed_over(tmp_path: Path, image: Path) -> None:
+    data = make(tmp_path / "data", "a/ b/ table.csv:path,label|a/0.png,a|b/0.png,b", image)
     (data / "gone.csv").symlink_to("nowhere")
-    os.mkfifo(data / "pipe.csv")
-    assert scan_data(data).notes == ()
+    (data / "test.txt").symlink_to("/dev/zero")
+    for name in ("pipe.csv", "train.txt"):
+        os.mkfifo(data / name)
+    for source, notes in ((data, ("tables that are not used: table.csv",)), (data / "table.csv", ())):
+        index = scan_data(source)
+        assert (set(index.splits) <= {""}, index.notes) == (True, notes)
+    with pytest.raises(DataError, match=r"pipe\.csv is a pipe, a socket or a device, not a folder"):
+        scan_data(data / "pipe.csv")
 
 
 def test_column_of_the_classes_called_group_is_none_of_groups(tmp_path: Path, image: Path) -> None:
@@ -714,6 +720,12 @@ def test_packed_data_have_the_command_that_unpacks_them(tmp_path: Path, name: st
     with pytest.raises(DataError, match="only zip files are unpacked") as caught:
         scan_data(tmp_path / name)
     assert caught.value.remedy == f"Run: {command} {shlex.quote(str(tmp_path / name))}"
+
+
+@pytest.mark.parametrize("name", ["a.tgz", "a.zip"])
+def test_packed_data_that_are_missing_are_not_to_be_unpacked(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        scan_data(tmp_path / name)
 
 
 def test_masks_are_no_images_of_label_from(tmp_path: Path, image: Path) -> None:
