@@ -166,7 +166,7 @@ def _check_size(archive: Path, members: Iterable[zipfile.ZipInfo], folder: Path)
         )
     if total > MAX_FREE * free:
         raise DataError(
-            f"{archive} would unpack to {total / GIB:.1f} GiB, and {folder} has {free / GIB:.1f} GiB free",
+            f"{archive} would unpack to {total / 1e6:,.1f} MB, and {folder} has {free / 1e6:,.1f} MB free",
             "Free some space there, or set another cache folder with CONVNEXT_CACHE",
         )
 

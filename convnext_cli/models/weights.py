@@ -1,6 +1,7 @@
 """Read, fit and write weights. Missing weights are an error, never a silent random initialisation."""
 
 import argparse
+import errno
 import json
 import re
 import warnings
@@ -178,7 +179,7 @@ def _read_file(path: Path) -> Any:
             ) from error
         if "TorchScript" in str(error):
             why = "it is a TorchScript program"
-        elif isinstance(error, OSError) and error.strerror:
+        elif isinstance(error, OSError) and error.strerror and error.errno != errno.EINVAL:  # a place before the file
             why = error.strerror
         else:
             why = "damaged, cut short, or of another format"

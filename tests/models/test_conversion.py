@@ -322,9 +322,9 @@ def write_infinite(path: Path, state: StateDict) -> None:
     torch.save(state | {"stem.0.bias": torch.full((24,), math.nan)}, path)
 
 
-def write_cut(path: Path, state: StateDict) -> None:
+def write_cut(path: Path, state: StateDict, length: int = -5000) -> None:
     torch.save(state, path)
-    path.write_bytes(path.read_bytes()[:-5000])
+    path.write_bytes(path.read_bytes()[:length])
 
 
 REFUSED: dict[str, tuple[Callable[[Path, StateDict], Any], str]] = {
@@ -339,6 +339,7 @@ REFUSED: dict[str, tuple[Callable[[Path, StateDict], Any], str]] = {
     "sparse": (lambda path, state: torch.save(to_all(state, "sparse"), path), r"no dense tensors: .* is sparse_coo"),
     "not finite": (write_infinite, r"not finite, in stem\.0\.bias"),
     "cut short": (write_cut, "damaged, cut short"),
+    "cut after its start": (lambda path, state: write_cut(path, state, 5000), "damaged, cut short"),
     "empty": (lambda path, _: path.write_bytes(b""), "damaged, cut short"),
     "Keras": (lambda path, _: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), r"is a file of Keras \(HDF5\)"),
     "Git LFS": (lambda path, _: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "a Git LFS pointer"),
