@@ -282,6 +282,14 @@ def test_changed_label_of_the_split_is_noted(run_copy: RunFolder, convnext: Conv
     assert "note: split.csv was changed since the training, and counts as it is now: 1 row differs" in outcome.err
 
 
+@pytest.mark.parametrize("format", ["onnx", "hub"])
+def test_export_of_an_unfinished_run_has_a_note(run_copy: RunFolder, convnext: Convnext, format: str) -> None:
+    run_copy.metrics.unlink()
+    outcome = convnext("export", run_copy.path, "--format", format, "-o", "out.onnx")
+    assert outcome.code == 0, outcome.err
+    assert "note: the run has not finished: results are for the best weights of the first 1 of 1 epoch" in outcome.err
+
+
 def test_invalid_files_and_outputs_raise_errors(mine: RunFolder, tmp_path: Path, pictures: list[Path]) -> None:
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(RunError, match=r"text\.onnx cannot be read: it is damaged, or not an ONNX file"):
