@@ -110,8 +110,8 @@ def _find_near(known: Mapping[str, NDArray[Any]], evaluated: Mapping[str, NDArra
 
     def mark(pairs: NDArray[np.int64], thumbs: NDArray[np.uint8]) -> None:
         for one, two in (pairs[start : start + _PAIRS].T for start in range(0, len(pairs), _PAIRS)):
-            ones, twos = evaluated["thumb"][one].astype(np.float32), thumbs[two].astype(np.float32)
-            is_equal = ((ones - twos) ** 2).mean(axis=(1, 2)) <= MAX_THUMB_DIFFERENCE**2
+            ones, twos = evaluated["thumb"][one], thumbs[two]
+            is_equal = ((ones.astype(np.float32) - twos) ** 2).mean(axis=(1, 2)) <= MAX_THUMB_DIFFERENCE**2
             is_near[one[is_equal | are_equal_but_for_tones(ones, twos, THUMB)]] = True
 
     for pairs in find_similar(evaluated["hash"], known["hash"]):

@@ -135,7 +135,7 @@ class Shrunk:
 
     colour: NDArray[np.float32]
     """(32, 32, 3) RGB values."""
-    grey: NDArray[np.float32]
+    grey: NDArray[np.uint8]
     """(64, 64) grey values."""
 
     def orient(self, orientation: int) -> "Shrunk":
@@ -151,7 +151,7 @@ def shrink(image: Image.Image) -> Shrunk:
     """Return an RGB image at the sizes used for comparison."""
     colour = image.resize((_SIDE, _SIDE), Image.Resampling.BOX)
     grey = image.convert("L").resize((_FINE, _FINE), Image.Resampling.BILINEAR)
-    return Shrunk(np.asarray(colour, np.float32), np.asarray(grey, np.float32))
+    return Shrunk(np.asarray(colour, np.float32), np.asarray(grey))
 
 
 def _shrink(index: Index, row: int) -> Shrunk | None:
@@ -176,10 +176,10 @@ def compare_images(first: Shrunk, second: Shrunk) -> Likeness | None:
     return "similar" if is_alike else None
 
 
-def _separate(grey: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _separate(grey: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return grey values at 16 x 16, (16, 16), and the detail beyond these, (64, 64)."""
     factor = _FINE // _COARSE
-    coarse = grey.reshape(_COARSE, factor, _COARSE, factor).mean(axis=(1, 3))
+    coarse = grey.reshape(_COARSE, factor, _COARSE, factor).mean(axis=(1, 3), dtype=np.float32)
     return coarse, grey - coarse.repeat(factor, axis=0).repeat(factor, axis=1)
 
 

@@ -7,7 +7,7 @@ MAX_DIFFERENCE = 1.25  # grey levels, root mean square; neighbouring slices of o
 MIN_CONTRAST = 8.0  # grey levels, standard deviation; most empty fields with dark corners have less
 
 
-def are_equal_but_for_tones(ones: NDArray[np.float32], twos: NDArray[np.float32], cells: int) -> NDArray[np.bool_]:
+def are_equal_but_for_tones(ones: NDArray[np.uint8], twos: NDArray[np.uint8], cells: int) -> NDArray[np.bool_]:
     """Return True for pairs of grey images that have contrast and show the same, perhaps in other tones, (N,).
 
     One image is given the histogram of the other. Then their mean values in `cells` x `cells` cells differ by at most
@@ -29,16 +29,16 @@ def are_equal_but_for_tones(ones: NDArray[np.float32], twos: NDArray[np.float32]
     return is_equal
 
 
-def _match_histograms(sources: NDArray[np.float32], targets: NDArray[np.float32]) -> NDArray[np.float32]:
+def _match_histograms(sources: NDArray[np.uint8], targets: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the sources, (N, S, S), with the histograms of the targets; their values keep their order."""
     values, wanted = (images.reshape(len(images), -1) for images in (sources, targets))
     matched = np.empty_like(values)
-    np.put_along_axis(matched, values.argsort(axis=1, kind="stable"), np.sort(wanted, axis=1), axis=1)
+    np.put_along_axis(matched, values.argsort(axis=1, kind="stable"), np.sort(wanted, axis=1, kind="stable"), axis=1)
     return matched.reshape(sources.shape)
 
 
-def _average(images: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
+def _average(images: NDArray[np.uint8], cells: int) -> NDArray[np.float32]:
     """Return the mean values of the cells of each image, (N, cells, cells)."""
     side = images.shape[1] // cells
-    means: NDArray[np.float32] = images.reshape(-1, cells, side, cells, side).mean(axis=(2, 4))
+    means: NDArray[np.float32] = images.reshape(-1, cells, side, cells, side).mean(axis=(2, 4), dtype=np.float32)
     return means
