@@ -113,8 +113,8 @@ def choose_threshold(probabilities: NDArray[np.float64], positive: NDArray[np.bo
     return float(list_thresholds(probabilities)[best + 1])
 
 
-def fit_margin(errors: NDArray[np.float64], groups: Sequence[str] | None, coverage: float) -> float:
-    """Return the half length of prediction intervals.
+def fit_margin(errors: NDArray[np.float64], groups: Sequence[str] | None, coverage: float) -> float | None:
+    """Return the half length of prediction intervals; None where there are too few images or groups for the coverage.
 
     With n independent images, the ceil((n + 1) coverage)-th smallest absolute error covers a new image with at least
     that probability (Papadopoulos et al. 2002; Lei et al. 2018, arXiv:1604.04173, section 2.2). Images of one group are
@@ -131,6 +131,8 @@ def fit_margin(errors: NDArray[np.float64], groups: Sequence[str] | None, covera
     n = len(sizes)
     order = np.argsort(errors, kind="stable")
     cumulated = np.cumsum(1 / sizes[units[order]])
-    needed = min(math.ceil((n + 1) * coverage - 1e-9), n)  # of n groups; more cannot be had from too few
+    needed = math.ceil((n + 1) * coverage - 1e-9)
+    if needed > n:
+        return None
     place = int(np.searchsorted(cumulated, needed - 1e-9))
     return float(errors[order[min(place, len(errors) - 1)]])

@@ -227,7 +227,9 @@ class Regression(Task):
 
     def describe_calibration(self, scaling: Scaling) -> str:
         """Return the ends of the intervals."""
-        return f"90% prediction intervals from {self._describe_ends((scaling.margin or 0.0) * self.std, 3)}"
+        if scaling.margin is None:
+            return "no prediction intervals, which need at least 9 images or groups"
+        return f"90% prediction intervals from {self._describe_ends(scaling.margin * self.std, 3)}"
 
     def describe_scores(self, scaling: Scaling | None) -> str:
         """Return how the number follows from the output."""

@@ -211,6 +211,8 @@ def test_prediction_intervals_cover_new_images(per_group: int) -> None:
         margin = fit_margin(errors[: 60 * per_group], names, 0.9)
         covered.append((errors[60 * per_group :] <= margin).mean())
     assert np.mean(covered) == pytest.approx(0.9, abs=0.02)
+    assert fit_margin(np.arange(9.0), None, 0.9) == 8.0
+    assert fit_margin(np.arange(80.0), [str(i % 8) for i in range(80)], 0.9) is None, "8 groups cover 8/9 at most"
 
 
 def test_labels_that_exclude_each_other_in_training_are_reported_if_predicted_together() -> None:

@@ -118,5 +118,6 @@ def test_number_names_the_third_with_the_largest_errors() -> None:
 def test_prediction_intervals_are_told_in_units_of_the_number() -> None:
     scaling = Scaling(margin=0.5)
     plain, log = Regression(mean=40.0, std=25.0), Regression(log=True, mean=3.0, std=2.0)
+    assert plain.describe_calibration(Scaling()).startswith("no prediction intervals")
     assert plain.describe_calibration(scaling) == "90% prediction intervals from value - 12.5 to value + 12.5"
     assert log.describe_calibration(scaling) == "90% prediction intervals from value / 2.72 to value * 2.72"
