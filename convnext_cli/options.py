@@ -16,6 +16,7 @@ from convnext_cli.errors import UsageError, check_kind, suggest
 AUTO = "auto"  # the value of an option that is chosen by what is known of data, model and machine
 GROUPS = ("Data", "Model", "Training", "Imbalance and augmentation", "Run")
 DATA, MODEL, TRAINING, AUGMENTATION, RUN = GROUPS
+LONGEST_VALUE = 60  # characters of a wrong value in a message
 ALL_OPTIONS = "`convnext COMMAND --help` and `--help-all` list the options with their units"
 
 Request = TypeVar("Request")
@@ -190,9 +191,15 @@ def _to_path(value: Any) -> Any:
 
 def _explain_path(value: Any) -> str | None:
     """Return what is wrong with a path, or None."""
-    if value == "":
+    if isinstance(value, str) and not value:
         return "is empty"
-    return None if isinstance(value, Path) and "\0" not in str(value) else f"= {value!r} must be a path"
+    return None if isinstance(value, Path) and "\0" not in str(value) else f"= {_show(value)} must be a path"
+
+
+def _show(value: Any) -> str:
+    """Return a value in one short line: a table or a result of another function may have hundreds."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
 def convert_value(declaration: Declaration, value: Any) -> Any:
@@ -246,29 +253,29 @@ def check_options(
 def explain_problem(declaration: Declaration, value: Any) -> str | None:
     """Return what is wrong with an option's value, or None."""
     option, kind = declaration.option, declaration.kind
-    if (option.words and value in option.words) or (value is None and declaration.is_optional):
+    if (isinstance(value, str) and value in option.words) or (value is None and declaration.is_optional):
         return None
     if kind is Path:
         return _explain_path(value)
-    if value == "" and kind is str:
+    if kind is str and isinstance(value, str) and not value:
         return "is empty"
     if declaration.takes_text and isinstance(value, str):
         return _explain_text(option, value)
     if get_origin(kind) is Literal:
         words = get_args(kind)
         is_known = (type(value), value) in [(type(word), word) for word in words]  # True is not 1
-        return None if is_known else f"= {value!r} must be one of {', '.join(map(str, words))}"
+        return None if is_known else f"= {_show(value)} must be one of {', '.join(map(str, words))}"
     if kind is str:
         fits = isinstance(value, str) and "\0" not in value and is_unicode(value)
-        return None if fits else f"= {value!r} must be Unicode text"
+        return None if fits else f"= {_show(value)} must be Unicode text"
     if kind is bool:
-        return None if isinstance(value, bool) else f"= {value!r} must be true or false"
+        return None if isinstance(value, bool) else f"= {_show(value)} must be true or false"
     if get_origin(kind) is tuple:
         entry_type, *_ = get_args(kind)
         fits = isinstance(value, tuple) and all(isinstance(entry, entry_type) for entry in value)
-        return None if fits else f"= {value!r} must be a list of {'paths' if entry_type is Path else 'texts'}"
+        return None if fits else f"= {_show(value)} must be a list of {'paths' if entry_type is Path else 'texts'}"
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
-        return f"= {value!r} must be {'a number' if kind is float else 'a whole number'}"
+        return f"= {_show(value)} must be {'a number' if kind is float else 'a whole number'}"
     problem = option.explain_bound(value)
     return f"= {repr(value).removesuffix('.0')} {problem}" if problem else None
 
@@ -277,7 +284,7 @@ def _explain_text(option: Option, value: str) -> str | None:
     """Return what is wrong with a text that stands for a number, or None."""
     assert option.parse is not None
     try:
-        return None if option.parse(value) == value else f"= {value!r} must be {option.parse(value)!r}"
+        return None if option.parse(value) == value else f"= {_show(value)} must be {option.parse(value)!r}"
     except ValueError as error:
         return f"= {error}"
 

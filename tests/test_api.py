@@ -123,6 +123,26 @@ def test_python_arguments_of_another_type_are_usage_errors(digits: Path) -> None
             call()
 
 
+def test_arrays_and_tables_in_place_of_other_arguments_are_usage_errors_of_one_line() -> None:
+    table: Any = np.zeros((40, 3))  # as of a DataFrame, its truth value is an error
+    calls: list[Callable[[], Any]] = [
+        lambda: finetune(table),
+        lambda: check(table),
+        lambda: evaluate("run", table),
+        lambda: export(table),
+        lambda: predict("a.png", table),
+        lambda: predict("a.png", "run", explain=table),
+        lambda: finetune("data", lr=table),
+        lambda: finetune("data", head=table),
+        lambda: finetune("data", model=table),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match=r" = array.*… must be ") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+        assert len(caught.value.problem) < 160
+
+
 def test_empty_path_is_not_the_current_folder(monkeypatch: pytest.MonkeyPatch, digits: Path, run: RunFolder) -> None:
     monkeypatch.chdir(digits)
     calls: list[Callable[[], Any]] = [lambda: check(""), lambda: recommend(""), lambda: compare(run.path, run.path, "")]

@@ -125,7 +125,7 @@ def predict(
     """
     folder = find_newest_run(PREDICT_RUN).path if run is None else make_path("run", run)
     sources = list_sources(images)
-    request = make_request(PredictRequest, {**options, "explain": options.get("explain") or None})
+    request = make_request(PredictRequest, options)
 
     def predict_all() -> Steps[list[Prediction]]:
         predictions: list[Prediction] = []
