@@ -110,8 +110,8 @@ def list_target_columns(classes: Sequence[str]) -> list[str]:
 
 
 def format_target(value: float) -> str:
-    """Return a target as it is written: all its digits, or nothing where it is unknown."""
-    return "" if value != value else f"{value:.17g}"
+    """Return a target as it is written: the fewest digits that give it again, or nothing where it is unknown."""
+    return "" if value != value else repr(float(value)).removesuffix(".0")
 
 
 def _parse_value(cell: str, name: str) -> float:

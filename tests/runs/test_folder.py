@@ -1,3 +1,4 @@
+import math
 import os
 from dataclasses import replace
 from datetime import datetime
@@ -15,6 +16,7 @@ from convnext_cli.runs.files import AUDIT, ORIGIN
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, name_runs, open_folder
 from convnext_cli.runs.records import AuditRecord
+from convnext_cli.runs.split import format_target
 from tests.conftest import limit_files, save_image
 
 
@@ -172,3 +174,10 @@ def test_split_row_with_an_invalid_target_is_refused_with_its_line(tmp_path: Pat
     with pytest.raises(RunError, match=rf"split\.csv cannot be read: .*{words}") as caught:
         RunFolder(tmp_path).read_split()
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(90.62, "90.62"), (1.0, "1"), (-3.5, "-3.5"), (1 / 3, "0.3333333333333333"), (math.nan, "")]
+)
+def test_numbers_are_written_with_the_fewest_digits_that_give_them_again(value: float, text: str) -> None:
+    assert format_target(value) == text
