@@ -238,7 +238,7 @@ def _group_like_run(
     except ConvnextError:
         index, grouping = yield from group_steps(index, AUTO)
     text = (
-        f"the 95% CIs rely on a guess: {format_count(grouping.groups, 'group')} {grouping.rule}. A CSV file with a "
+        f"the 95% CIs rely on a guess: {format_count(grouping.groups, 'group')} by {grouping.rule}. A CSV file with a "
         "column for the patient replaces it"
     )
     return index, [Notice(text)] if grouping.is_guess else []

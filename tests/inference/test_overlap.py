@@ -163,7 +163,7 @@ def test_different_images_of_the_same_names_and_splits_count_as_new(tmp_path: Pa
     images, notes, overlap = evaluate(run, tmp_path / "other")
     assert (images, overlap) == (16, Overlap(trained=0, trained_near=0, validated=0))
     assert any("all 48 images count as new" in note for note in notes)
-    assert any("rely on a guess: 12 groups " in note for note in notes)
+    assert any("rely on a guess: 12 groups by the repeated part of the file names" in note for note in notes)
 
 
 def test_moved_images_keep_their_split(trained: tuple[RunFolder, Index], tmp_path: Path) -> None:

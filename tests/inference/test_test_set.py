@@ -152,7 +152,10 @@ def test_guessed_groups_and_leakage_of_the_audit_are_noted(run: RunFolder) -> No
 def test_guessed_groups_of_other_images_are_noted_unless_the_request_has_others(run: RunFolder, tmp_path: Path) -> None:
     for number in range(40):
         save_image(tmp_path / f"other/{'ab'[number % 2]}/person{number // 4}_{number}.png", seed=number)
-    assert any("CIs rely on a guess: 10 groups " in note.text for note in choose(run, data=tmp_path / "other")[1])
+    assert any(
+        "CIs rely on a guess: 10 groups by the repeated part of" in note.text
+        for note in choose(run, data=tmp_path / "other")[1]
+    )
     test_set, notes = choose(run, data=tmp_path / "other", group_from="none")
     assert (test_set.groups, notes) == (None, [])
 
