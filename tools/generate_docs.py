@@ -17,7 +17,7 @@ from dataclasses import MISSING, is_dataclass
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from convnext_cli.text import capitalise
 
@@ -263,17 +263,17 @@ def _list_fields(result: type) -> list[tuple[str, str, str]]:
 
 
 def show_metrics() -> None:
-    """Print the keys of the metrics that the tasks show."""
+    """Print the keys of the metrics that evaluations have."""
     from convnext_cli.metrics.registry import METRICS
     from convnext_cli.tasks.registry import TASKS
 
+    calculators = {task: get_type_hints(task.make_calculator)["return"] for task in TASKS.values()}
     rows = []
     for key, metric in METRICS.items():
-        shown = [task for task in TASKS.values() if key in task.display.table]
-        by_class = [task for task in TASKS.values() if key in task.display.class_estimates + task.display.class_values]
-        place = "each class" if by_class else "all images"
-        if tasks := "; ".join(task.title for task in shown + by_class):
-            rows.append((f"`{key}`", metric.title, place, tasks))
+        tasks = [task for task, calculator in calculators.items() if key in calculator.overall + calculator.per_class]
+        place = "each class" if any(key in calculators[task].per_class for task in tasks) else "all images"
+        if tasks:
+            rows.append((f"`{key}`", metric.title, place, "; ".join(task.title for task in tasks)))
     show_table(("key", "metric", "of", "tasks"), rows)
 
 
