@@ -109,7 +109,7 @@ def _compare(evaluations: "list[Evaluation]") -> "list[Comparison]":
     with console.progress("comparing") as bar:
         for other in others:
             bar.update(len(comparisons), len(others), "bootstrapping the 95% CIs")
-            comparisons.append(first.images.compare(other.images))
+            comparisons.append(first.compare(other))
     return comparisons
 
 

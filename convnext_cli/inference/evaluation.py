@@ -132,6 +132,11 @@ class Evaluation:
         """The calibrated probabilities, (N, K); of a number, its prediction (N, 1)."""
         return self.images.probabilities
 
+    def compare(self, other: "Evaluation") -> Comparison:
+        """Compare the metrics with those of another run on the same images, and name what limits both."""
+        notes = (f"{one.run}: {note.text}" for one in (self, other) for note in one.notes)
+        return replace(self.images.compare(other.images), notes=tuple(notes))
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the audit and the single images, for JSON; notes as strings."""
         kept = [field.name for field in fields(self) if field.name not in _LEFT_OUT]
@@ -245,7 +250,7 @@ def compare(
 
     def compare_steps() -> Steps[Comparison]:
         first, second = yield from evaluate_all_steps(request)
-        return first.images.compare(second.images)
+        return first.compare(second)
 
     return finish(compare_steps(), on_event)
 

@@ -45,6 +45,8 @@ class Comparison:
     """Of McNemar's test for equal accuracy."""
     clustered: bool
     """True if groups were resampled, not single images."""
+    notes: tuple[str, ...] = ()
+    """Everything that limits the validity of the metrics, after the run that it is about."""
 
     def describe(self, keys: Iterable[str]) -> str:
         """Return the differences of these metrics with their 95% CIs, without those that are not defined."""

@@ -62,12 +62,13 @@ class Single(Task):
         class_counts=(("images", "images"),),
         class_estimates=("recall", "precision"),
         class_values=("specificity", "f1", "roc_auc", "pr_auc"),
-        compared=("balanced_accuracy", "top1", "log_loss"),
+        compared=("balanced_accuracy", "top1", "macro_roc_auc", "log_loss"),
         subgroups=("balanced_accuracy", "macro_roc_auc", "ece"),
         subgroups_of_two=("recall", "specificity", "roc_auc", "ece"),
         card=("balanced_accuracy", "top1", "macro_f1", "macro_roc_auc", "ece"),
         plots=("roc", "pr", "reliability", "confusion"),
         calibration=(("log_loss", "log_loss"), ("ece", "ece")),
+        recalibrated=("log_loss", "ece", "balanced_accuracy", "top1"),
     )  # fmt: skip
 
     # Reading

@@ -313,6 +313,18 @@ def test_comparison_of_runs_finds_the_better_one(run_copy: RunFolder, run: RunFo
     assert compared.p_value < 0.01
 
 
+def test_comparison_notes_images_that_a_run_was_trained_on(run: RunFolder, run_copy: RunFolder, tmp_path: Path) -> None:
+    """Another seed draws another split: test images of one run are training images of the other."""
+    index = run.read_split()
+    data, other = tmp_path / "data", RunFolder(shutil.copytree(run_copy.path, tmp_path / "other"))
+    for row in index.rows("train")[:20]:
+        (data / index.paths[row]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(index.root / index.paths[row], data / index.paths[row])
+    notes = compare(run_copy.path, other.path, data).notes
+    for path in (run_copy.path, other.path):
+        assert f"{path}: leakage: 20 of 20 images were trained on; the scores are too high" in notes
+
+
 def test_comparison_that_a_later_run_refuses_is_recorded_in_none(run_copy: RunFolder, tmp_path: Path) -> None:
     other = RunFolder(shutil.copytree(run_copy.path, tmp_path / "other"))
     calibration = read_calibration(other)
