@@ -14,12 +14,14 @@ from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO
 from urllib.parse import unquote
 
+from convnext_cli.data.folders.remedies import find_unpacker
 from convnext_cli.data.index import GIVEN_SUFFIXES, NOT_AN_IMAGE
 from convnext_cli.data.outside import check_cache_outside
 from convnext_cli.data.tree import HIDDEN, explain_format, is_folder, is_hidden
 from convnext_cli.encoding import decode_name, decode_text
 from convnext_cli.errors import DataError, ImageError
 from convnext_cli.images.formats import HEAD_BYTES, explain_missing, has_image_suffix, identify_bytes, identify_file
+from convnext_cli.text import quote
 
 _LIST_REMEDY = "Give the images or their folder, or a list with one path per line on standard input: `predict - < LIST`"
 MAX_LIST = 256 * 1024**2  # bytes: a list of two million long paths
@@ -32,7 +34,7 @@ class Inputs:
     paths: tuple[Path, ...]
     """In the order of the arguments, and sorted within each folder. Some may be missing or unreadable."""
     errors: tuple[tuple[Path, ImageError], ...]
-    """Folders without a usable image, and lists or tables, with the reason."""
+    """Folders without a usable image, lists, tables and archives, with the reason."""
     folders: tuple[Path, ...]
     """The folders that were named, into which nothing may be written."""
     skipped: dict[str, int]
@@ -57,6 +59,10 @@ def find_inputs(words: Iterable[str]) -> Inputs:
             missing += mode is None
             if mode and S_ISREG(mode) and path.suffix.lower() in GIVEN_SUFFIXES:
                 errors.append((path, ImageError(f"{path} is a list or a table, not an image", _LIST_REMEDY)))
+                continue
+            if mode and S_ISREG(mode) and (command := find_unpacker(path.name)):
+                remedy = f"Run: {command} {quote(path)}, and give the images or their folder"
+                errors.append((path, ImageError(f"{path} is packed, and no image", remedy)))
                 continue
             if mode is None or not S_ISDIR(mode):
                 paths.append(path)
