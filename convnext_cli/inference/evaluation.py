@@ -10,9 +10,10 @@ from typing import Any, Literal, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.data.index import Index
+from convnext_cli.data.index import Index, select_rows
 from convnext_cli.data.outside import check_outside_data
 from convnext_cli.data.split import list_trained_rows, name_fold
+from convnext_cli.data.unseen import measure_unseen_area
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.files import check_output
 from convnext_cli.inference.calibration import Calibration, describe_unreliable_ood, read_calibration, save_calibration
@@ -44,6 +45,7 @@ from convnext_cli.metrics.summary import MetricSet, describe_absent
 from convnext_cli.metrics.thresholds import OperatingPoint, Target, describe_missed, describe_unreachable, parse_target
 from convnext_cli.options import make_path, make_request
 from convnext_cli.progress import Notice, OnEvent, Progress, Steps, finish
+from convnext_cli.recipes.fingerprint import compute_fingerprint
 from convnext_cli.runs.files import CALIBRATION, MODEL, POOLING
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
@@ -319,7 +321,7 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
         images=images,
     )
     notes = data_notes + audit_notes + leakage_notes + calibration_notes + refit_notes + drift_notes
-    return replace(evaluation, notes=(*notes, *_list_warnings(evaluation, trained_on)))
+    return replace(evaluation, notes=(*notes, *_list_warnings(evaluation, trained_on, classifier)))
 
 
 def _check_targets(run: RunFolder, request: EvalRequest) -> None:
@@ -373,7 +375,19 @@ def _choose_images(
     return test_set, [Notice(unfinished), *notes] if unfinished is not None else notes
 
 
-def _list_warnings(evaluation: Evaluation, trained_on: Index) -> list[Notice]:
+def _warn_of_crop(classifier: Classifier, test_set: TestSet) -> list[Notice]:
+    """Return a warning if the framing cuts off a notable part of other data; of a run's own, its training warned."""
+    if test_set.is_own:
+        return []
+    shapes = compute_fingerprint(select_rows(test_set.index, test_set.rows)).shapes
+    unseen = measure_unseen_area(shapes, classifier.preprocessing)
+    if unseen is None or not unseen.is_notable:
+        return []
+    remedy = "`convnext finetune --fit auto` trains a model that sees whole images"
+    return [Notice(f"evaluation never sees {unseen}: what lies at the edge has no effect. {remedy}", "warning")]
+
+
+def _list_warnings(evaluation: Evaluation, trained_on: Index, classifier: Classifier) -> list[Notice]:
     images, metrics, points = evaluation.images, evaluation.metrics, evaluation.operating_points
     task, calibration, fitted_on = images.task, evaluation.calibration, evaluation.fitted_on
     worse = describe_worse_calibration(images, evaluation.uncalibrated, metrics, fitted_on) if calibration else None
@@ -384,7 +398,8 @@ def _list_warnings(evaluation: Evaluation, trained_on: Index) -> list[Notice]:
     texts += task.list_warnings(training, images.probabilities, images.classes, calibration)
     texts += [text for point in points if (text := describe_unreachable(point.threshold, f"{fitted_on} images"))]
     texts += [describe_missed(point) for point in points if point.is_missed]
-    return [*([worse] if worse else []), *(Notice(text, "warning") for text in texts)]
+    warnings = [Notice(text, "warning") for text in texts]
+    return [*_warn_of_crop(classifier, evaluation.test_set), *([worse] if worse else []), *warnings]
 
 
 def _prepare_calibration(

@@ -328,8 +328,8 @@ def _find_possible_separator(column: str, classes: Iterable[str]) -> str:
 
     A blank may do so in a column such as `tags`.
     """
-    for separator in "|;, " if fold_column(column) in ("tags", "labels", "keywords") else "|;,":
-        parts = [{part.strip() for part in name.split(separator)} for name in classes]
+    for separator in "|;,/+& " if fold_column(column) in ("tags", "labels", "keywords") else "|;,/+&":
+        parts = [{part.strip() for part in name.split(separator)} - {""} for name in classes]
         if any(count > 1 for count in Counter(chain.from_iterable(parts)).values()):
             return separator
     return ""

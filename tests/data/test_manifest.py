@@ -1,6 +1,7 @@
 import errno
 import os
 import re
+import shlex
 import unicodedata
 import zipfile
 from collections import Counter
@@ -485,6 +486,15 @@ def test_groups_that_a_spreadsheet_has_shortened_are_noted(images: Path) -> None
     assert note.startswith("column 'patient' has 2 numbers that a spreadsheet has shortened, such as 1.23E+11")
     changed = text.replace("1.23E+11", "A1E5").replace("1.24E+11", "2E07")
     assert "shortened" not in str(scan_data(write(images / "t.csv", changed)).notes)
+
+
+@pytest.mark.parametrize("sign", ["/", "+", "&"])
+def test_signs_that_may_separate_labels_are_noted(sign: str, images: Path) -> None:
+    text = f"path,label\nimages/a,Mass{sign}Edema\nimages/b,Mass\n"
+    note = f"cells of 'label' contain {sign!r}: read as names of classes; --label-sep {shlex.quote(sign)} reads several"
+    assert any(text.startswith(note) for text in scan_data(write(images / "t.csv", text)).notes)
+    text = text.replace("Edema", "").replace("Mass\n", f"Edema{sign}\n")  # as of receptors, ER+ and HER2+
+    assert not any("contain" in text for text in scan_data(write(images / "t.csv", text)).notes)
 
 
 def test_blanks_may_separate_tags(images: Path) -> None:

@@ -85,6 +85,7 @@ def test_split_without_images_is_refused_with_those_there_are(run: RunFolder) ->
 
 
 def test_a_remedy_with_a_path_like_an_option_is_left_as_it_is(run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "my--set.tar.gz").touch()
     with pytest.raises(DataError, match=r"only zip files are unpacked") as caught:
         choose(run, data=tmp_path / "my--set.tar.gz")
     assert caught.value.remedy == f"Run: tar -xf {tmp_path / 'my--set.tar.gz'}"

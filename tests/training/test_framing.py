@@ -19,6 +19,7 @@ from convnext_cli.exports.request import ExportRequest
 from convnext_cli.images.cache import open_for_eval
 from convnext_cli.images.decode import decode_image
 from convnext_cli.images.transforms import transform_for_eval
+from convnext_cli.inference.evaluation import evaluate
 from convnext_cli.inference.heat_maps import draw_explanation
 from convnext_cli.inference.prediction import predict
 from convnext_cli.inference.torch_classifier import TorchClassifier
@@ -75,6 +76,14 @@ def test_a_class_at_the_edge_is_not_seen_by_a_crop(strips: Path, tmp_path: Path)
     assert abs(train_strips(strips, tmp_path / "run", fit="crop") - 0.5) < 0.16, "chance"
     middle = write_strips(tmp_path / "data", is_at_edge=False)
     assert train_strips(middle, tmp_path / "middle", fit="crop") >= 0.95
+
+
+def test_a_crop_of_other_data_is_warned_of(strips: Path, tmp_path: Path) -> None:
+    train_strips(strips, tmp_path / "run", fit="crop", epochs=1)
+    other = write_strips(tmp_path / "data", is_at_edge=False, images=3)
+    warning = "evaluation never sees"
+    assert any(note.text.startswith(warning) for note in evaluate(tmp_path / "run", other).notes)
+    assert not any(note.text.startswith(warning) for note in evaluate(tmp_path / "run").notes)
 
 
 @pytest.fixture(scope="module")
