@@ -20,7 +20,7 @@ _COPIES = 4  # of one image that an example names
 _SHORTCUTS = {
     "size": (Kind.SIZE_SHORTCUT, "image size"),
     "format": (Kind.FORMAT_SHORTCUT, "file format"),
-    "mode": (Kind.MODE_SHORTCUT, "pixel mode"),
+    "mode": (Kind.MODE_SHORTCUT, "pixel format (mode, bits, grey or coloured)"),
     "border": (Kind.BORDER_SHORTCUT, "brightness of the border"),
 }
 _EXACT, _NEAR = "the same pixels", "saved again, scaled, mirrored, turned, or with another brightness or contrast"

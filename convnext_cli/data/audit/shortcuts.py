@@ -49,7 +49,7 @@ class Shortcut:
 
 
 def find_shortcuts(index: Index, measurements: Measurements) -> tuple[Shortcut, ...]:
-    """Predict the classes from image size, file format, pixel mode and border brightness, each alone.
+    """Predict the classes from image size, file format, pixel format and border brightness, each alone.
 
     A decision tree of depth 4 is cross-validated, by group if groups are known, on at most `SAMPLE` images. Classes
     with fewer than `MIN_PER_CLASS` images are left out. With fewer than two other classes, the result is empty.
