@@ -282,7 +282,7 @@ def test_changed_label_of_the_split_is_noted(run_copy: RunFolder, convnext: Conv
     assert "note: split.csv was changed since the training, and counts as it is now: 1 row differs" in outcome.err
 
 
-@pytest.mark.parametrize("format", ["onnx", "hub"])
+@pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "hub"])
 def test_export_of_an_unfinished_run_has_a_note(run_copy: RunFolder, convnext: Convnext, format: str) -> None:
     run_copy.metrics.unlink()
     outcome = convnext("export", run_copy.path, "--format", format, "-o", "out.onnx")
