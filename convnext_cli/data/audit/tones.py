@@ -8,10 +8,10 @@ MIN_CONTRAST = 8.0  # grey levels, standard deviation; most empty fields with da
 
 
 def are_equal_but_for_tones(ones: NDArray[np.uint8], twos: NDArray[np.uint8], cells: int) -> NDArray[np.bool_]:
-    """Return True for pairs of grey images that have contrast and show the same, perhaps in other tones, (N,).
+    """Return True for pairs of grey images that are equal but for brightness, contrast or gamma, (N,).
 
     One image is given the histogram of the other. Then their mean values in `cells` x `cells` cells differ by at most
-    `MAX_DIFFERENCE`. So a change of brightness, contrast or gamma does not count; movement from frame to frame does.
+    `MAX_DIFFERENCE`. Images of little contrast are never equal: without their tones nothing tells them apart.
 
     Args:
         ones: (N, S, S), with S a multiple of `cells`.
@@ -20,7 +20,7 @@ def are_equal_but_for_tones(ones: NDArray[np.uint8], twos: NDArray[np.uint8], ce
     """
     contrasts = ones.std(axis=(1, 2)), twos.std(axis=(1, 2))
     least = np.full(len(ones), np.inf, np.float32)
-    # Clipped values have lost their order, so each image is given the histogram of the other, and the better counts.
+    # Clipped values have lost their order. So both directions are tried, and the smaller difference counts.
     for source, target, contrast in ((ones, twos, contrasts[1]), (twos, ones, contrasts[0])):
         difference = _average(_match_histograms(source, target), cells) - _average(target, cells)
         scale = np.maximum(*contrasts) / np.maximum(contrast, MIN_CONTRAST)  # levels of the image with more contrast
