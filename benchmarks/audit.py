@@ -115,8 +115,9 @@ def find_copies(folder: Path) -> None:
                     written.save(path, quality=85)
             audit = finish(audit_index(*group_index(scan_data(Path(temporary) / "data"), "none")))
         numbers = [{Path(audit.index.paths[row]).stem for row in rows} for rows in audit.clusters]
-        found = sum(len(joined) == 1 for joined in numbers)
-        print(f"{name:<20} {found:>4} of {COPIED}; different images joined: {len(numbers) - found}", flush=True)
+        detected = sum(len(joined) == 1 for joined in numbers)
+        wrong = len(numbers) - detected
+        print(f"{name:<20} {detected:>4} of {COPIED}; different images joined: {wrong}", flush=True)
 
 
 def find_planted() -> None:

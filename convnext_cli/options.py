@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from convnext_cli.errors import UsageError, check_kind, suggest
+from convnext_cli.text import shorten
 
 AUTO = "auto"  # the value of an option that is chosen by what is known of data, model and machine
 GROUPS = ("Data", "Model", "Training", "Imbalance and augmentation", "Run")
@@ -198,8 +199,7 @@ def _explain_path(value: Any) -> str | None:
 
 def _show(value: Any) -> str:
     """Return a value in one short line: a table or a result of another function may have hundreds."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+    return shorten(repr(value), LONGEST_VALUE)
 
 
 def convert_value(declaration: Declaration, value: Any) -> Any:

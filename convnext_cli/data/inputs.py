@@ -62,7 +62,7 @@ def find_inputs(words: Iterable[str]) -> Inputs:
                 continue
             if mode and S_ISREG(mode) and (command := find_unpacker(path.name)):
                 remedy = f"Run: {command} {quote(path)}, and give the images or their folder"
-                errors.append((path, ImageError(f"{path} is packed, and no image", remedy)))
+                errors.append((path, ImageError(f"{path} is packed, not an image", remedy)))
                 continue
             if mode is None or not S_ISDIR(mode):
                 paths.append(path)

@@ -21,7 +21,7 @@ from convnext_cli.files import check_output, remove_leftovers, replace_output
 from convnext_cli.inference.calibration import Calibration, load_calibration
 from convnext_cli.inference.classifier import Classifier
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
-from convnext_cli.inference.run_checks import check_split, describe_progress
+from convnext_cli.inference.run_checks import list_state_notes
 from convnext_cli.inference.torch_classifier import TorchClassifier
 from convnext_cli.metrics.calculator import Floats
 from convnext_cli.metrics.comparison import Comparison, compare
@@ -172,7 +172,7 @@ def _export_file(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile]:
     check_single(run.path)
     output = request.output or run.exported(request.format, int8=request.int8)
     index = run.read_split()
-    notes = tuple(filter(None, [describe_progress(run), *(notice.text for notice in check_split(run, index))]))
+    notes = tuple(list_state_notes(run, index))
     check_cache_outside(list_data_folders(index))
     if request.output is not None:
         check_outside_data(output, index)

@@ -12,7 +12,7 @@ from convnext_cli.files import list_leftovers, remove_leftovers, replace_output
 from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
 from convnext_cli.inference.request import EvalRequest
-from convnext_cli.inference.run_checks import check_split, describe_progress
+from convnext_cli.inference.run_checks import list_state_notes
 from convnext_cli.models.hub import report_failure
 from convnext_cli.progress import Progress, Steps
 from convnext_cli.runs.files import CALIBRATION, CONFIG, MODEL
@@ -55,7 +55,7 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
     check_single(run.path)
     index = run.read_split()
     check_outside_data(output, index)
-    notes = list(filter(None, [describe_progress(run), *(notice.text for notice in check_split(run, index))]))
+    notes = list_state_notes(run, index)
     _check_folder(output, overwrite=overwrite)
     run.fingerprint_weights()  # fails for a run without weights before anything is written
     copied = [CONFIG.name, MODEL.name]

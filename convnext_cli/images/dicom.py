@@ -55,7 +55,7 @@ class _PixelFormat:
 
     @property
     def frame_bits(self) -> int:
-        """The size of a frame without compression."""
+        """The size of a frame without compression, in bits."""
         return self.rows * self.columns * self.samples_per_pixel * self.bits_allocated
 
 

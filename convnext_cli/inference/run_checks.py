@@ -126,6 +126,11 @@ def check_plan(run: RunFolder) -> None:
             )
 
 
+def list_state_notes(run: RunFolder, index: Index) -> list[str]:
+    """Return notes on a run that has not finished, and on rows of its split that were changed since the training."""
+    return list(filter(None, [describe_progress(run), *(notice.text for notice in check_split(run, index))]))
+
+
 def describe_progress(run: RunFolder) -> str | None:
     """Return a note on how far an unfinished run is; None for a finished one."""
     if run.is_finished or not run.is_begun:

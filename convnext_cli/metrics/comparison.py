@@ -46,7 +46,7 @@ class Comparison:
     clustered: bool
     """True if groups were resampled, not single images."""
     notes: tuple[str, ...] = ()
-    """Everything that limits the validity of the metrics, after the run that it is about."""
+    """Notes of both evaluations, each after the path of its run."""
 
     def describe(self, keys: Iterable[str]) -> str:
         """Return the differences of these metrics with their 95% CIs, without those that are not defined."""

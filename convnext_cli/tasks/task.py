@@ -89,7 +89,7 @@ class Display:
     calibration: tuple[tuple[str, str], ...] = ()
     """Metrics that calibration changes, shown before and after: the field of `Calibration`, and the metric's key."""
     uncalibrated: str = "not calibrated"
-    """What is said of a model without a calibration."""
+    """The words for a model without a calibration."""
     recalibrated: tuple[str, ...] = ()
     """Metrics that a new calibration changes; empty for those of `calibration` and `compared`."""
 

@@ -54,7 +54,7 @@ def test_special_files_are_listed_and_do_not_stop_the_walk(tmp_path: Path) -> No
 
 def test_archive_is_told_from_an_image(tmp_path: Path) -> None:
     (tmp_path / "my images.zip").write_bytes(b"PK\3\4")
-    with pytest.raises(ImageError, match=r"my images\.zip is packed, and no image") as caught:
+    with pytest.raises(ImageError, match=r"my images\.zip is packed, not an image") as caught:
         find_inputs([str(tmp_path / "my images.zip")])
     assert caught.value.remedy == f"Run: unzip '{tmp_path}/my images.zip', and give the images or their folder"
     inputs = find_inputs([str(tmp_path / "my images.zip"), str(save_image(tmp_path / "a.png"))])

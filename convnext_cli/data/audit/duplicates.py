@@ -20,7 +20,7 @@ from convnext_cli.data.audit.candidates import (
     orient_thumbs,
 )
 from convnext_cli.data.audit.measurements import Measurements
-from convnext_cli.data.audit.tones import are_equal_but_for_tones
+from convnext_cli.data.audit.tones import are_equal_but_for_tones, average_cells
 from convnext_cli.data.index import Index, group_by
 from convnext_cli.data.joined_rows import JoinedRows, join_rows
 from convnext_cli.errors import ImageError
@@ -178,8 +178,7 @@ def compare_images(first: Shrunk, second: Shrunk) -> Likeness | None:
 
 def _separate(grey: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return grey values at 16 x 16, (16, 16), and the detail beyond these, (64, 64)."""
-    factor = _FINE // _COARSE
-    coarse = grey.reshape(_COARSE, factor, _COARSE, factor).mean(axis=(1, 3), dtype=np.float32)
+    coarse, factor = average_cells(grey[None], _COARSE)[0], _FINE // _COARSE
     return coarse, grey - coarse.repeat(factor, axis=0).repeat(factor, axis=1)
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_DIFFERENCE = 1.25  # grey levels, root mean square; neighbouring slices of one scan differ by 1.7 and more
-MIN_CONTRAST = 8.0  # grey levels, standard deviation; most empty fields with dark corners have less
+MAX_DIFFERENCE = 1.25  # grey levels, root mean square; the drawn slices of tests/data/audit differ by more
+MIN_CONTRAST = 8.0  # grey levels, standard deviation
 
 
 def are_equal_but_for_tones(ones: NDArray[np.uint8], twos: NDArray[np.uint8], cells: int) -> NDArray[np.bool_]:
@@ -22,7 +22,7 @@ def are_equal_but_for_tones(ones: NDArray[np.uint8], twos: NDArray[np.uint8], ce
     least = np.full(len(ones), np.inf, np.float32)
     # Clipped values have lost their order. So both directions are tried, and the smaller difference counts.
     for source, target, contrast in ((ones, twos, contrasts[1]), (twos, ones, contrasts[0])):
-        difference = _average(_match_histograms(source, target), cells) - _average(target, cells)
+        difference = average_cells(_match_histograms(source, target), cells) - average_cells(target, cells)
         scale = np.maximum(*contrasts) / np.maximum(contrast, MIN_CONTRAST)  # levels of the image with more contrast
         least = np.minimum(least, scale * np.sqrt((difference**2).mean(axis=(1, 2))))
     is_equal: NDArray[np.bool_] = (np.minimum(*contrasts) >= MIN_CONTRAST) & (least <= MAX_DIFFERENCE)
@@ -31,13 +31,14 @@ def are_equal_but_for_tones(ones: NDArray[np.uint8], twos: NDArray[np.uint8], ce
 
 def _match_histograms(sources: NDArray[np.uint8], targets: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the sources, (N, S, S), with the histograms of the targets; their values keep their order."""
-    values, wanted = (images.reshape(len(images), -1) for images in (sources, targets))
-    matched = np.empty_like(values)
-    np.put_along_axis(matched, values.argsort(axis=1, kind="stable"), np.sort(wanted, axis=1, kind="stable"), axis=1)
-    return matched.reshape(sources.shape)
+    order = sources.reshape(len(sources), -1).argsort(axis=1, kind="stable")
+    levels = np.sort(targets.reshape(len(targets), -1), axis=1, kind="stable")
+    result = np.empty_like(levels)
+    np.put_along_axis(result, order, levels, axis=1)
+    return result.reshape(sources.shape)
 
 
-def _average(images: NDArray[np.uint8], cells: int) -> NDArray[np.float32]:
+def average_cells(images: NDArray[np.uint8], cells: int) -> NDArray[np.float32]:
     """Return the mean values of the cells of each image, (N, cells, cells)."""
     side = images.shape[1] // cells
     means: NDArray[np.float32] = images.reshape(-1, cells, side, cells, side).mean(axis=(2, 4), dtype=np.float32)
