@@ -11,11 +11,15 @@ from numpy.typing import NDArray
 from convnext_cli.metrics.calculator import Calculator, Floats, Ints
 from convnext_cli.metrics.intervals import (
     MIN_UNITS,
+    ROUNDING,
     Interval,
+    bound_sums,
     choose_resamples,
     count_class_units,
+    count_effective,
     number_units,
     resample,
+    score_interval,
     select_averaged,
     t_quantile,
 )
@@ -28,7 +32,7 @@ class Difference:
 
     value: float
     interval: Interval | None
-    """None where all resamples have the same difference: they do not say how large it may be."""
+    """None where nothing says how large it may be: all resamples have the same difference, or there is one group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,16 +71,31 @@ def compare(
         The differences, the second model minus the first.
     """
     units = number_units(first.images, groups)
-    models = (first, slice(None)), (second, slice(None) if order is None else np.array(order))
+    places = slice(None) if order is None else np.array(order)
 
-    def differences(weights: Floats) -> Floats:
-        before, after = (model.compute(weights)[0] for model in (first, second))
-        return np.stack([after[name] - before[name] for name in first.overall], axis=1)
+    def differences(weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        (before, parts), (after, other_parts) = (model.compute(weights) for model in (first, second))
+        gaps: dict[str, Floats] = {
+            name: select_averaged(name, other_parts[key][:, places], first) - select_averaged(name, parts[key], first)
+            for name in first.overall
+            if (key := METRICS[name].average_of)
+        }
+        return {name: after[name] - before[name] for name in first.overall}, gaps
 
-    resamples = choose_resamples(2 * first.images * max(1, first.num_classes))
-    replicates = np.concatenate(resample(differences, units, resamples, seed=0))
-    point = differences(np.ones((1, first.images)))[0]
-    num = len(np.unique(units[first.select_counted()]))
+    chunks = resample(differences, units, choose_resamples(2 * first.images * max(1, first.num_classes)), seed=0)
+    replicates, gap_replicates = (
+        {name: np.concatenate([c[i][name] for c in chunks]) for name in chunks[0][i]} for i in range(2)
+    )
+    point, gaps = differences(np.ones((1, first.images)))
+    of_first, of_second = (count_class_units(model, units) for model in (first, second))
+    unknown: dict[str, Floats] = dict.fromkeys(first.overall, np.empty((0, 2)))
+    for name, gap in gaps.items():
+        key = METRICS[name].average_of or ""
+        fewest = np.minimum(of_first[key], np.array(of_second[key])[places])[first.present]
+        unknown[name] = _list_unknown(gap[0], gap_replicates[name], fewest)
+    num = count_effective(units[first.select_counted()])
+    values = {name: _difference(point[name][0], replicates[name], num, unknown[name]) for name in first.overall}
+    _replace_sums(values, *(bound_sums(model, units)[0] for model in (first, second)))
     discordant: dict[str, Any] = {"only_first_right": None, "only_second_right": None, "p_value": None}
     if first.correct is not None and second.correct is not None:
         gain = second.correct.astype(np.int64) - first.correct
@@ -84,54 +103,64 @@ def compare(
         by_unit = np.bincount(units, gain).astype(np.float64)
         discordant["p_value"] = _test_images(gain) if groups is None else _test_clusters(by_unit)
     return Comparison(
-        differences={
-            name: _difference(point[i], replicates[:, i], num, _list_unknown(models, name, units))
-            for i, name in enumerate(first.overall)
-        },
+        differences=values,
         **discordant,
         clustered=groups is not None,
     )
 
 
-def _difference(value: float, replicates: Floats, units: int, unknown: Floats) -> Difference | None:
+def _difference(value: float, replicates: Floats, units: float, unknown: Floats) -> Difference | None:
     """Return a difference with its CI from the bootstrap variance and Student's t; None where it is not defined.
 
     Args:
         value: of the difference.
         replicates: (R,).
-        units: number of images or groups that were resampled.
+        units: effective number of independent images or groups.
         unknown: (U, 2) distances down and up that it may be off by because of single classes.
     """
-    defined = replicates[~np.isnan(replicates)]
-    if np.isnan(value) or len(defined) < 2 or units < 2:
+    if np.isnan(value):
         return None
-    half = t_quantile(units - 1) * math.sqrt(float(defined.var(dtype=np.float64)) * units / (units - 1))
-    if not half:
+    defined = replicates[~np.isnan(replicates)]
+    variance = float(defined.var(dtype=np.float64)) if len(defined) else 0.0
+    if units < MIN_UNITS or not variance:
         return Difference(float(value), None)
+    half = t_quantile(units - 1) * math.sqrt(variance * units / (units - 1))
     down, up = (math.hypot(half, *column) for column in unknown.T)
     return Difference(float(value), Interval(float(value - down), float(value + up)))
 
 
-def _list_unknown(models: Iterable[tuple[Calculator, slice | Ints]], name: str, units: Ints) -> Floats:
+def _replace_sums(
+    differences: dict[str, Difference | None], before: dict[str, Interval], after: dict[str, Interval]
+) -> None:
+    """Replace the CIs of differences of sums of absolute values, such as the ECE, by those from CIs of both sums.
+
+    Noise raises both sums, and the lower one more, so that a resample's difference is too small. The CI of each sum
+    accounts for that; the CI of the difference reaches from end to end.
+    """
+    for name in before.keys() | after.keys():
+        if (difference := differences[name]) and difference.interval:
+            start, end = before.get(name), after.get(name)
+            interval = Interval(end.low - start.high, end.high - start.low) if start and end else None
+            differences[name] = Difference(difference.value, interval)
+
+
+def _list_unknown(gaps: Floats, replicates: Floats, units: Floats) -> Floats:
     """Return how far the difference of an average over classes may be off, down and up, (U, 2), one row a class.
 
-    The difference of a class with a single image or group has no variance: it can be any from -1 to 1.
+    A class that both models decide alike in all images has no variance. Its difference may be as far from this one as
+    Wilson's interval for 0 of its images reaches; that of a class with a single image or group can be any from -1 to 1.
 
-    `models` are two, each with the places of its classes in a common order.
+    Args:
+        gaps: (L,) differences of the classes that the average is over.
+        replicates: (R, L).
+        units: (L,) effective numbers of images or groups that they depend on.
     """
-    key = METRICS[name].average_of
-    if key is None:
-        return np.empty((0, 2))
-    values, fewest = [], []
-    for model, places in models:
-        of_model = np.full(model.num_classes, np.nan)
-        of_model[model.present] = select_averaged(name, model.compute(np.ones((1, model.images)))[1][key], model)[0]
-        values.append(of_model[places])
-        fewest.append(np.array(count_class_units(model, units)[key])[places])
-    gaps = values[1] - values[0]
+    is_constant = ~(np.fmax.reduce(replicates) - np.fmin.reduce(replicates) > ROUNDING)
     defined = ~np.isnan(gaps)
-    single = gaps[defined & (np.min(fewest, axis=0) < MIN_UNITS)]
-    distances: Floats = np.stack([1 + single, 1 - single], axis=1) / max(1, defined.sum())
+    rows = np.flatnonzero(defined & (is_constant | (units < MIN_UNITS)))
+    reach = np.array([score_interval(0.0, 0.0, n).high if n >= MIN_UNITS else 2.0 for n in units[rows].tolist()])
+    ends = [np.minimum(reach, 1 + sign * gaps[rows]) for sign in (1, -1)]
+    distances: Floats = np.stack(ends, axis=1) / max(1, defined.sum())
     return distances
 
 

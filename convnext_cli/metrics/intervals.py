@@ -83,12 +83,8 @@ def compute_intervals(
     """
     units = number_units(calculator.images, groups)
     resamples = resamples or choose_resamples(calculator.images * max(1, calculator.num_classes))
-    chunks = resample(
-        lambda weights: (*calculator.compute(weights), calculator.compute_gaps(weights)), units, resamples, seed=seed
-    )
-    overall, per_class, gaps = (
-        {name: np.concatenate([c[i][name] for c in chunks]) for name in chunks[0][i]} for i in range(3)
-    )
+    chunks = resample(calculator.compute, units, resamples, seed=seed)
+    overall, per_class = ({name: np.concatenate([c[i][name] for c in chunks]) for name in chunks[0][i]} for i in (0, 1))
     point, point_per_class = calculator.compute(np.ones((1, calculator.images)))
     units_per_class = count_class_units(calculator, units)
     all_units = count_effective(units[calculator.select_counted()])
@@ -120,41 +116,43 @@ def compute_intervals(
         overall_intervals[macro] = _average_intervals(
             point[macro][0], estimates[0], parts, replicates, overall_intervals[macro]
         )
-    _replace_sums(overall_intervals, class_intervals, calculator, gaps, units)
+    sums, class_sums = bound_sums(calculator, units, seed=seed, resamples=resamples)
     return Intervals(
-        overall=overall_intervals,
-        per_class=tuple(class_intervals),
+        overall={**overall_intervals, **sums},
+        per_class=tuple({**entry, **of_class} for entry, of_class in zip(class_intervals, class_sums, strict=True)),
         clustered=groups is not None,
         units=int(units.max()) + 1,
         resamples=resamples,
     )
 
 
-def _replace_sums(
-    overall: dict[str, Interval | None],
-    per_class: Sequence[dict[str, Interval | None]],
-    calculator: Calculator,
-    replicates: dict[str, Floats],
-    units: Ints,
-) -> None:
-    """Replace the CIs of sums of absolute values, and of their means over classes, by those of `bound_sum`."""
-    all_units = count_effective(units[calculator.select_counted()])
+def bound_sums(
+    calculator: Calculator, units: Ints, *, seed: int = 0, resamples: int = ERROR_RESAMPLES
+) -> tuple[dict[str, Interval], list[dict[str, Interval]]]:
+    """Return the CIs of sums of absolute values, and of their means over classes: overall, and of each class.
+
+    Arguments as `resample`. A CI that `bound_sum` does not give is left out.
+    """
+    chunks = resample(calculator.compute_gaps, units, min(resamples, ERROR_RESAMPLES), seed=seed)
     sample = calculator.compute_gaps(np.ones((1, calculator.images)))
-    for key, parts in replicates.items():
-        gaps = sample[key][0]
+    all_units = count_effective(units[calculator.select_counted()])
+    overall: dict[str, Interval | None] = {}
+    per_class: list[dict[str, Interval | None]] = [{} for _ in range(calculator.num_classes)]
+    for key, (gaps,) in sample.items():
+        parts = np.concatenate([chunk[key] for chunk in chunks])
         if gaps.ndim == 1:
-            overall[key] = bound_sum(gaps, parts, all_units, calculator.images) or overall[key]
+            overall[key] = bound_sum(gaps, parts, all_units, calculator.images)
             continue
         images = [calculator.list_denominators(key, k)[0] for k in range(len(gaps))]
         for k, entry in enumerate(per_class):
-            class_units = count_effective(units[images[k]])
-            entry[key] = bound_sum(gaps[k], parts[:, k], class_units, int(images[k].sum())) or entry[key]
+            entry[key] = bound_sum(gaps[k], parts[:, k], count_effective(units[images[k]]), int(images[k].sum()))
         known = [k for k in range(len(gaps)) if images[k].any()]
         mean = float(np.mean([images[k].sum() for k in known])) if known else 0.0
-        for macro in [name for name in overall if registry.METRICS[name].average_of == key and known]:
+        for macro in [name for name in calculator.overall if registry.METRICS[name].average_of == key and known]:
             joined = gaps[known].reshape(-1), parts[:, known].reshape(len(parts), -1)
-            interval = bound_sum(joined[0] / len(known), joined[1] / len(known), all_units, mean)
-            overall[macro] = interval or overall[macro]
+            overall[macro] = bound_sum(joined[0] / len(known), joined[1] / len(known), all_units, mean)
+    of_all, *of_classes = ({key: ci for key, ci in entry.items() if ci} for entry in (overall, *per_class))
+    return of_all, of_classes
 
 
 def number_units(images: int, groups: Sequence[str] | None) -> Ints:

@@ -87,7 +87,7 @@ def test_metrics_of_a_subgroup_are_those_of_its_images_alone() -> None:
     assert women.groups == len(set(alone.groups or ()))
 
 
-def test_several_classes_are_compared_by_overall_metrics_and_described_one_against_the_rest() -> None:
+def test_several_classes_are_compared_by_overall_metrics() -> None:
     result = measure(*draw_images(1.5, images=600, classes=4))
     [women, _] = result.groupings[0].subgroups
     assert [result.key for result in women.metrics] == ["balanced_accuracy", "macro_roc_auc", "ece"]

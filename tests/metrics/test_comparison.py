@@ -1,0 +1,65 @@
+"""CIs of differences of two models are as wide as images, groups and small classes make them."""
+
+import numpy as np
+import pytest
+from scipy.stats import t
+
+from convnext_cli.metrics.comparison import compare
+from convnext_cli.metrics.formulas import ClassCalculator
+from convnext_cli.metrics.intervals import score_interval
+
+
+def test_difference_of_averages_is_uncertain_by_a_small_class_that_both_models_decide_alike() -> None:
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [60, 60, 3])
+    wrong = (random.random((2, len(labels))) < 0.2) & (labels < 2)
+    first, second = (ClassCalculator(np.eye(3)[np.where(part, 1 - labels, labels)] * 4.0, labels) for part in wrong)
+    difference = compare(first, second).differences["balanced_accuracy"]
+    assert difference is not None
+    assert difference.interval is not None
+    reach = score_interval(0.0, 0.0, 3.0).high / 3  # of 0 of 3 images, in an average over 3 classes
+    assert reach > 0.25
+    distances = difference.value - difference.interval.low, difference.interval.high - difference.value
+    assert min(distances) > reach
+    assert max(distances) < 1.2 * reach, "the two large classes add little"
+
+
+def test_difference_of_few_unequal_groups_has_their_effective_number() -> None:
+    random = np.random.default_rng(0)
+    sizes = np.array([40] + [2] * 19)  # as 3.6 groups of equal sizes
+    units = np.repeat(np.arange(20), sizes)
+    labels = random.integers(2, size=len(units))
+    right = random.random((2, 20))[:, units] < 0.6
+    first, second = (ClassCalculator(np.eye(2)[np.where(part, labels, 1 - labels)] * 4.0, labels) for part in right)
+    groups = [str(unit) for unit in units]
+    difference = compare(first, second, groups).differences["top1"]
+    assert difference is not None
+    assert difference.interval is not None
+    gain = right[1].astype(float) - right[0]
+    sums = np.bincount(units, gain)
+    drawn = random.integers(20, size=(4000, 20))
+    variance = (sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)).var()
+    effective = sizes.sum() ** 2 / (sizes**2).sum()
+    half = t.ppf(0.975, effective - 1) * np.sqrt(variance * effective / (effective - 1))
+    assert difference.interval.high - difference.value == pytest.approx(half, rel=0.1)
+    alone = compare(first, second, ["one"] * len(units)).differences["top1"]
+    assert alone is not None
+    assert (alone.value, alone.interval) == (difference.value, None), "one group has no variance"
+
+
+def test_difference_of_calibration_errors_accounts_for_the_noise_that_raises_both() -> None:
+    def draw(images: int, seed: int) -> tuple[ClassCalculator, ClassCalculator]:
+        random = np.random.default_rng(seed)
+        logits = 1.5 * random.normal(size=(images, 3))
+        cumulated = np.exp(logits).cumsum(axis=1)
+        labels = (random.random(images)[:, None] > cumulated / cumulated[:, -1:]).sum(axis=1)
+        return ClassCalculator(logits, labels), ClassCalculator(1.5 * logits, labels)  # calibrated, over-confident
+
+    true = float(np.diff([model.compute(np.ones((1, 100_000)))[0]["ece"][0] for model in draw(100_000, 0)])[0])
+    assert true == pytest.approx(0.08, abs=0.01)
+    for seed in range(1, 6):
+        difference = compare(*draw(300, seed)).differences["ece"]
+        assert difference is not None
+        assert difference.interval is not None
+        assert difference.value < true, "noise raises the lower one more"
+        assert difference.interval.low < difference.value < true < difference.interval.high
