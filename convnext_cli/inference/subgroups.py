@@ -1,6 +1,5 @@
 """Metrics of subgroups of the evaluated images, such as women, children and each site, and their gaps to the rest."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +13,7 @@ from convnext_cli.inference.evaluated_images import EvaluatedImages
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.metrics.calculator import Floats
-from convnext_cli.metrics.intervals import UNDEFINED, Estimate, Interval, count_units, estimate_fraction, number_units
+from convnext_cli.metrics.intervals import UNDEFINED, Estimate, count_units, estimate_fraction, number_units, subtract
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.subgroups import (
     LEVEL,
@@ -247,7 +246,7 @@ def _measure_subgroup(
             target=metric.name(images.classes) if metric.threshold else "",
             estimate=estimate,
             rest=other,
-            gap=_subtract(estimate, other),
+            gap=subtract(metric.key, estimate, other),
             p_value=p,
         )
         for metric, estimate, other, p in zip(metrics, estimates, others, p_values, strict=True)
@@ -317,18 +316,6 @@ def _test(images: EvaluatedImages, inside: NDArray[np.bool_], metrics: Sequence[
     numbers = choose_strata(members, units, strata)
     compute = _make_compute(images, metrics)
     return compute_p_values(compute, members, units, numbers, measure_influence(compute, units))
-
-
-def _subtract(one: Estimate, two: Estimate) -> Estimate:
-    """Return a difference with its 95% CI from those of both values (MOVER; Zou and Donner 2008)."""
-    if one.value is None or two.value is None:
-        return UNDEFINED
-    gap = one.value - two.value
-    if one.interval is None or two.interval is None:
-        return Estimate(gap, None)
-    down = math.hypot(one.value - one.interval.low, two.interval.high - two.value)
-    up = math.hypot(one.interval.high - one.value, two.value - two.interval.low)
-    return Estimate(gap, Interval(gap - down, gap + up))
 
 
 def _explain_small(images: EvaluatedImages) -> str | None:

@@ -12,6 +12,7 @@ from convnext_cli.metrics.calculator import Calculator, Floats, Ints
 from convnext_cli.metrics.intervals import (
     MIN_UNITS,
     ROUNDING,
+    Estimate,
     Interval,
     bound_sums,
     choose_resamples,
@@ -21,6 +22,7 @@ from convnext_cli.metrics.intervals import (
     resample,
     score_interval,
     select_averaged,
+    subtract,
     t_quantile,
 )
 from convnext_cli.metrics.registry import METRICS
@@ -95,7 +97,10 @@ def compare(
         unknown[name] = _list_unknown(gap[0], gap_replicates[name], fewest)
     num = count_effective(units[first.select_counted()])
     values = {name: _difference(point[name][0], replicates[name], num, unknown[name]) for name in first.overall}
-    _replace_sums(values, *(bound_sums(model, units)[0] for model in (first, second)))
+    for name in first.overall:
+        if METRICS[name].is_raised_by_noise and (difference := values[name]) and difference.interval:
+            before, after = (_estimate_sum(name, model, units) for model in (first, second))
+            values[name] = Difference(difference.value, subtract(name, after, before).interval)
     discordant: dict[str, Any] = {"only_first_right": None, "only_second_right": None, "p_value": None}
     if first.correct is not None and second.correct is not None:
         gain = second.correct.astype(np.int64) - first.correct
@@ -129,19 +134,10 @@ def _difference(value: float, replicates: Floats, units: float, unknown: Floats)
     return Difference(float(value), Interval(float(value - down), float(value + up)))
 
 
-def _replace_sums(
-    differences: dict[str, Difference | None], before: dict[str, Interval], after: dict[str, Interval]
-) -> None:
-    """Replace the CIs of differences of sums of absolute values, such as the ECE, by those from CIs of both sums.
-
-    Noise raises both sums, and the lower one more, so that a resample's difference is too small. The CI of each sum
-    accounts for that; the CI of the difference reaches from end to end.
-    """
-    for name in before.keys() | after.keys():
-        if (difference := differences[name]) and difference.interval:
-            start, end = before.get(name), after.get(name)
-            interval = Interval(end.low - start.high, end.high - start.low) if start and end else None
-            differences[name] = Difference(difference.value, interval)
+def _estimate_sum(name: str, model: Calculator, units: Ints) -> Estimate:
+    """Return a sum of absolute values, such as the ECE, with its CI."""
+    value = model.compute(np.ones((1, model.images)))[0][name][0]
+    return Estimate(float(value), bound_sums(model, units)[0].get(name))
 
 
 def _list_unknown(gaps: Floats, replicates: Floats, units: Floats) -> Floats:

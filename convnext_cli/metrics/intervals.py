@@ -56,6 +56,22 @@ class Estimate:
 UNDEFINED = Estimate(None, None)
 
 
+def subtract(key: str, one: Estimate, two: Estimate) -> Estimate:
+    """Return the difference of a metric with its 95% CI from those of both values (MOVER; Zou and Donner 2008).
+
+    Noise raises the lower ECE more, so that the difference is too small: its CI reaches from end to end of both.
+    """
+    if one.value is None or two.value is None:
+        return UNDEFINED
+    gap = one.value - two.value
+    if one.interval is None or two.interval is None:
+        return Estimate(gap, None)
+    join = sum if registry.METRICS[key].is_raised_by_noise else lambda parts: math.hypot(*parts)
+    down = join((one.value - one.interval.low, two.interval.high - two.value))
+    up = join((one.interval.high - one.value, two.value - two.interval.low))
+    return Estimate(gap, Interval(gap - down, gap + up))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intervals:
     """95% CIs of all metrics, by key. None where a metric or its variance is not defined."""

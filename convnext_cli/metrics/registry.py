@@ -43,6 +43,8 @@ class Metric:
     high: float = 1.0
     """Largest possible value; infinite where there is none."""
     higher_is_better: bool = True
+    is_raised_by_noise: bool = False
+    """True for a sum of absolute values, which is too high in a small sample."""
     average_of: str | None = None
     """Key of the per-class metric that this one is the mean of, over the classes that occur."""
 
@@ -175,7 +177,7 @@ OVERALL = (
         formula="mean squared error of the probabilities, halved: 0 to 1 for any number of classes",
     ),
     Metric(
-        key="ece", title="ECE", short="ECE", higher_is_better=False,
+        key="ece", title="ECE", short="ECE", higher_is_better=False, is_raised_by_noise=True,
         meaning="difference of confidence and accuracy, on average; 0% is perfect",
         formula="expected calibration error of the predicted class, 15 equal-mass bins; Nixon et al. 2019",
     ),
@@ -229,7 +231,7 @@ MULTILABEL = (
         formula="mean over labels of the mean squared error of their probability", average_of="label_brier",
     ),
     Metric(
-        key="macro_ece", title="ECE", short="ECE", higher_is_better=False,
+        key="macro_ece", title="ECE", short="ECE", higher_is_better=False, is_raised_by_noise=True,
         meaning="difference of probability and frequency of a label, on average; 0% is perfect",
         formula="mean over labels of their expected calibration error, 15 equal-mass bins", average_of="label_ece",
     ),
@@ -248,7 +250,7 @@ PER_LABEL = (
         formula="mean squared error of the label's probability",
     ),
     Metric(
-        key="label_ece", title="ECE", short="ECE", higher_is_better=False,
+        key="label_ece", title="ECE", short="ECE", higher_is_better=False, is_raised_by_noise=True,
         meaning="difference of probability and frequency of the label, on average; 0% is perfect",
         formula="expected calibration error of the label's probability, 15 equal-mass bins",
     ),
