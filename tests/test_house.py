@@ -12,7 +12,7 @@ from tests.conftest import ROOT, list_imported
 
 LONG_FUNCTIONS: set[str] = set()  # over 60 lines; at most five
 PUBLIC_FUNCTIONS = {"models/catalog.py:list_models", "recipes/recommendation.py:recommend"}  # a keyword per option
-HEAVY = {"torch", "timm", "numpy", "pandas", "torchvision", "accelerate", "sklearn", "PIL", "matplotlib"}
+HEAVY = {"torch", "timm", "numpy", "pandas", "torchvision", "accelerate", "sklearn", "PIL", "matplotlib", "pydantic"}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,15 @@ def test_commands_start_work_through_the_api() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module not in ("convnext_cli.api", "convnext_cli.diagnosis"):
                 assert not [name.name for name in node.names if name.name.endswith("_steps")], path
+
+
+def test_the_command_line_uses_public_names_of_typer() -> None:
+    """Others change without notice: Typer 0.29 has no `typer.models.TyperPath`, which 0.28 has."""
+    public = {("typer.core", "TyperCommand")}
+    for path in (ROOT / "convnext_cli").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in ("typer", "click"):
+                assert {(node.module, name.name) for name in node.names} <= public, path
 
 
 def test_no_test_file_imports_another() -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from typer.exceptions import TyperException
 
 from convnext_cli import __version__
 from convnext_cli.cli import console
@@ -194,7 +193,7 @@ def _explain(error: BaseException, words: Sequence[str]) -> tuple[str, int]:
     match error:
         case ConvnextError():
             return str(error), error.exit_code
-        case TyperException():
+        case typer.TyperException():
             command = f"convnext {_find_command(words)}".rstrip()
             problem = explain_usage(error, words, lambda: typer.main.get_command(make_app()).commands)  # type: ignore[attr-defined]
             return f"{problem} (`{command} --help` lists the options)", error.exit_code

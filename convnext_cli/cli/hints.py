@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer.exceptions import TyperException
 
 from convnext_cli.errors import suggest
 
@@ -55,7 +54,9 @@ REASONS = {
 }  # fmt: skip
 
 
-def explain_usage(error: TyperException, words: Sequence[str], list_commands: Callable[[], Mapping[str, Any]]) -> str:
+def explain_usage(
+    error: typer.TyperException, words: Sequence[str], list_commands: Callable[[], Mapping[str, Any]]
+) -> str:
     """Return the message of an error in parsing `words`, with a hint on the option or the value that was meant.
 
     Args:
@@ -63,8 +64,7 @@ def explain_usage(error: TyperException, words: Sequence[str], list_commands: Ca
         words: the words after `convnext`.
         list_commands: returns all commands by name.
     """
-    text = re.sub(r"a valid int(?:eger)?\b", "a whole number", error.format_message().rstrip("."))
-    text = text.replace("a valid float", "a number")
+    text = error.format_message().rstrip(".")
     # of Typer's NoSuchOption and BadOptionUsage, which it does not export
     option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
     if option is not None and context is not None and text.startswith("No such option"):

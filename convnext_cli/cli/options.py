@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import typer
-from typer.models import TyperPath
 
 from convnext_cli.cli.completion import complete_model, complete_run
 from convnext_cli.cli.help import show_full_help
@@ -91,24 +90,13 @@ def _make_parameter(declared: Declaration) -> inspect.Parameter:
     else:
         flag = f"{declared.flag}/--no-{declared.flag[2:]}" if declared.has_negation else declared.flag
         info = typer.Option(flag, *option.flags, **details)
-    if kind in (Path, list[Path]):
-        info.click_type = _NonEmptyPath(readable=False)  # our own errors say what to do
-    if option.words or option.parse:
-        info.parser = _make_parser(option)
+    if option.parse or kind in (Path, list[Path], int, float):
+        info.parser = _make_parser(option, Path if kind == list[Path] else kind)
     if option.words:
         info.metavar = "|".join(("<float>", *option.words))
     accepted: Any = kind if is_required else kind | None
     annotation: Any = Annotated[accepted, info]  # made at run time, for Typer
     return inspect.Parameter(declared.field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-class _NonEmptyPath(TyperPath):
-    """A path; an empty text, which `Path` takes for the current folder, is refused."""
-
-    def convert(self, value: Any, *others: Any) -> Any:
-        if value == "":
-            raise typer.BadParameter("the path is empty")
-        return super().convert(value, *others)
 
 
 def _make_help_all() -> inspect.Parameter:
@@ -150,14 +138,17 @@ def repeat_command(context: typer.Context, *, leave_out: Sequence[str]) -> str:
     return " ".join(words)
 
 
-def _make_parser(option: Option) -> Callable[[str], Any]:
-    """Return the parser of an option's text, whose errors are usage errors of Typer's."""
+def _make_parser(option: Option, kind: Any) -> Callable[[str], Any]:
+    """Return the parser of a path, a number or an option's own text. Its errors are usage errors of Typer's."""
 
     def parse(text: str) -> Any:
+        if kind is Path and not text:
+            raise typer.BadParameter("the path is empty")  # `Path` takes it for the current folder
         try:
-            return text if text in option.words else option.parse(text) if option.parse else float(text)
+            return text if text in option.words else option.parse(text) if option.parse else kind(text)
         except ValueError as error:
-            words = f"{text!r} is not a number; write one, or {' or '.join(option.words)}"
-            raise typer.BadParameter(str(error) if option.parse else words) from error
+            words = f"; write one, or {' or '.join(option.words)}" if option.words else ""
+            problem = f"{text!r} is not a {'whole ' if kind is int else ''}number{words}"
+            raise typer.BadParameter(str(error) if option.parse else problem) from error
 
     return parse
