@@ -148,6 +148,7 @@ def show_exit_codes() -> None:
         rows.append((code, meaning, "<br>".join(causes)))
     rows += [
         (130, "interrupted (Ctrl-C)", "`StoppedError`: a training has saved its state."),
+        (141, "output pipe closed (SIGPIPE), as by `head`", ""),
         (143, "terminated (SIGTERM)", "`StoppedError`: a training has saved its state."),
     ]
     show_table(("code", "meaning", "errors"), rows)

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import resource
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -23,7 +24,10 @@ from convnext_cli.cli.streams import discard, discard_unwritten, keep_streams, n
 from convnext_cli.errors import ConvnextError, OutOfMemoryError, StoppedError, UsageError, shorten_error
 from convnext_cli.machine import get_rank
 
-EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memory, 130 interrupted, 143 terminated."
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 failure, 2 usage, 3 bad data, 4 out of memory, 130 interrupted, 141 output pipe closed, "
+    "143 terminated."
+)
 DEBUG = "CONVNEXT_DEBUG"
 INTERRUPTED = 130
 
@@ -163,6 +167,10 @@ def _run(args: list[str] | None) -> int:
             sys.stdout.flush()  # here, so that a failure is reported like any other
     except (Exception, KeyboardInterrupt) as error:
         return _report(error, words)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # Typer ends with 1
+            return _report(ended.__context__, words)
+        raise
     if code == INTERRUPTED:  # Typer's answer to Ctrl-C
         return _report(KeyboardInterrupt(), words)
     return code if isinstance(code, int) else 0
@@ -178,7 +186,7 @@ def _report(error: BaseException, words: Sequence[str]) -> int:
         return 128 + get_stopping_signal()
     if isinstance(error, BrokenPipeError):  # the reader is gone; Python would complain again when it closes stdout
         discard(sys.stdout)
-        return 1
+        return 128 + signal.SIGPIPE  # as a shell shows for other programs
     if isinstance(error, OSError):  # perhaps stdout's: the same
         discard_unwritten(sys.stdout)
     if os.environ.get(DEBUG):

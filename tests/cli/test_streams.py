@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,14 @@ def test_a_result_printed_to_a_closed_stdout_is_an_error(words: list[str]) -> No
     assert done.stderr == (
         "error: standard output is closed, so the result is lost. Redirect it to a file, or to /dev/null\n"
     )
+
+
+@pytest.mark.parametrize("words", [["list", "--json"], ["--help"], ["cache"]])
+def test_a_result_that_nobody_reads_ends_as_other_unix_tools_do(words: list[str]) -> None:
+    with os.fdopen(open_lost("pipe"), "w") as stream:
+        command = [sys.executable, "-m", "convnext_cli", *words]
+        done = subprocess.run(command, check=False, stdout=stream, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_a_lost_reader_is_ignored_and_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
