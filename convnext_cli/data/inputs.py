@@ -6,6 +6,7 @@ A folder yields each file that is an image by its suffix or first bytes. A bad e
 import glob
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def find_images(folder: Path, skipped: Counter[str]) -> tuple[list[Path], list[t
 
 
 def read_list(stream: BinaryIO) -> Iterator[str]:
-    """Yield the paths in a stream, one per line.
+    """Yield the paths in a stream, one per line or, as `find -print0` writes them, each before a zero byte.
 
     UTF-16 and UTF-32 are recognised by their mark or zero bytes. Other bytes are kept unchanged, because a file name
     need not be text.
@@ -136,13 +137,19 @@ def read_list(stream: BinaryIO) -> Iterator[str]:
         raise DataError(f"standard input has more than {MAX_LIST // 1024**2} MiB", "Give a list of paths, one per line")
     marked = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
     image_format = None if marked else identify_bytes(raw[:HEAD_BYTES])
-    if image_format and not os.path.lexists(raw.split(b"\n", 1)[0].rstrip(b"\r").replace(b"\0", b"")):
+    if image_format and not os.path.lexists(re.split(rb"\r?\n|\0", raw, maxsplit=1)[0]):
         raise DataError(
             f"standard input is an image ({image_format.name}), and `-` reads a list of paths",
             "Give the path of the image, or a list with one path per line",
         )
     if marked or b"\0" in raw:
-        text = decode_text(raw, "standard input")[0]
+        try:
+            text = decode_text(raw, "standard input")[0]
+        except DataError:
+            if marked or b"\0\0" in raw:  # else names: none is empty
+                raise
+            yield from filter(None, os.fsdecode(raw).split("\0"))
+            return
     else:
         text = os.fsdecode(raw.removeprefix(b"\xef\xbb\xbf"))
     for line in io.StringIO(text):  # not splitlines: a name may hold other characters that end a line

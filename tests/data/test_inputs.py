@@ -151,6 +151,15 @@ def test_list_keeps_names_that_are_not_text() -> None:
     ]
 
 
+def test_list_of_find_print0_is_read(tmp_path: Path) -> None:
+    os.chdir(tmp_path)
+    save_image(tmp_path / "BM 1.png")  # BMP's first bytes
+    for end in (b"", b"\0"):
+        assert list(map(os.fsencode, read_list(io.BytesIO(b"BM 1.png\0./two\nlines.png\0./\xe9.png" + end)))) == [
+            b"BM 1.png", b"./two\nlines.png", b"./\xe9.png",
+        ]  # fmt: skip
+
+
 LINES = {
     "quotes": '"{0}/Ünï x.png"',
     "address": "file://{0}/%C3%9Cn%C3%AF%20x.png",
