@@ -16,6 +16,8 @@ _CONTROLS = (
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 MAX_NAME = 48
 """Characters of a class's name in a sentence or a table of the terminal."""
+NESTED_TOO_DEEPLY = "its values are nested too deeply"
+"""The reason why a file of TOML or JSON cannot be read where Python ends with `RecursionError`."""
 _SURROGATES = re.compile("[\ud800-\udfff]")  # Python's form of bytes of a file name that are not text
 _FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")  # and their full-width forms
 

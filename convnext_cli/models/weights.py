@@ -190,7 +190,7 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
     """Return the tensors of all files that a Hugging Face index names, in the index's folder."""
     try:
         files = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path} is not an index of weights", "Give the folder that holds the weights") from error
     tensors: dict[str, Tensor] = {}
     for name in files:

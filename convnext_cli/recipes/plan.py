@@ -39,6 +39,7 @@ from convnext_cli.recipes.settings import (
     default_settings,
 )
 from convnext_cli.recipes.tables import USUAL_AUGMENTATION
+from convnext_cli.text import NESTED_TOO_DEEPLY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,18 +152,27 @@ def read_plan(path: Path) -> PlanFile:
     """Read and check a plan file.
 
     Raises:
-        UsageError: it cannot be read, or holds unknown keys or values; all are named.
+        UsageError: it cannot be read, sets nothing, or holds unknown keys or values; all are named.
     """
     remedy = "Give a TOML file as `finetune` writes it"
     try:
         text, _ = decode_text(path.read_bytes(), f"the plan {path}")  # an editor may have saved it in another encoding
-        raw = tomllib.loads(text)
+        plan = _check_plan(tomllib.loads(text))
     except DataError as error:
         raise UsageError(error.problem, remedy) from error
-    except (OSError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except RecursionError as error:
+        raise UsageError(f"cannot read the plan {path}: {NESTED_TOO_DEEPLY}", remedy) from error
+    except (OSError, tomllib.TOMLDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         inside = next(path.glob("*.toml"), None) if path.is_dir() else None  # a run's plan
         raise UsageError(f"cannot read the plan {path}: {reason}", f"Give {inside}" if inside else remedy) from error
+    if plan == PlanFile(records=plan.records):
+        raise UsageError(f"the plan {path} is empty: it has no model, weights, teacher or setting", remedy)
+    return plan
+
+
+def _check_plan(raw: dict[str, Any]) -> PlanFile:
+    """Return the contents of a plan file after a check of its keys and values."""
     kinds = {"model": str, "weights": str, "teacher": str, "settings": dict, "reasons": dict}
     unknown = [f"{key!r} is not a key of a plan. {suggest(key, kinds)}".rstrip() for key in raw if key not in kinds]
     if unknown:

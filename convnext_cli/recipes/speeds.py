@@ -83,5 +83,5 @@ def _read_speeds(path: Path) -> dict[str, float]:
     try:
         speeds = json.loads(path.read_text(encoding="utf-8"))
         return {str(key): float(value) for key, value in speeds.items() if math.isfinite(value) and value > 0}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}

@@ -20,7 +20,7 @@ from convnext_cli.images.preprocessing import Preprocessing, join_size
 from convnext_cli.metrics.summary import Fraction
 from convnext_cli.tasks.registry import read_task
 from convnext_cli.tasks.task import Task
-from convnext_cli.text import capitalise, format_count, shorten
+from convnext_cli.text import NESTED_TOO_DEEPLY, capitalise, format_count, shorten
 
 MAX_BYTES = 256 * 2**20  # of a file; real ones have a few kB, the split of a million images 100 MB
 MAX_SIDE = 4096  # px, of a model's input
@@ -334,14 +334,16 @@ def parse_json(text: str, source: object, remedy: str, *, nan_is_none: bool = Fa
         nan_is_none: True to read NaN and Infinity as None; logs of older versions may have them.
 
     Raises:
-        RunError: the text is not JSON, or has a number that is not finite.
+        RunError: the text is not JSON, is nested too deeply, or has a number that is not finite.
     """
     try:
         value = json.loads(text, parse_constant=(lambda _: None) if nan_is_none else None)
+        location = _find_not_finite(value)
     except (ValueError, RecursionError) as error:
         reason = f"not JSON ({error})" if isinstance(error, json.JSONDecodeError) else "not JSON"
+        reason = NESTED_TOO_DEEPLY if isinstance(error, RecursionError) else reason
         raise RunError(f"{source} cannot be read: {reason if text.strip() else 'it is empty'}", remedy) from error
-    if (location := _find_not_finite(value)) is not None:
+    if location is not None:
         raise RunError(f"{source} cannot be read: {location[0] or 'its value'}: {location[1]} is not finite", remedy)
     return value
 

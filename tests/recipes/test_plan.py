@@ -220,6 +220,22 @@ def test_plan_file_that_is_no_toml_is_refused(text: str, tmp_path: Path) -> None
         read_plan(tmp_path / "plan.toml")
 
 
+@pytest.mark.parametrize(
+    "text", ["[settings]\nepochs = " + "[" * 5000 + "]" * 5000, "settings.lr" + ".a" * 5000 + " = 1"]
+)
+def test_plan_file_that_is_nested_too_deeply_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(UsageError, match=r"cannot read the plan .*plan\.toml: its values are nested too deeply"):
+        read_plan(tmp_path / "plan.toml")
+
+
+@pytest.mark.parametrize("text", ["", "# model = 'convnext_tiny'\n", "[settings]\n", "[settings]\n[reasons]\n"])
+def test_plan_file_that_sets_nothing_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(UsageError, match=r"plan\.toml is empty: it has no model, weights, teacher or setting"):
+        read_plan(tmp_path / "plan.toml")
+
+
 @pytest.mark.parametrize("key", ["model", "weights", "teacher"])
 def test_empty_name_in_a_plan_file_is_refused(key: str, tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(f'{key} = ""\n')

@@ -102,6 +102,14 @@ def test_changed_value_is_refused_with_file_field_and_value(
     assert str(run_copy.path) in str(caught.value)
 
 
+@pytest.mark.parametrize("depth", [600, 100_000])
+def test_values_that_are_nested_too_deeply_are_named(depth: int, run_copy: RunFolder) -> None:
+    path = run_copy.path / "config.json"
+    path.write_text("[" * depth + "]" * depth)  # 600 levels are JSON to Python, which checks each value then
+    with pytest.raises(RunError, match=r"config\.json cannot be read: its values are nested too deeply\. "):
+        run_copy.read_config()
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 
 from convnext_cli.errors import DataError
 from convnext_cli.tasks.reading import LIST
+from convnext_cli.text import NESTED_TOO_DEEPLY
 
 _NO_TEXT = re.compile(f"[\0{LIST}\ud800-\udfff]")
 
@@ -33,7 +34,7 @@ def read_json_rows(path: Path, text: str) -> tuple[list[list[str]], list[int], l
             records.append({name.strip(): _read_value(name, value) for name, value in record.items()})
         except (ValueError, TypeError, RecursionError) as error:
             problem = f"it is not JSON ({error})" if isinstance(error, json.JSONDecodeError) else str(error)
-            problem = "its values are nested too deeply" if isinstance(error, RecursionError) else problem
+            problem = NESTED_TOO_DEEPLY if isinstance(error, RecursionError) else problem
             raise DataError(f"{path}, line {number}: {problem}", "Write one JSON object in each line") from error
         lines.append(number)
     left_out = {name for record in records for name, cell in record.items() if cell is None}

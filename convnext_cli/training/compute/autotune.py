@@ -336,7 +336,7 @@ def _read_measurement(path: Path) -> Measurement | None:
         assert measurement.best.threads <= THREADS
         assert measurement.compiled is None or measurement.compiled > 0
         return measurement
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError):
         return None
 
 
