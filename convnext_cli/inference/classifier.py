@@ -158,8 +158,8 @@ def load_for_eval(index: Index, preprocessing: Preprocessing, *, cache: bool) ->
     return lambda row: pad_image(images.read(index.paths[row]), preprocessing)
 
 
-def find_class(name: str, classes: tuple[str, ...], option: str) -> int:
-    """Return the number of a class that the user names in an option.
+def find_class(name: str, classes: tuple[str, ...], option: str, *, is_repeated: bool = True) -> int:
+    """Return the number of a class that the user names in an option, which may be repeated or not.
 
     Raises:
         UsageError: the model has no such class.
@@ -168,6 +168,6 @@ def find_class(name: str, classes: tuple[str, ...], option: str) -> int:
     if position is None:
         remedy = f"{suggest(name, classes)}Known are {', '.join(classes[:20])}"
         if all(find_name(part.strip(), classes) is not None for part in name.split(",")):
-            remedy = f"Give one class with each {option}"
+            remedy = f"Give one class with {'each ' if is_repeated else ''}{option}"
         raise UsageError(f"unknown class {name!r} in {option}", remedy)
     return position

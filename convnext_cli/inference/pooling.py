@@ -139,7 +139,7 @@ def choose_negative(task: Task, classes: tuple[str, ...], name: str | None) -> s
     if name is None:
         matching = [known for known in classes if re.sub(r"[\W_]+", "", known).casefold() in NEGATIVE_NAMES]
         return matching[0] if len(matching) == 1 else None
-    return classes[find_class(name, classes, "--negative-class")]
+    return classes[find_class(name, classes, "--negative-class", is_repeated=False)]
 
 
 def open_pooling(run: RunFolder, model: Classifier, calibration: Calibration | None, group_from: str) -> Pooling:

@@ -1217,6 +1217,13 @@ def test_paths_whose_ends_name_one_file_are_not_cut(images: Path) -> None:
         scan_data(table)
 
 
+def test_rows_of_pipes_and_devices_are_called_so(images: Path) -> None:
+    os.mkfifo(images / "pipe.png")
+    rows = "images/a,x\nimages/b,y\npipe.png,x\n/dev/null,y\nnone.png,y\n"
+    with pytest.raises(DataError, match=r"a pipe, a socket or a device in place of a file in 2 rows: pipe\.png, /dev/"):
+        scan_data(write(images / "list.csv", f"path,label\n{rows}"))
+
+
 def test_a_file_in_two_groups_is_refused(images: Path) -> None:
     table = write(images / "list.csv", "path,label,patient\nimages/a,x,p1\nimages/b,y,p2\nimages/a,x,p3\n")
     with pytest.raises(DataError, match="a file that an earlier row has with another group in 1 row: line 4"):

@@ -353,6 +353,11 @@ def test_negative_class_without_effect_is_refused(bags: RunFolder) -> None:
     assert not bags.tests.exists(), "it does not count as an evaluation"
 
 
+def test_several_negative_classes_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"'a,b' in --negative-class\. Give one class with --negative-class\.$"):
+        choose_negative(SINGLE, ("a", "b", "c"), "a,b")
+
+
 def test_negative_class_is_recognised_by_its_name() -> None:
     assert choose_negative(SINGLE, ("BACTERIA", "NORMAL", "VIRUS"), None) == "NORMAL"
     assert choose_negative(SINGLE, ("No Finding", "Edema"), None) == "No Finding"

@@ -257,6 +257,8 @@ def find_files(table: Table, finder: FileFinder, column: str) -> Images:
         [names[row] for row in addresses[:EXAMPLES]],
         "Download the images, and name their folder with --image-root DIR",
     )
+    special = [row for row in missing if _is_special(os.path.join(finder.root, names[row]))]  # noqa: PTH118
+    table.refuse("a pipe, a socket or a device in place of a file", special, [names[row] for row in special[:EXAMPLES]])
     closed = [decode_name(folder) for folder in finder.listing.closed]
     table.refuse(
         f"a {'folder' if images.are_in_folders else 'file'} that does not exist"
@@ -267,6 +269,11 @@ def find_files(table: Table, finder: FileFinder, column: str) -> Images:
         or "Correct these rows, or name the folder of the paths with --image-root DIR",
     )
     return images
+
+
+def _is_special(path: str) -> bool:
+    """Return True if a path is a pipe, a socket or a device."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)  # noqa: PTH110, PTH112, PTH113
 
 
 def _suggest_name(finder: FileFinder, names: Sequence[str]) -> str:
