@@ -79,6 +79,7 @@ class FileOptions(TypedDict, total=False):
 class HubOptions(TypedDict, total=False):
     """Options of `export` for a folder for the Hugging Face Hub, for type checkers and editors."""
 
+    data: Path | str | None
     push: str | None
     overwrite: bool
 
@@ -118,8 +119,9 @@ def export(run: Path | str | None = None, *, on_event: OnEvent = None, **options
             parity on, by default up to 500 of the run's validation images; not with `hub`. `tolerance`: largest
             difference of a probability, by default 1e-4; with `int8` the largest fraction of images that change their
             class, by default 0.02; of numbers the largest difference in standard deviations, with `int8` by default 1;
-            not with `hub`. `push`: a repository, OWNER/NAME, to upload to, which is made
-            private if it does not exist; `hub` only. `overwrite`: replace what is at `output`.
+            not with `hub`. `data`: the run's own data where they have moved; `hub` only. `push`: a repository,
+            OWNER/NAME, to upload to, which is made private if it does not exist; `hub` only. `overwrite`: replace what
+            is at `output`.
 
     Returns:
         An `ExportedFile`; with `hub` a `HubFolder`.
@@ -146,8 +148,7 @@ def export_steps(run: RunFolder, request: ExportRequest) -> Steps[ExportedFile |
     _check_options(request)
     if request.format != "hub":
         return (yield from _export_file(run, request))
-    assert request.output is not None
-    return (yield from hub_steps(run, request.output, push=request.push, overwrite=request.overwrite))
+    return (yield from hub_steps(run, request))
 
 
 def _check_options(request: ExportRequest) -> None:
@@ -158,6 +159,8 @@ def _check_options(request: ExportRequest) -> None:
             options = "--int8, --images, --tolerance and --calibration"
             raise UsageError(f"{options} have no effect with --format hub", "Leave them out")
         return
+    if request.data is not None:
+        raise UsageError("--data goes with --format hub", "Give images for the parity check with --images")
     if request.push:
         raise UsageError("--push goes with --format hub", "Leave one of them out")
     if request.int8 and request.format != "onnx":

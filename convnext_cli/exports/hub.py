@@ -8,7 +8,8 @@ from pathlib import Path
 from convnext_cli.data.outside import check_outside_data
 from convnext_cli.errors import ConvnextError, DataError, ImageError, RunError, UsageError
 from convnext_cli.exports.model_card import License, find_license, render_card
-from convnext_cli.files import list_leftovers, remove_leftovers, replace_output
+from convnext_cli.exports.request import ExportRequest
+from convnext_cli.files import check_outside, list_leftovers, remove_leftovers, replace_output
 from convnext_cli.inference.calibration import read_calibration
 from convnext_cli.inference.evaluation import Evaluation, evaluate_steps
 from convnext_cli.inference.request import EvalRequest
@@ -38,23 +39,27 @@ class HubFolder:
     """On the licence and the metrics, for the user."""
 
 
-def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrite: bool = False) -> Steps[HubFolder]:
+def hub_steps(run: RunFolder, request: ExportRequest) -> Steps[HubFolder]:
     """Write config.json, model.safetensors, calibration.json where the run has a current one, and a model card.
 
     The card's metrics are those of a new evaluation, on the run's test split where there is one. Like every evaluation
     on a test split, it is recorded in the run.
 
-    `push` is a repository, OWNER/NAME, to upload to. It is made private where it does not exist. `overwrite`
-    replaces an earlier export in `output`, which else is a new or an empty folder.
+    `request.output` is a new or an empty folder, or with `overwrite` an earlier export. The repository of `push` is
+    made private where it does not exist.
 
     Raises:
-        UsageError: `output` exists, or lies in the data folder.
+        UsageError: `output` exists, or lies in the data folder; or `data` are not the run's own.
         RunError: the run cannot be read.
         ConvnextError: the Hub refused, or cannot be reached.
     """
+    output, data, push, overwrite = request.output, request.data, request.push, request.overwrite
+    assert output is not None
     check_single(run.path)
     index = run.read_split()
     check_outside_data(output, index)
+    if data is not None:
+        check_outside(output, data)
     notes = list_state_notes(run, index)
     _check_folder(output, overwrite=overwrite)
     run.fingerprint_weights()  # fails for a run without weights before anything is written
@@ -72,11 +77,17 @@ def hub_steps(run: RunFolder, output: Path, *, push: str | None = None, overwrit
             shutil.copyfile(run.path / name, files[name])
         evaluation: Evaluation | None = None
         try:  # after the large files are copied: a full disk must not cost an evaluation on the test split
-            evaluation = yield from evaluate_steps(run, EvalRequest())
+            evaluation = yield from evaluate_steps(run, EvalRequest(data=data))
         except RunError:  # a damaged run is not exported
             raise
         except (DataError, ImageError) as error:
-            notes.append(f"the model card has validation metrics only, without 95% CIs: {error.problem}")
+            if data is not None:
+                raise
+            text = f"the model card has validation metrics only, without 95% CIs: {error.problem}"
+            notes.append(f"{text}; --data names moved data")
+        if evaluation and not evaluation.is_own:
+            problem = f"{data} is no copy of the data that the run was trained with"
+            raise UsageError(problem, "Give these; `convnext eval` evaluates others")
         files[CARD].write_text(render_card(run, evaluation, license), encoding="utf-8", errors="surrogateescape")
     for name in set(FILES) - {*copied, CARD}:
         (output / name).unlink(missing_ok=True)  # of an earlier export

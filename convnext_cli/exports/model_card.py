@@ -162,13 +162,17 @@ def _describe_evaluation(evaluation: Evaluation) -> str:
         class_rows.append(tuple(cells))
     class_heading = [cell for metric in estimates for cell in (metric.heading, "95% CI")]
     units = format_count(intervals.units, "group") if intervals.clustered else "single images"
+    location = str(evaluation.test_set.index.location)  # of a copy of the data; the card has no path
     number = f" This was evaluation {evaluation.test_number} on this split." if evaluation.test_number else ""
     parts = [
         f"{format_count(metrics.images, 'image')} of the {evaluation.split} split.{number}",
         _render_table(("metric", "value", "95% CI"), rows),
         *([_render_table((display.target_word, "images", *class_heading), class_rows)] if class_rows else []),
         f"95% CIs: bootstrap with {intervals.resamples:,} resamples of {units}.",
-        *(f"{note.severity.capitalize()}: {escape_markdown(note.text)}." for note in evaluation.notes),
+        *(
+            f"{note.severity.capitalize()}: {escape_markdown(note.text.replace(location, 'the data'))}."
+            for note in evaluation.notes
+        ),
     ]
     return "\n\n".join(parts)
 

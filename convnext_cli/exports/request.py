@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from convnext_cli.options import Option
+from convnext_cli.options import DataOption, Option
 
 PARITY_IMAGES = 500
 EXPORT_RUN = "convnext export RUN"  # how the command names a run
@@ -35,6 +35,15 @@ class ExportRequest:
         ),
     ] = None
     int8: Annotated[bool, Option("Quantise to 8 bits and measure the cost; ONNX only.", is_common=True)] = False
+    data: Annotated[
+        Path | None,
+        DataOption(
+            "The run's own data where they have moved, for the metrics in the model card of hub.",
+            is_common=True,
+            flags=("-d",),
+            metavar="DIR",
+        ),
+    ] = None
     images: tuple[Path, ...] = ()
     """Image files to check parity on; empty for the run's validation images."""
     max_images: int = PARITY_IMAGES

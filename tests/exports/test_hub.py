@@ -15,6 +15,7 @@ import torch
 from convnext_cli import evaluate
 from convnext_cli.exports.hub import HubFolder, hub_steps
 from convnext_cli.exports.model_card import escape_markdown, find_license, render_card
+from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.progress import finish
 from convnext_cli.runs.folder import RunFolder
@@ -24,7 +25,7 @@ FILES = {"README.md", "calibration.json", "config.json", "model.safetensors"}
 
 
 def export(run: RunFolder, output: Path, **options: Any) -> HubFolder:
-    return finish(hub_steps(run, output, **options))
+    return finish(hub_steps(run, ExportRequest(format="hub", output=output, **options)))
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +155,36 @@ def test_changed_row_of_the_split_is_noted(run_copy: RunFolder, tmp_path: Path) 
     changed, metrics = export(run_copy, tmp_path / "hub").notes[:2]
     assert changed.startswith("split.csv was changed since the training, and counts as it is now: 1 row differs")
     assert metrics.startswith("the model card has validation metrics only")
+
+
+def test_moved_data_are_named_as_in_eval(run_copy: RunFolder, tmp_path: Path, convnext: Convnext) -> None:
+    index = run_copy.read_split()
+    moved = tmp_path / "moved"
+    shutil.copytree(index.root, moved)
+    run_copy.write_split(replace(index, root=tmp_path / "gone"))
+    [note] = export(run_copy, tmp_path / "without").notes[:1]
+    assert note.endswith(f"the run's data folder {tmp_path / 'gone'} is gone; --data names moved data")
+    shutil.copyfile(moved / index.paths[0], moved / index.paths[1])
+    command = ("export", run_copy.path, "--format", "hub", "--data")
+    done = convnext(*command, moved, "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    card = (tmp_path / "out/README.md").read_text()
+    assert "45 images of the test split" in card
+    assert "of the images differ from those that the run was trained on" in card
+    assert str(tmp_path) not in card
+
+    assert convnext(*command, moved, "-o", moved / "out").code == 2
+    for name in ("0", "1", "2"):
+        shutil.copytree(moved / name, tmp_path / "other" / name.replace("2", "two"))
+    refused = convnext(*command, tmp_path / "other", "-o", tmp_path / "none")
+    assert refused.code == 3
+    assert "1 class that the run does not know: two" in refused.err
+    shutil.rmtree(moved / "2")
+    refused = convnext(*command, moved, "-o", tmp_path / "none")
+    assert refused.code == 2
+    assert "moved is no copy of the data that the run was trained with" in refused.err
+    assert not (tmp_path / "none").exists()
+    assert "--data goes with --format hub" in convnext("export", run_copy.path, "--data", moved).err
 
 
 @pytest.fixture

@@ -141,7 +141,7 @@ def test_a_rectangle_exports_with_parity(wide_run: RunFolder, tmp_path: Path) ->
 
 
 def test_timm_frames_images_as_the_run_does(wide_run: RunFolder, tmp_path: Path) -> None:
-    *_, _ = hub_steps(wide_run, tmp_path / "hub")
+    *_, _ = hub_steps(wide_run, ExportRequest(format="hub", output=tmp_path / "hub"))
     theirs = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
     transform = create_transform(**resolve_model_data_config(theirs))
     paths, _ = load_images(wide_run)

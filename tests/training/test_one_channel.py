@@ -15,6 +15,7 @@ from timm.data import create_transform, resolve_model_data_config
 from convnext_cli import evaluate, finetune, predict
 from convnext_cli.errors import UsageError, WeightsError
 from convnext_cli.exports.hub import hub_steps
+from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
 from convnext_cli.inference.saved_model import RunMetadata, load_model, write_model
 from convnext_cli.inference.torch_classifier import TorchClassifier
@@ -154,7 +155,7 @@ def test_colour_and_its_luminance_get_the_same_prediction(grey_run: RunFolder, t
 
 
 def test_timm_transformers_and_the_hub_load_it(grey_run: RunFolder, tmp_path: Path) -> None:
-    *_, _ = hub_steps(grey_run, tmp_path / "hub")
+    *_, _ = hub_steps(grey_run, ExportRequest(format="hub", output=tmp_path / "hub"))
     theirs = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
     transform = create_transform(**resolve_model_data_config(theirs))
     images_drawn = draw(2, "RGB")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from convnext_cli import evaluate, finetune, predict
 from convnext_cli.errors import UsageError
 from convnext_cli.exports.hub import hub_steps
+from convnext_cli.exports.request import ExportRequest
 from convnext_cli.inference.onnx_classifier import OnnxClassifier
 from convnext_cli.inference.saved_model import load_model
 from convnext_cli.inference.torch_classifier import TorchClassifier
@@ -126,7 +127,7 @@ def test_biases_do_not_decay_while_the_backbone_is_frozen() -> None:
 
 
 def test_timm_transformers_and_the_hub_load_it(head_run: RunFolder, tmp_path: Path) -> None:
-    *_, _ = hub_steps(head_run, tmp_path / "hub")
+    *_, _ = hub_steps(head_run, ExportRequest(format="hub", output=tmp_path / "hub"))
     with torch.inference_mode():
         expected = load_model(head_run.path)[0](INPUTS)
         for folder in (head_run.path, tmp_path / "hub"):
