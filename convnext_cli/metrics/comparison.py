@@ -75,32 +75,34 @@ def compare(
     units = number_units(first.images, groups)
     places = slice(None) if order is None else np.array(order)
 
-    def differences(weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    def compute_both(weights: Floats) -> tuple[dict[str, Floats], ...]:
         (before, parts), (after, other_parts) = (model.compute(weights) for model in (first, second))
         gaps: dict[str, Floats] = {
             name: select_averaged(name, other_parts[key][:, places], first) - select_averaged(name, parts[key], first)
             for name in first.overall
             if (key := METRICS[name].average_of)
         }
-        return {name: after[name] - before[name] for name in first.overall}, gaps
+        return before, after, gaps
 
-    chunks = resample(differences, units, choose_resamples(2 * first.images * max(1, first.num_classes)), seed=0)
-    replicates, gap_replicates = (
-        {name: np.concatenate([c[i][name] for c in chunks]) for name in chunks[0][i]} for i in range(2)
+    chunks = resample(compute_both, units, choose_resamples(2 * first.images * max(1, first.num_classes)), seed=0)
+    point = compute_both(np.ones((1, first.images)))
+    before, after, gaps = (  # the models' own metrics in the first row, then the replicates
+        {name: np.concatenate([part[name] for part in (values, *(chunk[i] for chunk in chunks))]) for name in values}
+        for i, values in enumerate(point)
     )
-    point, gaps = differences(np.ones((1, first.images)))
     of_first, of_second = (count_class_units(model, units) for model in (first, second))
     unknown: dict[str, Floats] = dict.fromkeys(first.overall, np.empty((0, 2)))
     for name, gap in gaps.items():
         key = METRICS[name].average_of or ""
         fewest = np.minimum(of_first[key], np.array(of_second[key])[places])[first.present]
-        unknown[name] = _list_unknown(gap[0], gap_replicates[name], fewest)
+        unknown[name] = _list_unknown(gap[0], gap[1:], fewest)
     num = count_effective(units[first.select_counted()])
-    values = {name: _difference(point[name][0], replicates[name], num, unknown[name]) for name in first.overall}
-    for name in first.overall:
-        if METRICS[name].is_raised_by_noise and (difference := values[name]) and difference.interval:
-            before, after = (_estimate_sum(name, model, units) for model in (first, second))
-            values[name] = Difference(difference.value, subtract(name, after, before).interval)
+    differences = {name: _difference(name, before[name], after[name], num, unknown[name]) for name in first.overall}
+    sums = [bound_sums(model, units)[0] for model in (first, second)]
+    for name, difference in differences.items():
+        if METRICS[name].is_raised_by_noise and difference and difference.interval:
+            one, two = (Estimate(of[name][0], ci.get(name)) for of, ci in zip((before, after), sums, strict=True))
+            differences[name] = Difference(difference.value, subtract(name, two, one).interval)
     discordant: dict[str, Any] = {"only_first_right": None, "only_second_right": None, "p_value": None}
     if first.correct is not None and second.correct is not None:
         gain = second.correct.astype(np.int64) - first.correct
@@ -108,36 +110,32 @@ def compare(
         by_unit = np.bincount(units, gain).astype(np.float64)
         discordant["p_value"] = _test_images(gain) if groups is None else _test_clusters(by_unit)
     return Comparison(
-        differences=values,
+        differences=differences,
         **discordant,
         clustered=groups is not None,
     )
 
 
-def _difference(value: float, replicates: Floats, units: float, unknown: Floats) -> Difference | None:
+def _difference(name: str, before: Floats, after: Floats, units: float, unknown: Floats) -> Difference | None:
     """Return a difference with its CI from the bootstrap variance and Student's t; None where it is not defined.
 
     Args:
-        value: of the difference.
-        replicates: (R,).
+        name: of the metric.
+        before: (1 + R,) of the first model, then of the replicates.
+        after: (1 + R,) of the second model.
         units: effective number of independent images or groups.
         unknown: (U, 2) distances down and up that it may be off by because of single classes.
     """
-    if np.isnan(value):
+    values = (after - before).astype(np.float64)
+    if np.isnan(values[0]):
         return None
-    defined = replicates[~np.isnan(replicates)]
-    variance = float(defined.var(dtype=np.float64)) if len(defined) else 0.0
-    if units < MIN_UNITS or not variance:
-        return Difference(float(value), None)
-    half = t_quantile(units - 1) * math.sqrt(variance * units / (units - 1))
+    value, std = float(values[0]), float(np.nanstd(values))
+    if units < MIN_UNITS or std <= ROUNDING * max(abs(before[0]), abs(after[0])):
+        return Difference(value, None)
+    half = t_quantile(units - 1) * std * math.sqrt(units / (units - 1))
     down, up = (math.hypot(half, *column) for column in unknown.T)
-    return Difference(float(value), Interval(float(value - down), float(value + up)))
-
-
-def _estimate_sum(name: str, model: Calculator, units: Ints) -> Estimate:
-    """Return a sum of absolute values, such as the ECE, with its CI."""
-    value = model.compute(np.ones((1, model.images)))[0][name][0]
-    return Estimate(float(value), bound_sums(model, units)[0].get(name))
+    most = METRICS[name].high - METRICS[name].low
+    return Difference(value, Interval(max(-most, value - down), min(most, value + up)))
 
 
 def _list_unknown(gaps: Floats, replicates: Floats, units: Floats) -> Floats:

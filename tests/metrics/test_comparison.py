@@ -7,6 +7,7 @@ from scipy.stats import t
 from convnext_cli.metrics.comparison import compare
 from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import score_interval
+from convnext_cli.metrics.regression import RegressionCalculator
 
 
 def test_difference_of_averages_is_uncertain_by_a_small_class_that_both_models_decide_alike() -> None:
@@ -63,3 +64,20 @@ def test_difference_of_calibration_errors_accounts_for_the_noise_that_raises_bot
         assert difference.interval is not None
         assert difference.value < true, "noise raises the lower one more"
         assert difference.interval.low < difference.value < true < difference.interval.high
+
+
+def test_difference_that_is_the_same_in_all_resamples_has_no_interval_of_rounding_errors() -> None:
+    targets = np.random.default_rng(0).normal(size=20)
+    result = compare(RegressionCalculator(targets, targets), RegressionCalculator(targets + 1, targets))
+    assert result.describe(("mae", "rmse", "bias", "limit_high")) == (
+        "MAE +1.0000; RMSE +1.0000; bias +1.0000; upper limit of agreement +1.0000"
+    )
+
+
+def test_difference_of_two_fractions_lies_between_minus_1_and_1() -> None:
+    labels = np.array([0, 1, 0, 1])
+    first, second = (ClassCalculator(np.eye(2)[part], labels) for part in ([0, 1, 1, 1], [1, 1, 1, 0]))
+    accuracy = compare(first, second).differences["top1"]
+    assert accuracy is not None
+    assert accuracy.interval is not None
+    assert (accuracy.value, accuracy.interval.low) == (-0.5, -1.0)
