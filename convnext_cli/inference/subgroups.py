@@ -169,6 +169,7 @@ def measure_subgroups(images: EvaluatedImages, attributes: Sequence[Attribute]) 
     """Compute the metrics of each subgroup, and test their gaps to the rest."""
     metrics, positive = _list_metrics(images)
     total = sum(len(attribute.levels) for attribute in attributes)
+    permutations = choose_permutations(len(images), total * len(metrics))
     groupings: list[AttributeSubgroups] = []
     for attribute in attributes:
         known = np.flatnonzero(np.array(attribute.values) != "")
@@ -181,7 +182,7 @@ def measure_subgroups(images: EvaluatedImages, attributes: Sequence[Attribute]) 
             yield Progress(done=done, total=total, activity=f"subgroups by {attribute.name}")
             inside = values == level
             if not subgroups or len(attribute.levels) > 2:  # the gap of two subgroups is one, and has one p value
-                p_values = _test(selection, inside, metrics)
+                p_values = _test(selection, inside, metrics, permutations)
             subgroups.append(_measure_subgroup(level, selection, inside, metrics, positive, p_values))
         groupings.append(
             AttributeSubgroups(
@@ -198,7 +199,7 @@ def measure_subgroups(images: EvaluatedImages, attributes: Sequence[Attribute]) 
         groupings=tuple(groupings),
         positive=None if positive is None else images.classes[positive],
         tests=tests,
-        permutations=choose_permutations(len(images)),
+        permutations=permutations,
         clustered=images.groups is not None,
     )
 
@@ -304,7 +305,9 @@ def _make_compute(images: EvaluatedImages, metrics: Sequence[_Metric]) -> Comput
     return compute
 
 
-def _test(images: EvaluatedImages, inside: NDArray[np.bool_], metrics: Sequence[_Metric]) -> list[float | None]:
+def _test(
+    images: EvaluatedImages, inside: NDArray[np.bool_], metrics: Sequence[_Metric], permutations: int
+) -> list[float | None]:
     """Return the p value of each gap; None without a rest. A group with images on both sides counts as two."""
     if inside.all():
         return [None] * len(metrics)
@@ -315,7 +318,7 @@ def _test(images: EvaluatedImages, inside: NDArray[np.bool_], metrics: Sequence[
     strata = images.task.list_strata(images.targets)
     numbers = choose_strata(members, units, strata)
     compute = _make_compute(images, metrics)
-    return compute_p_values(compute, members, units, numbers, measure_influence(compute, units))
+    return compute_p_values(compute, members, units, numbers, measure_influence(compute, units), permutations)
 
 
 def _explain_small(images: EvaluatedImages) -> str | None:

@@ -73,6 +73,17 @@ def test_planted_gap_of_two_classes_is_significant_and_an_absent_one_is_not() ->
     assert (alone.tests, describe_gaps(alone)) == (0, ["No gap to the rest could be tested."])
 
 
+def test_planted_gap_among_many_subgroups_can_be_significant() -> None:
+    scored, sex = draw_images(0.0, images=800, classes=3)
+    patients = np.arange(800) // 2
+    is_worse = (patients % 8 == 0)[:, None]  # at the first of 40 sites
+    worse = replace(scored, logits=np.where(is_worse, -scored.logits, scored.logits))
+    sites = tuple(f"{0 if patient % 8 == 0 else 1 + patient % 39:02d}" for patient in patients)
+    result = measure(worse, replace(sex, values=sites, levels=tuple(sorted(set(sites)))))
+    assert result.tests > 100
+    assert {subgroup.name for _, subgroup, _ in result.list_significant()} == {"00"}
+
+
 def test_metrics_of_a_subgroup_are_those_of_its_images_alone() -> None:
     scored, sex = draw_images(1.0)
     women = measure(scored, sex).groupings[0].subgroups[0]

@@ -58,7 +58,7 @@ def test_strata_are_by_targets_alone_where_sizes_do_not_overlap() -> None:
 def test_permutation_keeps_the_members_of_each_stratum() -> None:
     members = np.arange(40) % 3 == 0
     strata = np.arange(40) // 20
-    shuffled = permute(members, strata, 50, seed=1)
+    shuffled = permute(members, strata, 50, np.random.default_rng(1))
     for stratum in (0, 1):
         inside = strata == stratum
         assert set(shuffled[:, inside].sum(axis=1).tolist()) == {members[inside].sum()}
