@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from convnext_cli.cli import console
 from convnext_cli.cli.options import OptionValues, with_options
 from convnext_cli.cli.tables import count_cells
-from convnext_cli.data.index import describe_skipped
+from convnext_cli.data.index import describe_frames, describe_skipped
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.files import check_outside
 from convnext_cli.inference.request import PREDICT_RUN, PredictRequest
@@ -116,9 +116,8 @@ def predict(values: OptionValues) -> None:
         number = format_part(ungrouped, tally.images, "image", "has", "have")
         console.note(f"{number} no group by this rule: each is a group of its own")
     if tally.frames:
-        count = format_count(len(tally.frames), "file has", "files have")
         examples = shorten_names([str(path) for path in tally.frames])
-        console.note(f"{count} several frames or pages, of which one is read: {examples}")
+        console.note(f"{describe_frames(len(tally.frames))}: {examples}")
     if inputs.skipped:
         console.note(f"skipped: {describe_skipped(inputs.skipped)}")
     _raise_failures(tally.failures, tally.images)

@@ -306,6 +306,11 @@ def digest_images(index: Index) -> str:
     return digest.hexdigest()
 
 
+def describe_frames(files: int) -> str:
+    """Return that so many files have several frames, of which one is read."""
+    return f"{format_count(files, 'file has', 'files have')} several frames or pages, of which one is read"
+
+
 def describe_skipped(skipped: Mapping[str, int]) -> str:
     """Return how many files were skipped for each reason, such as `2 excluded images, 1 row that repeats a file`."""
     return ", ".join(format_count(count, reason, _make_plural(reason)) for reason, count in skipped.items())

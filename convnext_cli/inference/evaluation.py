@@ -10,10 +10,9 @@ from typing import Any, Literal, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.data.index import Index, select_rows
+from convnext_cli.data.index import Index
 from convnext_cli.data.outside import check_outside_data
 from convnext_cli.data.split import list_trained_rows, name_fold
-from convnext_cli.data.unseen import measure_unseen_area
 from convnext_cli.errors import ImageError, UsageError
 from convnext_cli.files import check_output
 from convnext_cli.inference.calibration import Calibration, describe_unreliable_ood, read_calibration, save_calibration
@@ -22,7 +21,7 @@ from convnext_cli.inference.classifier import Classifier, Outputs
 from convnext_cli.inference.drift import Drift, measure_drift
 from convnext_cli.inference.ensemble import Ensemble
 from convnext_cli.inference.evaluated_images import EvaluatedImages, describe_worse_calibration
-from convnext_cli.inference.leakage import find_leakage, read_audit
+from convnext_cli.inference.leakage import check_images, read_audit
 from convnext_cli.inference.operating_points import TEST_TARGETS, add_targets, measure_points, trace_curves
 from convnext_cli.inference.overlap import Overlap
 from convnext_cli.inference.per_group import GroupEvaluation, check_groups, check_negative, evaluate_groups
@@ -45,7 +44,6 @@ from convnext_cli.metrics.summary import MetricSet, describe_absent
 from convnext_cli.metrics.thresholds import OperatingPoint, Target, describe_missed, describe_unreachable, parse_target
 from convnext_cli.options import make_path, make_request
 from convnext_cli.progress import Notice, OnEvent, Progress, Steps, finish
-from convnext_cli.recipes.fingerprint import compute_fingerprint
 from convnext_cli.runs.files import CALIBRATION, MODEL, POOLING
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
@@ -270,12 +268,12 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
     run.drop_leftovers()
     test_set, data_notes = yield from _choose_images(run, trained_on, request, test_set)
     audit, audit_notes = read_audit(run)
-    leakage_notes, overlap = yield from find_leakage(run, trained_on, test_set, audit)
+    classifier = open_classifier(run, cache=request.cache)
+    image_notes, overlap = yield from check_images(run, trained_on, test_set, audit, classifier.preprocessing)
     fit_set, test_set = yield from divide_test_set(test_set, request.recalibrate)
     attributes = yield from read_subgroups(request, test_set)
 
-    # 2. The classifier, and its calibration.
-    classifier = open_classifier(run, cache=request.cache)
+    # 2. The calibration.
     targets = classifier.read_targets(test_set.index, test_set.rows)  # first: it refuses data of another task
     own, calibration_notes = yield from _prepare_calibration(run, classifier, operating_targets, fit_set)
     calibration, refit_notes = yield from refit_calibration(classifier, fit_set, own, run, operating_targets)
@@ -320,8 +318,8 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
         test_set=test_set,
         images=images,
     )
-    notes = data_notes + audit_notes + leakage_notes + calibration_notes + refit_notes + drift_notes
-    return replace(evaluation, notes=(*notes, *_list_warnings(evaluation, trained_on, classifier)))
+    notes = data_notes + audit_notes + image_notes + calibration_notes + refit_notes + drift_notes
+    return replace(evaluation, notes=(*notes, *_list_warnings(evaluation, trained_on)))
 
 
 def _check_targets(run: RunFolder, request: EvalRequest) -> None:
@@ -375,19 +373,7 @@ def _choose_images(
     return test_set, [Notice(unfinished), *notes] if unfinished is not None else notes
 
 
-def _warn_of_crop(classifier: Classifier, test_set: TestSet) -> list[Notice]:
-    """Return a warning if the framing cuts off a notable part of other data; of a run's own, its training warned."""
-    if test_set.is_own:
-        return []
-    shapes = compute_fingerprint(select_rows(test_set.index, test_set.rows)).shapes
-    unseen = measure_unseen_area(shapes, classifier.preprocessing)
-    if unseen is None or not unseen.is_notable:
-        return []
-    remedy = "`convnext finetune --fit auto` trains a model that sees whole images"
-    return [Notice(f"evaluation never sees {unseen}: what lies at the edge has no effect. {remedy}", "warning")]
-
-
-def _list_warnings(evaluation: Evaluation, trained_on: Index, classifier: Classifier) -> list[Notice]:
+def _list_warnings(evaluation: Evaluation, trained_on: Index) -> list[Notice]:
     images, metrics, points = evaluation.images, evaluation.metrics, evaluation.operating_points
     task, calibration, fitted_on = images.task, evaluation.calibration, evaluation.fitted_on
     worse = describe_worse_calibration(images, evaluation.uncalibrated, metrics, fitted_on) if calibration else None
@@ -399,7 +385,7 @@ def _list_warnings(evaluation: Evaluation, trained_on: Index, classifier: Classi
     texts += [text for point in points if (text := describe_unreachable(point.threshold, f"{fitted_on} images"))]
     texts += [describe_missed(point) for point in points if point.is_missed]
     warnings = [Notice(text, "warning") for text in texts]
-    return [*_warn_of_crop(classifier, evaluation.test_set), *([worse] if worse else []), *warnings]
+    return [*([worse] if worse else []), *warnings]
 
 
 def _prepare_calibration(

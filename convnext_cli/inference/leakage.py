@@ -1,14 +1,17 @@
-"""Leakage between the images of an evaluation and those that the run was trained on, and the audit of these."""
+"""What is wrong with the images of an evaluation: leakage from those that the run was trained on, unseen parts."""
 
 from collections import Counter
 
 import numpy as np
 
-from convnext_cli.data.audit.measurements import sign_files
-from convnext_cli.data.index import Index, select_rows
+from convnext_cli.data.audit.measurements import Measurements, measure_images, sign_files
+from convnext_cli.data.index import Index, describe_frames, select_rows
 from convnext_cli.data.split import list_trained_rows
+from convnext_cli.data.unseen import measure_unseen_area
 from convnext_cli.errors import RunError
-from convnext_cli.inference.overlap import Overlap, find_overlap, measure_content, read_image_hashes
+from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.images.raster import StepKind
+from convnext_cli.inference.overlap import Overlap, find_overlap, read_image_hashes
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.files import AUDIT, IMAGE_HASHES
@@ -32,29 +35,31 @@ def read_audit(run: RunFolder) -> tuple[AuditRecord | None, list[Notice]]:
     return audit, []
 
 
-def find_leakage(
-    run: RunFolder, trained_on: Index, test_set: TestSet, audit: AuditRecord | None
+def check_images(
+    run: RunFolder, trained_on: Index, test_set: TestSet, audit: AuditRecord | None, preprocessing: Preprocessing
 ) -> Steps[tuple[list[Notice], Overlap | None]]:
-    """Return notes on images that the model was trained on, and their number.
+    """Return notes on the images of an evaluation, and the number of those that the model was trained on.
 
-    The run's own split was checked by its audit. Other images are compared with those of the run by content.
+    The run's own split was checked by its audit. Other images are compared with those of the run by content, and have
+    notes on what the model does not see of them.
     """
     index = test_set.index
     if test_set.is_own:
         has_own_groups = index.groups == trained_on.groups
         notes = _list_split_notes(test_set) + _list_audit_notes(audit, has_own_groups=has_own_groups)
         return notes + _list_changed_files(run, trained_on, test_set), None
+    selected = select_rows(index, test_set.rows)
+    measured = yield from measure_images(selected)
+    notes = _list_unseen(selected, measured, preprocessing)
     known = yield from read_image_hashes(run, trained_on)
     if known is None:
         text = (
             f"not compared with the training images: the run has no digests of them, and {trained_on.root} is gone. "
             "Leakage is unknown"
         )
-        return [Notice(text, "warning")], None
-    selected = select_rows(index, test_set.rows)
-    measured = yield from measure_content(selected)
-    overlap = find_overlap(known, trained_on, measured)
-    notes, near = [], overlap.trained_near
+        return [*notes, Notice(text, "warning")], None
+    overlap = find_overlap(known, trained_on, measured.select(range(len(selected))))
+    near = overlap.trained_near
     trained = overlap.trained + near
     if trained:
         number = format_part(trained, len(selected), "image", "was", "were")
@@ -66,6 +71,22 @@ def find_leakage(
         )
         notes.append(Notice(f"{number}: {_SELECTION_BIAS}", "warning"))
     return notes + _list_group_notes(trained_on, selected, trained), overlap
+
+
+def _list_unseen(index: Index, measured: Measurements, preprocessing: Preprocessing) -> list[Notice]:
+    """Return notes on frames that are not read, and on a notable part of the images that the framing cuts off."""
+    notes = []
+    if rows := measured.list_rows(StepKind.FRAME):
+        examples = shorten_names([index.paths[row] for row in rows])
+        notes.append(Notice(f"{describe_frames(len(rows))}: {examples}"))
+    sizes = measured.list_sizes(range(len(index))).tolist()
+    shapes = [(index.name_class(row), width, height) for row, (width, height) in enumerate(sizes) if width]
+    unseen = measure_unseen_area(shapes, preprocessing)
+    if unseen is not None and unseen.is_notable:
+        remedy = "`convnext finetune --fit auto` trains a model that sees whole images"
+        text = f"evaluation never sees {unseen}: what lies at the edge has no effect. {remedy}"
+        notes.append(Notice(text, "warning"))
+    return notes
 
 
 def _list_group_notes(trained_on: Index, selected: Index, trained: int) -> list[Notice]:

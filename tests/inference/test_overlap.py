@@ -9,7 +9,8 @@ from PIL import Image
 
 from convnext_cli.data.index import Index
 from convnext_cli.data.sources import scan_data
-from convnext_cli.inference.leakage import find_leakage
+from convnext_cli.images.preprocessing import Preprocessing
+from convnext_cli.inference.leakage import check_images
 from convnext_cli.inference.overlap import Overlap, measure_content
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import choose_test_set
@@ -19,6 +20,9 @@ from convnext_cli.runs.folder import RunFolder
 from tests.conftest import change_tones, draw_picture
 
 T = TypeVar("T")
+FRAMING = Preprocessing(
+    image_size=32, crop_pct=1.0, crop_mode="squash", interpolation="bicubic", mean=(0.5,), std=(0.5,)
+)
 
 
 def drain(steps: Generator[Progress, None, T]) -> T:
@@ -52,7 +56,7 @@ def trained(tmp_path: Path) -> tuple[RunFolder, Index]:
 
 def evaluate(run: RunFolder, data: Path) -> tuple[int, list[str], Overlap | None]:
     test_set, notes = finish(choose_test_set(run, run.read_split(), EvalRequest(data=data)))
-    more, overlap = drain(find_leakage(run, run.read_split(), test_set, None))
+    more, overlap = drain(check_images(run, run.read_split(), test_set, None, FRAMING))
     return len(test_set.rows), [note.text for note in (*notes, *more)], overlap
 
 
@@ -130,6 +134,14 @@ def test_patients_that_were_trained_on_are_noted(trained: tuple[RunFolder, Index
     shutil.copy(tmp_path / "new/t.csv", tmp_path / "same/t.csv")
     _, notes, _ = evaluate(run, tmp_path / "same/t.csv")
     assert not any("possible leakage" in note for note in notes)
+
+
+def test_frames_that_are_not_read_are_noted(trained: tuple[RunFolder, Index], tmp_path: Path) -> None:
+    draw(tmp_path / "new", range(4), start=500)
+    pages = [draw_picture(number, (64, 56)) for number in (600, 601)]
+    pages[0].save(tmp_path / "new/a/pages.tif", save_all=True, append_images=pages[1:])
+    _, notes, _ = evaluate(trained[0], tmp_path / "new")
+    assert notes == ["1 file has several frames or pages, of which one is read: a/pages.tif"]
 
 
 def test_run_without_digests_and_data_gives_a_note(trained: tuple[RunFolder, Index], tmp_path: Path) -> None:

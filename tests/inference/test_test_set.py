@@ -12,9 +12,10 @@ import pytest
 from convnext_cli.data.index import Index
 from convnext_cli.data.sources import scan_data
 from convnext_cli.errors import DataError, UsageError
+from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.classifier import Classifier
-from convnext_cli.inference.leakage import find_leakage
+from convnext_cli.inference.leakage import check_images
 from convnext_cli.inference.operating_points import add_targets
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import choose_test_set
@@ -26,6 +27,9 @@ from convnext_cli.runs.records import AuditRecord
 from convnext_cli.tasks.registry import SINGLE
 from tests.conftest import save_image
 
+FRAMING = Preprocessing(
+    image_size=32, crop_pct=1.0, crop_mode="squash", interpolation="bicubic", mean=(0.5,), std=(0.5,)
+)
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 
 
@@ -117,7 +121,7 @@ def test_training_images_are_evaluated_with_a_warning(run: RunFolder) -> None:
     ):
         test_set, notes = choose(run, split=split)
         assert (test_set.split, test_set.rows, notes) == (split, rows, [])
-        leakage = finish(find_leakage(run, run.read_split(), test_set, None))[0]
+        leakage = finish(check_images(run, run.read_split(), test_set, None, FRAMING))[0]
         expected = f"the model was trained on {images}: the metrics do not show its performance on new images"
         assert [(note.text, note.severity) for note in leakage] == ([(expected, "warning")] if images else [])
 
@@ -143,11 +147,12 @@ def test_guessed_groups_and_leakage_of_the_audit_are_noted(run: RunFolder) -> No
     guess = {"certainty": "unsure", "evidence": "2 names of 4"}
     run.write_split(replace(run.read_split(), groups=("p1", "p1", "p2", "p3")))
     run.write(AUDIT, {"findings": [finding, finding | {"falsifies": False}], "groups": guess})
-    guessed, leakage = finish(find_leakage(run, run.read_split(), choose(run)[0], run.read(AUDIT, AuditRecord)))[0]
+    audit = run.read(AUDIT, AuditRecord)
+    guessed, leakage = finish(check_images(run, run.read_split(), choose(run)[0], audit, FRAMING))[0]
     assert guessed.text == "the 95% CIs rely on guessed groups: 2 names of 4; --group-from none ignores them"
     assert (leakage.text, leakage.severity) == ("2 duplicates. The scores are too high", "warning")
     ungrouped, _ = choose(run, group_from="none")
-    assert finish(find_leakage(run, run.read_split(), ungrouped, run.read(AUDIT, AuditRecord)))[0] == [leakage]
+    assert finish(check_images(run, run.read_split(), ungrouped, audit, FRAMING))[0] == [leakage]
 
 
 def test_guessed_groups_of_other_images_are_noted_unless_the_request_has_others(run: RunFolder, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from convnext_cli.data.audit.measurements import MAX_LEVELS, Measurements
 from convnext_cli.data.audit.shortcuts import Shortcut
 from convnext_cli.data.audit.support import Support, describe_test
 from convnext_cli.data.groups import Grouping, find_groups_across_splits
-from convnext_cli.data.index import SPLITS, Index, find_alike, group_by
+from convnext_cli.data.index import SPLITS, Index, describe_frames, find_alike, group_by
 from convnext_cli.data.unseen import Unseen
 from convnext_cli.images.raster import StepKind
 from convnext_cli.text import capitalise, format_count, format_percent
@@ -167,7 +167,7 @@ def _find_frames(index: Index, measurements: Measurements) -> Iterator[Finding]:
     if rows := measurements.list_rows(StepKind.FRAME):
         yield Finding(
             kind=Kind.FRAMES,
-            title=f"{format_count(len(rows), 'file has', 'files have')} several frames or pages, of which one is read",
+            title=describe_frames(len(rows)),
             count=len(rows),
             examples=tuple(index.paths[row] for row in rows[:EXAMPLES]),
             effect="what the others show is used neither for training nor for testing",
