@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,9 @@ class CalibratedClassifier:
     threshold: float | None = None
     """Of the OOD score; None if not requested."""
 
-    def classify(
-        self, sources: Sequence[Source], rows: Sequence[int], frames: set[int], *, heat: Heat = False
-    ) -> Iterator[Outputs]:
-        """Yield the outputs of some images, batch by batch, with heat maps if requested.
-
-        The rows of images that are one of several frames of their files are added to `frames`.
-        """
+    def classify(self, sources: Sequence[Source], rows: Sequence[int], *, heat: Heat = False) -> Iterator[Outputs]:
+        """Yield the outputs of some images, batch by batch, with heat maps if requested."""
+        frames: set[int] = set()
 
         def load(row: int) -> Pixels:
             pixels, is_frame = sources[row].read()
@@ -54,7 +51,10 @@ class CalibratedClassifier:
                 frames.add(row)
             return transform_for_eval(pixels, self.classifier.preprocessing)
 
-        return self.classifier.classify_batches(rows, load, features=self.novelty is not None, heat=heat)
+        rest = iter(rows)
+        for outputs in self.classifier.classify_batches(rows, load, features=self.novelty is not None, heat=heat):
+            batch = islice(rest, len(outputs.logits))
+            yield replace(outputs, frames=frozenset(i for i, row in enumerate(batch) if row in frames))
 
     def score_ood(self, outputs: Outputs) -> NDArray[np.floating[Any]] | None:
         """Return the OOD scores of a batch, (B,); None if not requested."""

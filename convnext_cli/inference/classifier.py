@@ -47,6 +47,8 @@ class Outputs:
     """(N,) OOD scores; only where the classifier computes them itself."""
     failed: dict[int, ImageError] = field(default_factory=dict)
     """Images that cannot be read, by their position in the batch; their rows are meaningless."""
+    frames: frozenset[int] = frozenset()
+    """Images that are one of several frames of their files, by their position in the batch."""
 
 
 class Classifier(ABC):

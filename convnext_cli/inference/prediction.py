@@ -205,8 +205,8 @@ def predict_images(run: Path, sources: Sequence[Source], request: PredictRequest
     if run.is_dir() and request.calibration is None:
         missed = find_missed(open_folder(run), thresholds, tta=request.tta)
     heat_maps = prepare_heat_maps(run, sources, request, classifier)
-    row, frames = 0, set[int]()
-    for outputs in model.classify(sources, range(len(sources)), frames, heat=heat_maps.heat if heat_maps else False):
+    row = 0
+    for outputs in model.classify(sources, range(len(sources)), heat=heat_maps.heat if heat_maps else False):
         scores = classifier.task.activate(classifier.task.calibrate(outputs.logits, calibration))
         ood_scores = model.score_ood(outputs)
         for i, image_scores in enumerate(scores):
@@ -228,7 +228,7 @@ def predict_images(run: Path, sources: Sequence[Source], request: PredictRequest
                 novelty=score,
                 abstained=model.abstain(score),
                 explanation=heat_maps.draw(row, source, outputs, i, outcome) if heat_maps else None,
-                frames=_list_paths(sources, frames & {row - 1}),
+                frames=(source.path,) if source.path and i in outputs.frames else (),
             )
 
 
@@ -242,6 +242,8 @@ class _Member:
     """(K,), calibrated."""
     novelty: float | None
     """OOD score; None if not requested."""
+    is_frame: bool
+    """True if it is one of several frames of its file."""
 
 
 def _predict_groups(run: Path, sources: Sequence[Source], request: PredictRequest) -> Iterator[Prediction]:
@@ -262,20 +264,20 @@ def _predict_groups(run: Path, sources: Sequence[Source], request: PredictReques
     missed = find_missed(folder, pooling.thresholds, per="group", tta=request.tta)
     first = {group: row for row, group in reversed(list(enumerate(groups)))}
     rows = sorted(range(len(sources)), key=lambda row: first[groups[row]])
-    frames = set[int]()
 
     def classify() -> Iterator[_Member]:
         rest = iter(rows)
-        for outputs in model.classify(sources, rows, frames):
+        for outputs in model.classify(sources, rows):
             ood_scores = model.score_ood(outputs)
             for i, logits in enumerate(model.classifier.task.calibrate(outputs.logits, calibration)):
                 novelty = None if ood_scores is None else float(ood_scores[i])
-                yield _Member(row=next(rest), error=outputs.failed.get(i), logits=logits, novelty=novelty)
+                error, is_frame = outputs.failed.get(i), i in outputs.frames
+                yield _Member(row=next(rest), error=error, logits=logits, novelty=novelty, is_frame=is_frame)
 
     for group, each in groupby(classify(), key=lambda member: groups[member.row]):
         members = list(each)
         prediction = _pool(members, model, pooling, missed)
-        paths = _list_paths(sources, frames & {member.row for member in members})
+        paths = tuple(path for member in members if member.is_frame and (path := sources[member.row].path))
         yield replace(prediction, group=group, index=sources[first[group]].index, frames=paths)
 
 
@@ -305,10 +307,6 @@ def _pool(
         novelty=novelty,
         abstained=model.abstain(novelty),
     )
-
-
-def _list_paths(sources: Sequence[Source], rows: set[int]) -> tuple[Path, ...]:
-    return tuple(path for row in sorted(rows) if (path := sources[row].path))
 
 
 def _list_fields(outcome: Outcome) -> dict[str, Any]:
