@@ -105,7 +105,8 @@ class ClassCalculator(Calculator):
                 "macro_precision": self._macro(np.where(predicted > 0, per_class["precision"], 0)),
                 "macro_specificity": self._macro(per_class["specificity"]),
                 "macro_f1": self._macro(per_class["f1"]),
-                "kappa": (total * hits - by_chance) / (total**2 - by_chance),  # Cohen 1960
+                # Cohen 1960; of one class, chance agrees as often as any predictions
+                "kappa": np.where(has_classes(actual), (total * hits - by_chance) / (total**2 - by_chance), np.nan),
                 "mcc": (total * hits - by_chance) / np.sqrt(spread),  # Gorodkin 2004, for K classes
             }
         return overall, per_class
@@ -117,6 +118,12 @@ class ClassCalculator(Calculator):
         with np.errstate(invalid="ignore"):
             mean: Floats = np.where(defined, values, 0).sum(axis=1) / defined.sum(axis=1)
         return mean
+
+
+def has_classes(actual: Floats) -> NDArray[np.bool_]:
+    """Return True for the weightings with images of two classes or more, (C,), by those of each class, (C, K)."""
+    is_plural: NDArray[np.bool_] = (actual > 0).sum(axis=1) > 1
+    return is_plural
 
 
 class GroupedSum:

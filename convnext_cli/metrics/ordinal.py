@@ -9,7 +9,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Floats, Ints
-from convnext_cli.metrics.formulas import ClassCalculator, GroupedSum
+from convnext_cli.metrics.formulas import ClassCalculator, GroupedSum, has_classes
 from convnext_cli.metrics.summary import ClassMetrics, Fraction, Metrics
 
 NonNegative = Annotated[float, Meta(ge=0)]
@@ -55,7 +55,7 @@ class OrdinalCalculator(ClassCalculator):
         with np.errstate(invalid="ignore", divide="ignore"):
             by_chance = np.einsum("ci,ij,cj->c", actual, self._distances, predicted) / total
             overall |= {
-                "quadratic_kappa": 1 - sums[:, 2] / by_chance,  # Cohen 1968
+                "quadratic_kappa": np.where(has_classes(actual), 1 - sums[:, 2] / by_chance, np.nan),  # Cohen 1968
                 "grade_mae": sums[:, 0] / total,
                 "within_one": sums[:, 1] / total,
             }

@@ -96,7 +96,9 @@ class Metric:
         return self.format(value), self.format_ci(interval) or MISSING
 
     def format_estimate(self, value: float | None, interval: "Interval | None") -> str:
-        """Return a value with its 95% CI, for a sentence: `61.3%, 95% CI [55.0, 67.1]`."""
+        """Return a value with its 95% CI, for a sentence: `61.3%, 95% CI [55.0, 67.1]`, or `not defined`."""
+        if value is None:
+            return "not defined"
         ci = self.format_ci(interval)
         return f"{self.format_with_unit(value)}, 95% CI {ci}" if ci else self.format_with_unit(value)
 

@@ -14,6 +14,7 @@ from convnext_cli.metrics.scaling import fit_temperature
 from convnext_cli.metrics.summary import MAX_MATRIX, Metrics, describe_absent, list_mistakes
 from convnext_cli.progress import Notice
 from convnext_cli.tasks.multilabel import Multilabel
+from convnext_cli.tasks.ordinal import Ordinal
 from convnext_cli.tasks.registry import SINGLE
 from convnext_cli.tasks.regression import Regression
 
@@ -138,9 +139,12 @@ def test_absent_class_is_left_out_of_averages() -> None:
     assert metrics.macro_roc_auc is not None
 
 
-def test_single_class_has_no_auc_and_no_kappa() -> None:
-    metrics = SINGLE.compute_metrics(np.eye(4)[[0, 0]], np.array([0, 0]), CLASSES)
-    assert metrics.top1 == 1
+@pytest.mark.parametrize("predicted", [[0, 0], [0, 1]])
+def test_single_class_has_no_auc_and_no_kappa(predicted: list[int]) -> None:
+    metrics = SINGLE.compute_metrics(np.eye(4)[predicted], np.array([0, 0]), CLASSES)
+    assert metrics.top1 == (1 if predicted == [0, 0] else 0.5)
+    grades = Ordinal().compute_metrics(10 * np.eye(4)[predicted], np.array([0, 0]), CLASSES)
+    assert (grades.kappa, grades.quadratic_kappa) == (None, None)
     assert (metrics.kappa, metrics.mcc, metrics.macro_roc_auc, metrics.macro_specificity) == (None, None, None, None)
 
 

@@ -50,8 +50,9 @@ def test_only_what_is_exact_is_shown_as_the_end_of_a_range() -> None:
     assert METRICS["r2"].format(0.9999) == ">0.999"
 
 
-def test_undefined_metric_is_a_dash_without_interval() -> None:
-    assert METRICS["mcc"].format_estimate(None, None) == "-"
+def test_undefined_metric_is_a_dash_in_tables_and_said_in_sentences() -> None:
+    assert METRICS["mcc"].list_cells(None, None) == ("-", "-")
+    assert METRICS["mcc"].format_estimate(None, None) == "not defined"
     assert METRICS["mcc"].format_difference(None) == "-"
     assert format_ci(None) == ""
 
