@@ -32,6 +32,7 @@ MIN_RESAMPLES = 200  # the variance is then known to 10%, the length of the CI t
 MAX_WORK = 4_000_000_000  # images x classes x resamples, about a minute; above, fewer resamples are drawn
 ERROR_RESAMPLES = 400  # of the error of a debiased sum, whose root mean square is then known to 4%
 NEWTON_STEPS = 12
+MIN_IN_BIN = 10  # images in a bin, on average, whose noise is known well enough to take it off the upper end
 MIN_UNITS = 1.5  # effective; fewer have no variance
 ROUNDING = 1e-5  # of float32: replicates that differ less agree
 CHUNK = 80_000  # weights at a time: a third of a megabyte, which fits a core's cache
@@ -344,7 +345,8 @@ def bound_sum(gaps: Floats, replicates: Floats, units: float, images: float) -> 
     Noise adds to each absolute value, so that the sum over a sample is too high (Kumar et al. 2019, arXiv:1909.10155,
     section 4), and its bootstrap replicates are higher still. The CI therefore lies around the debiased sum, by the
     root mean square of its error in a parametric bootstrap. It reaches down to 0 unless the hypothesis of no gaps is
-    rejected at 5%, and up to the sample's sum at least, which is what is printed.
+    rejected at 5%, and up to the sample's sum at least, which is what is printed; with few images in a bin, up to
+    that sum and its spread, since noise does not lower it.
 
     Args:
         gaps: (B,) of the sample.
@@ -374,8 +376,10 @@ def bound_sum(gaps: Floats, replicates: Floats, units: float, images: float) -> 
     errors = debias_sums(np.sign(gaps) * likely + noise, std) - centre
     half = t_quantile(units - 1) * math.sqrt(float((errors**2).mean()))
     is_rejected = (np.abs(noise).sum(axis=1) >= observed).mean() < 1 - CONFIDENCE
-    low = max(0.0, centre - half) if is_rejected else 0.0
-    return Interval(min(low, observed), min(1.0, max(observed, centre + half)))
+    low, high = max(0.0, centre - half) if is_rejected else 0.0, max(observed, centre + half)
+    if in_bin < MIN_IN_BIN and not is_rejected:
+        high = max(high, observed + t_quantile(units - 1) * float(np.abs(defined).sum(axis=1).std()))
+    return Interval(min(low, observed), min(1.0, high))
 
 
 def debias_sums(gaps: Floats, std: Floats) -> Floats:

@@ -10,6 +10,7 @@ from convnext_cli.metrics.intervals import (
     Estimate,
     Interval,
     bound_sum,
+    bound_sums,
     compute_intervals,
     debias_sums,
     estimate_fraction,
@@ -220,6 +221,19 @@ def test_interval_of_a_sum_of_absolute_values_has_its_coverage(size: float) -> N
         holds_estimate.append(interval.low <= np.abs(sample / total).sum() <= interval.high)
     assert np.mean(covered) == pytest.approx(0.95, abs=0.03)
     assert all(holds_estimate)
+
+
+def test_interval_of_the_ece_of_few_images_of_an_over_confident_model_has_its_coverage() -> None:
+    def draw(images: int, seed: int) -> ClassCalculator:
+        random = np.random.default_rng(seed)
+        logits = 1.5 * random.normal(size=(images, 3))
+        cumulated = np.exp(logits).cumsum(axis=1)
+        labels = (random.random(images)[:, None] > cumulated / cumulated[:, -1:]).sum(axis=1)
+        return ClassCalculator(6 * logits, labels)
+
+    true = draw(100_000, seed=1000).compute(np.ones((1, 100_000)))[0]["ece"][0]
+    intervals = [bound_sums(draw(30, seed), np.arange(30))[0]["ece"] for seed in range(200)]
+    assert np.mean([interval.low <= true <= interval.high for interval in intervals]) > 0.93
 
 
 def test_images_without_a_known_label_do_not_narrow_intervals() -> None:
