@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import accumulate
 from queue import SimpleQueue
@@ -55,9 +55,13 @@ class ProcessLoader:
             for _ in range(workers)
         ]  # fmt: skip
         self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
-        for process in self.processes:
-            _send(process, (views, self._file.fileno(), shape))
-            self._idle.put(process)
+        try:
+            for process in self.processes:
+                _send(process, (views, self._file.fileno(), shape))
+                self._idle.put(process)
+        except ConvnextError:
+            self.close()
+            raise
 
     def load(self, batches: Iterable[Sequence[Draw]]) -> Batches:
         """Yield the batches; their images may be overwritten when the second batch after them is asked for.
@@ -117,22 +121,30 @@ def map_batches(file: IO[bytes], shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
-def _send(process: "subprocess.Popen[bytes]", message: object) -> None:
-    assert process.stdin is not None
-    pickle.dump(message, process.stdin, pickle.HIGHEST_PROTOCOL)
-    process.stdin.flush()
-
-
-def _ask(process: "subprocess.Popen[bytes]", message: object) -> Any:
-    """Send a message and return the answer; an exception is raised."""
+@contextmanager
+def _name_killed() -> Iterator[None]:
+    """Name the cause where a process has gone. A lost pipe alone would be taken for that of the output."""
     try:
-        _send(process, message)
-        assert process.stdout is not None
-        answer = pickle.load(process.stdout)  # noqa: S301  # from a process of this program
+        yield
     except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
         raise ConvnextError(
             "a process that loads images was killed", "Use fewer --workers if the memory was full, and --resume"
         ) from error
+
+
+def _send(process: "subprocess.Popen[bytes]", message: object) -> None:
+    assert process.stdin is not None
+    with _name_killed():
+        pickle.dump(message, process.stdin, pickle.HIGHEST_PROTOCOL)
+        process.stdin.flush()
+
+
+def _ask(process: "subprocess.Popen[bytes]", message: object) -> Any:
+    """Send a message and return the answer; an exception is raised."""
+    _send(process, message)
+    assert process.stdout is not None
+    with _name_killed():
+        answer = pickle.load(process.stdout)  # noqa: S301  # from a process of this program
     if isinstance(answer, Exception):
         raise answer
     return answer

@@ -1,7 +1,9 @@
 import os
 import pickle
 import signal
+import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,13 @@ def test_a_killed_process_is_an_error_with_its_remedy(tmp_path: Path) -> None:
         process.wait()
         with pytest.raises(ConvnextError, match="a process that loads images was killed"):
             list(loader.load(BATCHES))
+
+
+def test_a_process_that_ends_at_its_start_is_such_an_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    views = replace(_plan(tmp_path), paths=tuple(f"{i:0100}" for i in range(2000)))  # more than a pipe holds
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(ConvnextError, match="a process that loads images was killed"):
+        ProcessLoader(views, 1, 6)
 
 
 def test_an_unforeseen_error_of_a_process_has_its_traceback(tmp_path: Path) -> None:
