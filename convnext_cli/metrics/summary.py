@@ -131,7 +131,8 @@ def describe_absent(metrics: MetricSet, unit: str = "image") -> str:
     if not metrics.absent:
         return ""
     effect = "over the other classes" if len(metrics.absent) < len(metrics.per_class) else "not defined"
-    averages = "averages of sensitivity, F1, ROC AUC and PR AUC"
+    are_labels = not isinstance(metrics, Metrics)  # a label has a specificity without positive images too
+    averages = "averages of sensitivity, F1, ROC AUC and PR AUC" if are_labels else "averages"
     return f"no {unit} of {shorten_names(metrics.absent)}: {averages} are {effect}"
 
 

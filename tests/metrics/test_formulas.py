@@ -126,8 +126,8 @@ def test_absent_class_is_left_out_of_averages() -> None:
     logits = np.array([[2.0, 0, 0, 0], [0, 2, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]])
     metrics = SINGLE.compute_metrics(logits, np.array([0, 1, 0, 0]), CLASSES)
     assert metrics.absent == ("c", "d")
-    areas = "averages of sensitivity, F1, ROC AUC and PR AUC are over the other classes"
-    assert describe_absent(metrics) == f"no image of c, d: {areas}"
+    assert describe_absent(metrics) == "no image of c, d: averages are over the other classes"
+    assert metrics.macro_specificity == pytest.approx((1 + 2 / 3) / 2), "without 3 / 4 of c"
     without = Multilabel().compute_metrics(logits[:, :2], np.zeros((4, 2), np.float32), "ab")
     assert (
         describe_absent(without) == "no image of a, b: averages of sensitivity, F1, ROC AUC and PR AUC are not defined"
