@@ -4,6 +4,7 @@
     python benchmarks/coverage.py fractions [DATASETS]  fractions of few clusters, by the degrees of freedom
     python benchmarks/coverage.py numbers [DATASETS]    numbers and grades
     python benchmarks/coverage.py predictions [RUNS]    90% prediction intervals of numbers
+    python benchmarks/coverage.py differences [DATASETS]  differences of two models
 
 Each data set is drawn from a model of a classifier: the true class's logit is raised by a strength, noise is normal,
 and in clustered data the images of one patient have their class and part of their noise in common. The true value is
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.metrics import intervals
 from convnext_cli.metrics.calculator import Calculator, Floats
+from convnext_cli.metrics.comparison import compare
 from convnext_cli.metrics.formulas import ClassCalculator, log_softmax
 from convnext_cli.metrics.intervals import Intervals, compute_intervals, number_units, resample
 from convnext_cli.metrics.ordinal import OrdinalCalculator
@@ -271,8 +273,60 @@ def show_predictions(runs: int) -> None:
         print(f"{images:>8}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
 
 
+PAIRS = {  # the class, and the number of images, of each group
+    "60, 60, 60 images": ([0, 1, 2] * 60, [1] * 180),
+    "60, 60, 3 images": ([0, 1] * 60 + [2] * 3, [1] * 123),
+    "100 groups of 6": ([0, 1, 2, 0] * 25, [6] * 100),
+    "40 and 19 x 2": ([0, 1] * 10, [40] + [2] * 19),
+}
+
+
+def draw_pair(name: str, copies: int, seed: int) -> tuple[ClassCalculator, ClassCalculator, list[str]]:
+    """Draw two models on the same images, the second one less accurate and over-confident, and each image's group."""
+    random = np.random.default_rng(seed)
+    classes, sizes = (np.tile(values, copies) for values in PAIRS[name])
+    units = np.repeat(np.arange(len(sizes)), sizes)
+    labels = classes[units]
+    shape = len(labels), int(labels.max()) + 1
+    common = random.normal(size=(len(sizes), shape[1]))[units]
+    models = []
+    for strength, scale in ((2.0, 1.5), (1.5, 2.5)):
+        logits = np.sqrt(0.5) * (common + random.normal(size=shape))
+        logits[np.arange(shape[0]), labels] += strength
+        models.append(ClassCalculator(scale * logits, labels))
+    return models[0], models[1], [str(unit) for unit in units]
+
+
+def cover_differences(datasets: int, name: str) -> dict[str, float]:
+    """Return the coverage of the CI of each difference."""
+    first, second, _ = draw_pair(name, 300_000 // sum(PAIRS[name][1]), seed=10**9)
+    before, after = (model.compute(np.ones((1, model.images)))[0] for model in (first, second))
+    covered = dict.fromkeys(before, 0)
+    for seed in range(datasets):
+        first, second, groups = draw_pair(name, 1, seed)
+        with mock.patch.object(intervals, "RESAMPLES", 400):
+            result = compare(first, second, None if max(PAIRS[name][1]) == 1 else groups)
+        for key, difference in result.differences.items():
+            interval, true = difference.interval if difference else None, float(after[key][0] - before[key][0])
+            covered[key] += interval is not None and interval.low <= true <= interval.high
+    return {key: number / datasets for key, number in covered.items()}
+
+
+def show_differences(datasets: int) -> None:
+    """Print a row for each metric: coverage of the CI of the difference of two models."""
+    with ProcessPoolExecutor() as pool:
+        columns = list(pool.map(partial(cover_differences, datasets), PAIRS))
+    print(f"{datasets} data sets a setting, 400 resamples; coverage in %")
+    print(f"{'difference of':20}" + "".join(f"{name:>20}" for name in PAIRS))
+    for key in columns[0]:
+        print(f"{key:20}" + "".join(f"{100 * column[key]:>20.1f}" for column in columns))
+
+
 def main(words: Sequence[str]) -> None:
     """Print the table."""
+    if words and words[0] == "differences":
+        show_differences(int(words[1]) if len(words) > 1 else 1000)
+        return
     if words and words[0] == "predictions":
         show_predictions(int(words[1]) if len(words) > 1 else 1000)
         return

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Calculator, Floats, Ints
 from convnext_cli.metrics.intervals import (
+    DF_FACTOR,
     MIN_UNITS,
     ROUNDING,
     Estimate,
@@ -26,6 +27,8 @@ from convnext_cli.metrics.intervals import (
     t_quantile,
 )
 from convnext_cli.metrics.registry import METRICS
+
+MANY = 1e9  # degrees of freedom, of which Student's distribution is the normal one
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,21 +144,27 @@ def _difference(name: str, before: Floats, after: Floats, units: float, unknown:
 def _list_unknown(gaps: Floats, replicates: Floats, units: Floats) -> Floats:
     """Return how far the difference of an average over classes may be off, down and up, (U, 2), one row a class.
 
-    A class that both models decide alike in all images has no variance. Its difference may be as far from this one as
-    Wilson's interval for 0 of its images reaches; that of a class with a single image or group can be any from -1 to 1.
+    The variance of the average takes no account of how few images a class has. Student's t of the class widens its own
+    part. A class that both models decide alike in all images has no variance: its difference may be as far from this
+    one as Wilson's interval for 0 of its images reaches; that of a class with a single image or group can be any.
 
     Args:
         gaps: (L,) differences of the classes that the average is over.
         replicates: (R, L).
         units: (L,) effective numbers of images or groups that they depend on.
     """
-    is_constant = ~(np.fmax.reduce(replicates) - np.fmin.reduce(replicates) > ROUNDING)
-    defined = ~np.isnan(gaps)
-    rows = np.flatnonzero(defined & (is_constant | (units < MIN_UNITS)))
-    reach = np.array([score_interval(0.0, 0.0, n).high if n >= MIN_UNITS else 2.0 for n in units[rows].tolist()])
-    ends = [np.minimum(reach, 1 + sign * gaps[rows]) for sign in (1, -1)]
-    distances: Floats = np.stack(ends, axis=1) / max(1, defined.sum())
-    return distances
+
+    def reach(gap: float, of_class: Floats, n: float) -> tuple[float, float]:
+        std = float(np.nanstd(of_class)) if n >= MIN_UNITS else 0.0
+        half = score_interval(0.0, 0.0, n).high if n >= MIN_UNITS else 2.0
+        if std > ROUNDING:
+            wide, normal = (t_quantile(df) for df in (DF_FACTOR * (n - 1), MANY))
+            half = std * math.sqrt(max(0.0, wide**2 * n / (n - 1) - normal**2))
+        return min(half, 1 + gap), min(half, 1 - gap)
+
+    known = np.flatnonzero(~np.isnan(gaps))
+    ends = [reach(gaps[k], replicates[:, k], units[k]) for k in known]
+    return np.array(ends).reshape(-1, 2) / max(1, len(known))
 
 
 def _test_images(gain: Ints) -> float:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
+from benchmarks.coverage import cover_differences
 from convnext_cli.metrics.comparison import compare
 from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import score_interval
@@ -64,6 +65,13 @@ def test_difference_of_calibration_errors_accounts_for_the_noise_that_raises_bot
         assert difference.interval is not None
         assert difference.value < true, "noise raises the lower one more"
         assert difference.interval.low < difference.value < true < difference.interval.high
+
+
+@pytest.mark.parametrize("name", ["60, 60, 3 images", "40 and 19 x 2"])
+def test_intervals_of_differences_have_their_nominal_coverage(name: str) -> None:
+    coverage = cover_differences(100, name)
+    assert min(coverage.values()) > 0.87
+    assert np.mean(list(coverage.values())) > 0.93
 
 
 def test_difference_that_is_the_same_in_all_resamples_has_no_interval_of_rounding_errors() -> None:
