@@ -74,11 +74,11 @@ def test_planted_gap_of_two_classes_is_significant_and_an_absent_one_is_not() ->
 
 
 def test_planted_gap_among_many_subgroups_can_be_significant() -> None:
-    scored, sex = draw_images(0.0, images=800, classes=3)
-    patients = np.arange(800) // 2
-    is_worse = (patients % 8 == 0)[:, None]  # at the first of 40 sites
+    scored, sex = draw_images(0.0, images=320, classes=3)
+    patients = np.arange(320) // 2
+    is_worse = (patients % 5 == 0)[:, None]  # at the first of 35 sites
     worse = replace(scored, logits=np.where(is_worse, -scored.logits, scored.logits))
-    sites = tuple(f"{0 if patient % 8 == 0 else 1 + patient % 39:02d}" for patient in patients)
+    sites = tuple(f"{0 if patient % 5 == 0 else 1 + patient % 34:02d}" for patient in patients)
     result = measure(worse, replace(sex, values=sites, levels=tuple(sorted(set(sites)))))
     assert result.tests > 100
     assert {subgroup.name for _, subgroup, _ in result.list_significant()} == {"00"}
