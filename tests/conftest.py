@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import resource
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext_cli import finetune
-from convnext_cli.cli.app import main
+from convnext_cli.cli.app import OBJECTS, main
 from convnext_cli.data.digits import write_digits
 from convnext_cli.exports.request import ExportRequest
 from convnext_cli.machine import LAUNCHER
@@ -51,6 +52,8 @@ SMALL = {
 }
 
 
+gc.set_threshold(OBJECTS)  # as the program does
+
 left_out: list[int] = []  # slow tests left out, by each process that collected them
 
 
@@ -59,8 +62,14 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
     left_out.append(sum(item.get_closest_marker("slow") is not None for item in items))
 
 
+def pytest_collection_finish() -> None:
+    """Let no garbage collection go through the half million objects of the imported modules and collected tests."""
+    gc.freeze()
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Tell the first process, which collects no tests itself, what this worker has left out."""
+    gc.unfreeze()  # at the end, Triton would report what is frozen as leaked
     if output := getattr(session.config, "workeroutput", None):
         output["left_out"] = sum(left_out)
 
