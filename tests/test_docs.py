@@ -37,7 +37,7 @@ FENCE = re.compile(
     r"(?P<before><!-- not run: [^>]*-->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
 ELSEWHERE = {"demo", "doctor"}  # tests/cli runs them
-SMALL = {"--model": "test_convnext", "--image-size": "32", "--micro-batch-size": "16", "--epochs": "1"}
+SMALL = {"--model": "test_convnext2", "--image-size": "32", "--micro-batch-size": "16", "--epochs": "1"}
 ITEMS = (
     "xrays", "new", "new.png", "new.jpeg", "weights", "findings", "findings.csv", "grades", "grades.csv", "ages",
     "ages.csv", "patients.csv", "sites.csv", "other",
@@ -107,7 +107,7 @@ def place(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{table}.csv").write_text(text)
     for name in ("new/a.png", "new/p900/b.png", "new.png", "new.jpeg"):
         shutil.copy(sorted((digits / "1").glob("*.png"))[-1], folder / name)
-    save_file(timm.create_model("test_convnext").state_dict(), folder / "weights/model.safetensors")
+    save_file(timm.create_model("test_convnext2").state_dict(), folder / "weights/model.safetensors")
     return folder
 
 
@@ -115,7 +115,7 @@ def place(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(place: Path) -> Path:
     """A finished run on the images of `place`."""
     run = place / "finished"
-    small: dict[str, Any] = {"model": "test_convnext", "weights": "none", "image_size": 32, "epochs": 1}
+    small: dict[str, Any] = {"model": "test_convnext2", "weights": "none", "image_size": 32, "epochs": 1}
     convnext_cli.finetune(place / "xrays", output=run, val_fraction=0.3, freeze_epochs=0, **small)
     return run
 

@@ -20,7 +20,7 @@ for line in sys.stdin.read().splitlines():
         print("exit code", stop.code, "of", line)
 """
 COMMANDS = """
-finetune digits --offline --no-onnx --model test_convnext --weights none --epochs 1 --image-size 32 --output run
+finetune digits --offline --no-onnx --model test_convnext2 --weights none --epochs 1 --image-size 32 --output run
 eval run --no-report
 export run
 predict digits --run run --engine onnx

@@ -18,7 +18,7 @@ from convnext_cli.data.digits import write_digits
 SECONDS = 30
 MEMORY = 8 << 30  # bytes of address space of a fork; torch needs more than half of it
 TRAINING = (
-    "--model test_convnext --weights none --epochs 3 --image-size 32 --batch-size 16 --val-fraction 0.2 --no-autotune"
+    "--model test_convnext2 --weights none --epochs 3 --image-size 32 --batch-size 16 --val-fraction 0.2 --no-autotune"
 )
 
 

@@ -281,7 +281,7 @@ def list_commands(image: Path, data: Path, other: Path) -> dict[str, tuple[str, 
         "finetune --weights": (
             1,
             lambda run, out: [
-                *["finetune", str(data), "-m", "test_convnext", "--weights", str(run), "--image-size", "32"],
+                *["finetune", str(data), "-m", "test_convnext2", "--weights", str(run), "--image-size", "32"],
                 *[
                     "--epochs",
                     "1",

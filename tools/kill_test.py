@@ -39,7 +39,7 @@ from convnext_cli.runs.folder import RunFolder
 
 EPOCHS = 6
 SETTINGS = (
-    f"--model test_convnext --weights none --epochs {EPOCHS} --image-size 32 --batch-size 8 --micro-batch-size 4 "
+    f"--model test_convnext2 --weights none --epochs {EPOCHS} --image-size 32 --batch-size 8 --micro-batch-size 4 "
     "--lr 0.002 --mixup 0.2 --drop-path 0.1 --val-fraction 0.25 --save-every 3"
 )
 

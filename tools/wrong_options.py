@@ -35,7 +35,7 @@ VALUES = (
 
 
 DRY = "--dry-run"
-TRIAL = "few -m test_convnext --weights none --image-size 32 --epochs 1 --lr 0.001 --no-check --no-autotune --no-onnx"
+TRIAL = "few -m test_convnext2 --weights none --image-size 32 --epochs 1 --lr 0.001 --no-check --no-autotune --no-onnx"
 SLOW = {"demo": 300}  # seconds
 
 

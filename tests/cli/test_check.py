@@ -148,14 +148,14 @@ def test_the_fix_list_never_lands_in_the_data(convnext: Convnext, leaking: Path)
 def test_a_note_says_that_the_data_have_the_split_of_a_fraction(
     convnext: Convnext, leaking: Path, flags: str, *, is_unused: bool
 ) -> None:
-    words = ["--model", "test_convnext", "--weights", "none", "--dry-run", "--json", *flags.split()]
+    words = ["--model", "test_convnext2", "--weights", "none", "--dry-run", "--json", *flags.split()]
     notes = json.loads(convnext("finetune", leaking, *words).out)["notes"]
     text = "--test-fraction has no effect: the data have their own splits (train, test), which --resplit draws again"
     assert (text in notes) == is_unused
 
 
 def test_a_dry_run_shows_the_findings_and_resplits(convnext: Convnext, leaking: Path) -> None:
-    flags = ["finetune", str(leaking), "--model", "test_convnext", "--weights", "none", "--dry-run", "--json"]
+    flags = ["finetune", str(leaking), "--model", "test_convnext2", "--weights", "none", "--dry-run", "--json"]
     own = json.loads(convnext(*flags).out)
     assert own["images"] == {"train": 50, "val": 9, "test": 22}
     assert any(note.startswith("warning: leakage: 3 groups") for note in own["notes"])
@@ -182,7 +182,7 @@ def test_a_manifest_and_a_zip_train_like_a_folder(convnext: Convnext, leaking: P
         with zipfile.ZipFile(data, "w") as archive:
             for path in paths:
                 archive.write(path, path.relative_to(leaking / "train"))
-    flags = "--model test_convnext --weights none --epochs 1 --image-size 32 --batch-size 16 -o run"
+    flags = "--model test_convnext2 --weights none --epochs 1 --image-size 32 --batch-size 16 -o run"
     assert convnext("finetune", str(data), *flags.split()).code == 0
     split = Path("run/split.csv").read_text().splitlines()
     assert len(split) == len(paths) + 1
@@ -201,7 +201,7 @@ def test_odd_data_are_reported_without_hanging(convnext: Convnext, tmp_path: Pat
         "not a regular file (a broken link, a pipe), such as odd/leaf/A/pipe.png": 1
     }
     assert outcome.code == 0
-    flags = "--model test_convnext --weights none --dry-run --folds 500"
+    flags = "--model test_convnext2 --weights none --dry-run --folds 500"
     assert "too few for 500 folds" in convnext("finetune", "odd", *flags.split()).err
 
 
@@ -225,7 +225,7 @@ def test_check_and_finetune_describe_the_layout(convnext: Convnext, tmp_path: Pa
     assert "layout the classes of the train split are the folders in x_train/x_train" in said
     assert "1 image without a class, in 'x_pred'" in said
     assert json.loads(convnext("check", "d", "--json").out)["notes"]
-    dry = convnext("finetune", "d", "--model", "test_convnext", "--weights", "none", "--dry-run", "--json")
+    dry = convnext("finetune", "d", "--model", "test_convnext2", "--weights", "none", "--dry-run", "--json")
     assert any("x_train/x_train" in note for note in json.loads(dry.out)["notes"])
 
 
@@ -234,7 +234,7 @@ def test_duplicates_across_the_folds_of_a_table_are_reported(convnext: Convnext,
         save_image(tmp_path / f"i/{number}.png", size=(40, 40), seed=number % 19)  # the last is the first again
     rows = [f"i/{number}.png,{'ab'[number // 2 % 2]},{number % 2}" for number in range(20)]
     (tmp_path / "list.csv").write_text("\n".join(["path,label,fold", *rows]))
-    flags = ("--model", "test_convnext", "--weights", "none", "--dry-run", "--json", "--folds", "2", "--fold", "1")
+    flags = ("--model", "test_convnext2", "--weights", "none", "--dry-run", "--json", "--folds", "2", "--fold", "1")
     said = json.loads(convnext("finetune", "list.csv", *flags).out)["notes"]
     assert any("1 group or duplicate is in more than one of the table's folds" in note for note in said)
     assert not any(
@@ -264,7 +264,7 @@ def test_image_root_and_exclude_decide_for_all_commands(convnext: Convnext, tmp_
     assert json.loads(convnext("check", "list.csv", "--json", *options).out)["images"] == 30
     result = json.loads(convnext("recommend", "list.csv", "--json", *options, "-o", "plan.toml").out)
     assert result["dataset_size"] == 30
-    flags = ("--model", "test_convnext", "--weights", "none", "--dry-run", "--json", "--no-check")
+    flags = ("--model", "test_convnext2", "--weights", "none", "--dry-run", "--json", "--no-check")
     dry = json.loads(convnext("finetune", "list.csv", *flags, *options).out)
     assert sum(dry["images"].values()) == 30
     planned = json.loads(convnext("finetune", "list.csv", *flags, "--config", "plan.toml").out)
@@ -318,7 +318,7 @@ def test_folder_that_cannot_be_read_is_a_warning(
             raise PermissionError(13, "Permission denied", path)
         return scan(path)
 
-    words = ("finetune", digits, "--model", "test_convnext", "--weights", "none", "--dry-run")
+    words = ("finetune", digits, "--model", "test_convnext2", "--weights", "none", "--dry-run")
     assert "skipped in the data folder" not in convnext(*words).err
     monkeypatch.setattr(os, "scandir", refuse)
     outcome = convnext(*words)
@@ -334,6 +334,6 @@ def test_several_labels_need_no_test_split(tmp_path: Path, convnext: Convnext) -
         save_image(data / f"{number}.png", seed=number)
         lines.append(f"{number}.png,{number % 2},{number // 2 % 2},{'val' if number % 3 else 'train'}")
     (data / "t.csv").write_text("\n".join(lines))
-    outcome = convnext("finetune", data / "t.csv", "--model", "test_convnext", "--weights", "none", "--dry-run")
+    outcome = convnext("finetune", data / "t.csv", "--model", "test_convnext2", "--weights", "none", "--dry-run")
     assert outcome.code == 0, outcome.err
     assert "there is no test split" in outcome.out + outcome.err

@@ -185,14 +185,14 @@ def test_recommend_shows_reasons_and_the_next_command(convnext: Convnext, digits
 
 
 def test_header_names_weights_of_the_user(convnext: Convnext, digits: Path, run: RunFolder) -> None:
-    outcome = convnext("finetune", digits, "--model", "test_convnext", "--weights", run.path, "--dry-run")
+    outcome = convnext("finetune", digits, "--model", "test_convnext2", "--weights", run.path, "--dry-run")
     assert outcome.code == 0, outcome.err
     assert f", weights from {run.path}" in "".join((outcome.out + outcome.err).splitlines())
 
 
 def test_recommend_writes_a_plan_that_finetune_reads(convnext: Convnext, digits: Path, tmp_path: Path) -> None:
     assert convnext("recommend", digits, "-o", "plan.toml").code == 0
-    flags = ("--model", "test_convnext", "--weights", "none", "--epochs", 1, "--image-size", 32, "-o", "run")
+    flags = ("--model", "test_convnext2", "--weights", "none", "--epochs", 1, "--image-size", 32, "-o", "run")
     outcome = convnext("finetune", digits, "--config", "plan.toml", *flags, "--json")
     assert outcome.code == 0, outcome.err
     shown, kept = json.loads(outcome.out)["calibration"], json.loads(Path("run/calibration.json").read_text())
@@ -280,7 +280,7 @@ def test_eval_on_a_folder(convnext: Convnext, digits: Path, run: RunFolder, tmp_
 
 def test_moved_data_keep_their_split(convnext: Convnext, digits: Path, tmp_path: Path) -> None:
     shutil.copytree(digits, tmp_path / "data")
-    flags = ("--model", "test_convnext", "--weights", "none", "--epochs", 1, "--image-size", 32, "-o", "run")
+    flags = ("--model", "test_convnext2", "--weights", "none", "--epochs", 1, "--image-size", 32, "-o", "run")
     assert convnext("finetune", "data", *flags).code == 0
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     outcome = convnext("eval", "run")
@@ -402,7 +402,7 @@ def test_names_from_folders_are_never_markup(convnext: Convnext, tmp_path: Path)
     for name in ("[red]a", "[bold]"):
         for i in range(10):
             save_image(tmp_path / "data" / name / f"{i}.png", seed=i)
-    flags = ("--model", "test_convnext", "--weights", "none", "--epochs", 1, "--image-size", 32, "-o", "run")
+    flags = ("--model", "test_convnext2", "--weights", "none", "--epochs", 1, "--image-size", 32, "-o", "run")
     assert convnext("finetune", "data", *flags).code == 0
     outcome = convnext("eval", "run", "--split", "all")
     assert outcome.code == 0, outcome.err

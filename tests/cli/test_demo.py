@@ -55,7 +55,7 @@ def test_a_demo_can_be_repeated_and_keeps_runs_that_it_did_not_train(convnext: C
     for _ in range(2):
         outcome = convnext("demo", "-o", "own")
         assert outcome.code == 0, outcome.err
-    words = ["--model", "test_convnext", "--weights", "none", "--epochs", "1", "--image-size", "32", "--overwrite"]
+    words = ["--model", "test_convnext2", "--weights", "none", "--epochs", "1", "--image-size", "32", "--overwrite"]
     for name in ("run", "from-scratch"):
         assert convnext("finetune", digits, *words, "-o", f"own/{name}").code == 0
         before = RunFolder(Path("own") / name).fingerprint_weights()

@@ -15,7 +15,7 @@ from convnext_cli.cli.streams import Log, discard, keep_streams, survive_lost_re
 from convnext_cli.runs.folder import RunFolder
 from tools.kill_test import check_files
 
-WORDS = ["--model", "test_convnext", "--weights", "none", "--epochs", "2", "--image-size", "32", "-o", "run"]
+WORDS = ["--model", "test_convnext2", "--weights", "none", "--epochs", "2", "--image-size", "32", "-o", "run"]
 
 
 def open_lost(kind: str) -> int:

@@ -15,7 +15,7 @@ from convnext_cli.runs.folder import RunFolder
 
 IMAGES = 240
 SETTINGS: dict[str, Any] = {
-    "model": "test_convnext", "weights": "none", "epochs": 3, "freeze_epochs": 0, "batch_size": 16, "lr": 2e-3,
+    "model": "test_convnext2", "weights": "none", "epochs": 3, "freeze_epochs": 0, "batch_size": 16, "lr": 2e-3,
     "image_size": 32, "min_crop_area": 1.0, "hflip": 0.0, "val_fraction": 0.3, "test_fraction": 0.2, "onnx": False,
     "audit": False, "autotune": False,
 }  # fmt: skip

@@ -18,7 +18,7 @@ from tests.conftest import SMALL, run_all
 
 # On `few_digits`: 48 training images, 6 steps of 8 per epoch; 12 validation images, so few that the last epoch is kept
 TINY: dict[str, Any] = {
-    "model": "test_convnext", "weights": "none", "augment": "strong", "epochs": 3, "batch_size": 8,
+    "model": "test_convnext2", "weights": "none", "augment": "strong", "epochs": 3, "batch_size": 8,
     "micro_batch_size": 4, "lr": 2e-3, "image_size": 32, "val_fraction": 0.2, "test_fraction": 0.0, "mixup": 0.4,
     "drop_path": 0.2, "save_every": 4,
 }  # fmt: skip

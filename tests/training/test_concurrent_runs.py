@@ -96,7 +96,7 @@ def test_runs_begun_in_the_same_second_have_different_folders(
     monkeypatch.setattr("convnext_cli.training.resources.datetime", Clock)
     running = [finetune_steps(replace(tiny_request(few_digits, "", seed=seed), output=None)) for seed in (1, 2, 3)]
     folders = [until(Started, events).run for events in running]
-    assert [path.name for path in folders] == [f"2026-11-22_101500-test_convnext{end}" for end in ("", "-2", "-3")]
+    assert [path.name for path in folders] == [f"2026-11-22_101500-test_convnext2{end}" for end in ("", "-2", "-3")]
     for seed, (path, events) in enumerate(zip(folders, running, strict=True), start=1):
         events.close()
         assert f"\nseed = {seed}\n" in RunFolder(path).plan.read_text()

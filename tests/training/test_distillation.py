@@ -33,7 +33,7 @@ from tests.conftest import SMALL
 from tests.training.conftest import STEPS, resume, stop_after, tiny_request, train
 from tools.kill_test import read_final_files
 
-STUDENT = {"model": "test_convnext", "weights": "none", "batch_size": 8, "epochs": 1, "audit": False}
+STUDENT = {"model": "test_convnext2", "weights": "none", "batch_size": 8, "epochs": 1, "audit": False}
 TERMS = "imagenet-noncommercial"
 
 
@@ -162,7 +162,7 @@ def test_only_what_has_a_weight_is_computed(
 def test_student_is_a_plain_model(few_digits: Path, teacher: RunFolder) -> None:
     finetune(few_digits, teacher=teacher.path, output="run", average_best=2, **STUDENT | {"epochs": 2})  # type: ignore[arg-type]
     model = timm.create_model("local-dir:run", pretrained=True)
-    plain = timm.create_model("test_convnext", num_classes=3)
+    plain = timm.create_model("test_convnext2", num_classes=3)
     assert model.state_dict().keys() == plain.state_dict().keys()
     assert evaluate("run", split="val").metrics.images == 9
     assert read_plan(Path("run/plan.toml")).teacher == str(teacher.path)

@@ -113,7 +113,7 @@ def test_number_of_loading_threads_changes_no_byte(
 
 
 def test_plan_file_repeats_the_run(few_digits: Path, convnext: Convnext) -> None:
-    flags = ("--model", "test_convnext", "--weights", "none", "--epochs", 2, "--image-size", 32, "--seed", 3)
+    flags = ("--model", "test_convnext2", "--weights", "none", "--epochs", 2, "--image-size", 32, "--seed", 3)
     assert convnext("finetune", few_digits, "--output", "first", *flags).code == 0
     assert convnext("finetune", few_digits, "--output", "again", "--config", "first/plan.toml").code == 0
     first, again = (Path(name, "model.safetensors").read_bytes() for name in ("first", "again"))
@@ -122,7 +122,7 @@ def test_plan_file_repeats_the_run(few_digits: Path, convnext: Convnext) -> None
 
 @pytest.mark.slow
 def test_two_processes_train_the_same_model_and_rank_0_writes(digits: Path) -> None:
-    flags = ["finetune", str(digits), "--model", "test_convnext", "--weights", "none", "--epochs", "2"]
+    flags = ["finetune", str(digits), "--model", "test_convnext2", "--weights", "none", "--epochs", "2"]
     flags += ["--image-size", "32", "--batch-size", "16", "--lr", "0.001", "--json"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = [sys.executable, "-m"]
@@ -232,8 +232,8 @@ def test_wrong_files_end_a_training_before_the_plan(digits: Path, run: RunFolder
     (tmp_path / "bad.pth").write_bytes(b"not weights")
     for changes, error in (
         (
-            {"model": "test_convnext", "weights": str(run.path)},
-            "does not fit test_convnext: its weights are of",
+            {"model": "test_convnext2", "weights": str(run.path)},
+            "does not fit test_convnext2: its weights are of",
         ),
         ({"weights": str(tmp_path / "bad.pth")}, "cannot be read as weights"),
         ({"teacher": "nonsense"}, "there is no teacher 'nonsense'"),
@@ -299,7 +299,7 @@ def test_validation_loss_that_is_not_finite_stops_the_run(few_digits: Path, tmp_
 
 
 def test_full_disk_leaves_no_partial_file(few_digits: Path, tmp_path: Path, convnext: Convnext) -> None:
-    flags = ("--model", "test_convnext", "--weights", "none", "--epochs", 1, "--image-size", 32, "-o", "run")
+    flags = ("--model", "test_convnext2", "--weights", "none", "--epochs", 1, "--image-size", 32, "-o", "run")
     with limit_files(300_000):
         outcome = convnext("finetune", few_digits, *flags)
     assert outcome.code == 1
@@ -311,7 +311,7 @@ def test_full_disk_leaves_no_partial_file(few_digits: Path, tmp_path: Path, conv
 
 @pytest.mark.slow
 def test_ctrl_c_exits_130_and_names_the_resume_command(digits: Path) -> None:
-    flags = ["--model", "test_convnext", "--weights", "none", "--epochs", "500", "--image-size", "32", "-o", "run"]
+    flags = ["--model", "test_convnext2", "--weights", "none", "--epochs", "500", "--image-size", "32", "-o", "run"]
     command = [sys.executable, "-m", "convnext_cli", "finetune", str(digits), *flags]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -248,7 +248,7 @@ F.cross_entropy = limited
 from convnext_cli.cli.app import main
 main(sys.argv[1:])
 """
-WORDS = "--model test_convnext --weights none --image-size 32 --batch-size 8 --lr 0.002 --val-fraction 0.2"
+WORDS = "--model test_convnext2 --weights none --image-size 32 --batch-size 8 --lr 0.002 --val-fraction 0.2"
 
 
 @pytest.mark.slow
@@ -261,7 +261,7 @@ def test_two_processes_agree_on_a_smaller_micro_batch(few_digits: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stderr.count("out of memory at step") == 1
     settings = {"batch_size": 8, "lr": 2e-3, "image_size": 32, "val_fraction": 0.2, "epochs": 2}
-    train(make_request({"model": "test_convnext", "weights": "none", **settings}, few_digits, "one"))
+    train(make_request({"model": "test_convnext2", "weights": "none", **settings}, few_digits, "one"))
     alone, together = read_final_files(RunFolder(Path("one")))[1], read_final_files(RunFolder(Path("two")))[1]
     assert [line["micro_batch_size"] for line in together] == [2, 2]
     for line, other in zip(alone, together, strict=True):

@@ -41,9 +41,9 @@ def read_losses(run: str) -> list[tuple[float, float]]:
 def test_sharded_training_is_that_of_one_process(few_digits: Path) -> None:
     """With the default plan: the head alone first, then all weights, with slices of different sizes."""
     options = [word for name, value in SETTINGS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    words = ["finetune", str(few_digits), "--model", "test_convnext", "--weights", "none", "--no-check", *options]
+    words = ["finetune", str(few_digits), "--model", "test_convnext2", "--weights", "none", "--no-check", *options]
     run_two(str(ROOT / "tools/fsdp_on_cpu.py"), *words, "-o", "sharded")
-    train(make_request({"model": "test_convnext", "weights": "none", "audit": False, **SETTINGS}, few_digits, "one"))
+    train(make_request({"model": "test_convnext2", "weights": "none", "audit": False, **SETTINGS}, few_digits, "one"))
     losses = read_losses("one")
     assert len(losses) == 3, "the head alone is epoch 0"
     for one, other in zip(losses, read_losses("sharded"), strict=True):
@@ -69,7 +69,7 @@ def show(event):
 
 for name in ("first", "second"):
     finetune(
-        sys.argv[1], output=name, model="test_convnext", weights="none", audit=False, onnx=False, offline=True,
+        sys.argv[1], output=name, model="test_convnext2", weights="none", audit=False, onnx=False, offline=True,
         epochs=1, freeze_epochs=0, batch_size=8, image_size=32, lr=1e-3, on_event=show,
     )
 """

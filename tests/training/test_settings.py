@@ -27,7 +27,7 @@ from tests.conftest import save_image
 from tests.training.conftest import TINY, resume, small_request, stop_after, tiny_request, train
 from tools.kill_test import read_final_files
 
-FEW: dict[str, Any] = {"model": "test_convnext", "weights": "none", "audit": False}
+FEW: dict[str, Any] = {"model": "test_convnext2", "weights": "none", "audit": False}
 
 
 def load_weights(run: str) -> dict[str, torch.Tensor]:

@@ -142,7 +142,7 @@ def test_a_model_is_the_same_with_any_number_of_workers(tmp_path: Path) -> None:
         run = tmp_path / f"run{workers}"
         finetune(
             data,
-            model="test_convnext",
+            model="test_convnext2",
             weights="none",
             output=run,
             workers=workers,

@@ -50,7 +50,7 @@ from convnext_cli.training.request import TrainRequest
 from tests.training.conftest import small_request, tiny_request, train
 
 Passes = list[tuple[str, int]]
-UNTRAINED: dict[str, Any] = {"model": "test_convnext", "weights": "none"}
+UNTRAINED: dict[str, Any] = {"model": "test_convnext2", "weights": "none"}
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ ROUNDS = autotune.ROUNDS + 1
 
 @pytest.fixture
 def network() -> nn.Module:
-    network: nn.Module = timm.create_model("test_convnext", num_classes=2)
+    network: nn.Module = timm.create_model("test_convnext2", num_classes=2)
     return network
 
 

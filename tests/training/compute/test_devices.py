@@ -235,7 +235,7 @@ def test_gpu_that_torch_cannot_use_is_a_warning_and_the_plan_is_for_the_cpu(
     gpu = Machine(name="NVIDIA A100", is_gpu=True, memory=80 * GIB, cores=8)
     monkeypatch.setattr("convnext_cli.training.planning.detect_machine", lambda: gpu)
     monkeypatch.setattr("convnext_cli.diagnosis.detect_machine", lambda: gpu)
-    options = {"model": "test_convnext", "weights": "none", "image_size": 32, "batch_size": 512, "audit": False}
+    options = {"model": "test_convnext2", "weights": "none", "image_size": 32, "batch_size": 512, "audit": False}
     request = make_request(options, few_digits, "run")
     assert prepare(request).plan.settings.micro_batch_size == 512
     planned = next(event for event in finetune_steps(request) if isinstance(event, Planned))

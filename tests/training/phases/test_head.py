@@ -114,7 +114,7 @@ def test_head_phase_trains_the_hidden_layer_on_one_channel(digits: Path, tmp_pat
 
 
 def test_biases_do_not_decay_while_the_backbone_is_frozen() -> None:
-    head = timm.create_model("test_convnext", num_classes=3).head
+    head = timm.create_model("test_convnext2", num_classes=3).head
     torch.nn.init.ones_(head.fc.bias)
     before = {name: value.clone() for name, value in head.named_parameters()}
     optimizer = make_head_optimizer(head, weight_decay=0.5)
