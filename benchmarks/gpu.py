@@ -76,8 +76,8 @@ def choose_sizes() -> SimpleNamespace:
     """Return models and sizes of the checks: for a GPU, or small ones for the smoke test."""
     if is_smoke():
         return SimpleNamespace(
-            small="test_convnext", large="test_convnext", size=32, batch=16, images=160, side=(50, 40), epochs=3,
-            repeats=1, memory=((("test_convnext", 8), ("test_convnext", 16)), 32), subset=64,
+            small="test_convnext2", large="test_convnext2", size=32, batch=16, images=160, side=(50, 40), epochs=3,
+            repeats=1, memory=((("test_convnext2", 8), ("test_convnext2", 16)), 32), subset=64,
             amp="no", steps=3, threads=(1, 2), workers=2,
         )  # fmt: skip
     cases = (
@@ -368,7 +368,7 @@ def part_k(data: Path, work: Path) -> None:
     sizes = choose_sizes()
     some, on_gpu = link_subset(data, work, sizes.subset, "some_k"), torch.cuda.is_available()
     options: Row = {
-        "model": "test_convnext", "image_size": 96 if on_gpu else 32, "batch_size": 24, "micro_batch_size": 24,
+        "model": "test_convnext2", "image_size": 96 if on_gpu else 32, "batch_size": 24, "micro_batch_size": 24,
         "epochs": 3, "deterministic": True, "ema_decay": 0.99, "mixup": 0.2, "cutmix": 0.2, "drop_path": 0.0,
         "val_fraction": 0.1, "test_fraction": 0.0, "save_every": 4, "seed": 5,
     }  # fmt: skip

@@ -37,7 +37,7 @@ def main(data: Path, folder: Path) -> None:
 
     result = finetune(
         data,
-        model="test_convnext",
+        model="test_convnext2",
         weights="none",
         output=folder / "run",
         epochs=4,

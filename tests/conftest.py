@@ -51,6 +51,8 @@ SMALL = {
     "val_fraction": 0.2,  # 60 images: enough to choose the best epoch by
 }
 
+SHALLOW = {"model": "test_convnext2", "weights": "none"}  # 4 blocks: the time of an export grows with their number
+
 
 gc.set_threshold(OBJECTS)  # as the program does
 

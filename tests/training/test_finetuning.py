@@ -28,7 +28,7 @@ from convnext_cli.training.context import TrainingContext
 from convnext_cli.training.events import EpochDone, FinetuneResult, Planned, Started, StepDone, Trained
 from convnext_cli.training.finetuning import finetune_steps
 from convnext_cli.training.planning import prepare
-from tests.conftest import Convnext, change_json, limit_files, save_image
+from tests.conftest import SHALLOW, Convnext, change_json, limit_files, save_image
 from tests.training.conftest import small_request, tiny_request, train
 from tools.kill_test import read_final_files
 
@@ -346,8 +346,8 @@ def test_cache_changes_no_byte_and_saves_decoding(
     made = {}
     for name, cache in (("without", False), ("cold", True), ("warm", True)):
         decoded.clear()
-        request = replace(small_request(digits, tmp_path / name, audit=False, min_crop_area=0.5), cache=cache)
-        train(request)
+        request = small_request(digits, tmp_path / name, **SHALLOW, audit=False, min_crop_area=0.5)
+        train(replace(request, cache=cache))
         made[name] = len(decoded)
     # 195 training and 60 validation images; then both again, with evaluation's transform, for the calibration, and the
     # validation images scrambled

@@ -201,7 +201,18 @@ def test_a_value_without_a_readable_image_is_named(digits: Path, tmp_path: Path)
 
 def test_command_shows_internal_and_external(convnext: Convnext, digits: Path, tmp_path: Path) -> None:
     table = write_table(digits, tmp_path, images=20)
-    small = ("--model", "test_convnext2", "--weights", "none", "--epochs", 1, "--image-size", 32, "--group-from", "none")
+    small = (
+        "--model",
+        "test_convnext2",
+        "--weights",
+        "none",
+        "--epochs",
+        1,
+        "--image-size",
+        32,
+        "--group-from",
+        "none",
+    )
     outcome = convnext("finetune", table, "--leave-out", "site", "-o", "sites", *small)
     assert outcome.code == 0
     assert "fold 2 of 3 (left out: site Oslo)" in outcome.err
@@ -211,7 +222,18 @@ def test_command_shows_internal_and_external(convnext: Convnext, digits: Path, t
 
 @pytest.mark.slow
 def test_command_lists_what_was_left_out_as_json(convnext: Convnext, table: Path) -> None:
-    small = ("--model", "test_convnext2", "--weights", "none", "--epochs", 1, "--image-size", 32, "--group-from", "none")
+    small = (
+        "--model",
+        "test_convnext2",
+        "--weights",
+        "none",
+        "--epochs",
+        1,
+        "--image-size",
+        32,
+        "--group-from",
+        "none",
+    )
     result = json.loads(convnext("finetune", table, "--leave-out", "site", "-o", "again", *small, "--json").out)
     assert [entry["name"] for entry in result["left_out"]] == list(SITES)
 
