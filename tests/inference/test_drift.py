@@ -23,7 +23,7 @@ from convnext_cli.reports.sites import show_drift
 from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.regression import Regression
-from tests.conftest import SMALL, Convnext, change_json
+from tests.conftest import SHALLOW, SMALL, Convnext, change_json
 
 Pixels = NDArray[np.uint8]
 
@@ -138,7 +138,7 @@ def test_run_without_measures_says_so_and_without_sizes_compares_the_others(
 def test_drift_from_the_validation_images_of_all_folds(
     digits: Path, others: Path, tmp_path: Path, convnext: Convnext
 ) -> None:
-    folds = cross_validate(digits, output=tmp_path / "folds", folds=2, **(SMALL | {"epochs": 1})).run  # type: ignore[arg-type]
+    folds = cross_validate(digits, output=tmp_path / "folds", folds=2, **(SMALL | SHALLOW)).run  # type: ignore[arg-type]
     index = RunFolder(folds).read_split()
     same = evaluate(folds, others)
     assert same.drift is not None

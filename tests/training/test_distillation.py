@@ -39,10 +39,9 @@ TERMS = "imagenet-noncommercial"
 
 @pytest.fixture(scope="module")
 def teacher(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run with pretrained weights, and its ONNX file."""
+    """A run with pretrained weights."""
     folder = tmp_path_factory.mktemp("teacher") / "run"
     finetune(few_digits, output=folder, audit=False, **SMALL | {"epochs": 2})  # type: ignore[arg-type]
-    export(folder)
     return RunFolder(folder)
 
 
@@ -199,9 +198,10 @@ def test_licences_are_joined() -> None:
     assert not is_non_commercial(None)
 
 
-def test_onnx_file_teaches_as_its_run(few_digits: Path, teacher: RunFolder) -> None:
-    from_run = open_teacher(str(teacher.path))
-    from_file = open_teacher(str(teacher.path / "model.onnx"))
+@pytest.mark.slow
+def test_onnx_file_teaches_as_its_run(few_digits: Path, teacher: RunFolder, tmp_path: Path) -> None:
+    file = export(teacher.path, output=tmp_path / "model.onnx").path
+    from_run, from_file = open_teacher(str(teacher.path)), open_teacher(str(file))
     assert from_file.licenses == from_run.licenses == (TERMS,)
     assert from_file.feature_width == from_run.feature_width == 256
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
@@ -209,10 +209,10 @@ def test_onnx_file_teaches_as_its_run(few_digits: Path, teacher: RunFolder) -> N
         pixels, [2, 0], features=True
     )
     assert np.abs(difference).max() < 5e-3
-    finished = finetune(few_digits, teacher=teacher.path / "model.onnx", output="run", **STUDENT)  # type: ignore[arg-type]
+    finished = finetune(few_digits, teacher=file, output="run", **STUDENT)  # type: ignore[arg-type]
     assert finished.val is not None
     with pytest.raises(UsageError, match="takes images of 32 x 32 px only"):
-        finetune(few_digits, teacher=teacher.path / "model.onnx", output="wide", **STUDENT | {"image_size": "32x64"})  # type: ignore[arg-type]
+        finetune(few_digits, teacher=file, output="wide", **STUDENT | {"image_size": "32x64"})  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
