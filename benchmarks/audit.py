@@ -2,6 +2,7 @@
 
     python -m benchmarks.audit plant              5,000 distinct images with 450 planted faults
     python -m benchmarks.audit copies FOLDER      changed copies of 200 images of a folder, by kind of change
+    python -m benchmarks.audit copies FOLDER 5000 CHANGE    one kind of change, 200 copies among 5,000 images
     python -m benchmarks.audit grow FOLDER        scan and audit of 1,000, 10,000 … and all images of a folder
 
 Each size runs in a separate process, on links to the files. Memory is the peak above that of the previous size.
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,17 @@ from convnext_cli.data.sources import scan_data
 from convnext_cli.progress import finish
 from tests.conftest import change_tones
 from tests.data.audit.planting import plant, score_duplicates
+
+
+def crop(image: Image.Image, fraction: float) -> Image.Image:
+    """Return the upper left part of an image, `fraction` of its width and height."""
+    return image.crop((0, 0, round(fraction * image.width), round(fraction * image.height)))
+
+
+def turn(image: Image.Image, degrees: float) -> Image.Image:
+    """Return an image turned about its centre, at its size, with black corners."""
+    return image.rotate(degrees, Image.Resampling.BILINEAR)
+
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "JPEG, quality 85": lambda image: image,
@@ -42,8 +54,12 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "gamma 1.5": partial(change_tones, gamma=1.5),
     "histogram equalised": ImageOps.equalize,
     "mirrored, x 0.8": lambda image: change_tones(ImageOps.mirror(image), gain=0.8),
-    "crop of 90%": lambda image: image.crop((0, 0, round(0.9 * image.width), round(0.9 * image.height))),
-    "turned by 5 degrees": lambda image: image.rotate(5, Image.Resampling.BILINEAR),
+    "crop of 90%": partial(crop, fraction=0.9),
+    "crop of 70%": partial(crop, fraction=0.7),
+    "turned by 5 degrees": partial(turn, degrees=5),
+    "turned by 30 degrees": partial(turn, degrees=30),
+    "mirrored, turned by 10 degrees, x 0.8": lambda image: change_tones(turn(ImageOps.mirror(image), 10), gain=0.8),
+    "shifted by 20%, zoomed by 1.2": lambda image: crop(image, 0.8).resize(image.size),
 }
 COPIED = 200  # images
 
@@ -95,29 +111,36 @@ def grow(folder: Path) -> None:
         before = result
 
 
-def find_copies(folder: Path) -> None:
+def find_copies(folder: Path, images: int = COPIED, changes: Sequence[str] = tuple(CHANGES)) -> None:
     """Print for each change how many changed copies of real images are found, and how many different ones are joined.
 
-    The originals are the training images, and their copies the test images, under the names of their numbers.
+    The originals are the training images, and their copies the test images, under the names of their numbers. With
+    all images of a folder, duplicates among them are joined too.
     """
     index = scan_data(folder)
-    rows = [number * len(index) // COPIED for number in range(COPIED)]
-    for name, change in CHANGES.items():
+    rows = [number * len(index) // images for number in range(images)]
+    for name in changes:
         with tempfile.TemporaryDirectory() as temporary:
             os.environ["CONVNEXT_CACHE"] = f"{temporary}/cache"
             for number, row in enumerate(rows):
                 with Image.open(folder / index.paths[row]) as opened:
                     opened.thumbnail((400, 400))
                     image = opened.convert("RGB")
-                for split, written in (("train", image), ("test", change(image))):
-                    path = Path(temporary) / "data" / split / "ab"[number % 2] / f"{number}.jpg"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    written.save(path, quality=85)
+                is_copied = number * COPIED // images != (number - 1) * COPIED // images
+                for split, written in (("train", image), ("test", CHANGES[name](image) if is_copied else None)):
+                    if written:
+                        path = Path(temporary) / "data" / split / "ab"[number % 2] / f"{number}.jpg"
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        written.save(path, quality=85)
             audit = finish(audit_index(*group_index(scan_data(Path(temporary) / "data"), "none")))
-        numbers = [{Path(audit.index.paths[row]).stem for row in rows} for rows in audit.clusters]
-        detected = sum(len(joined) == 1 for joined in numbers)
-        wrong = len(numbers) - detected
-        print(f"{name:<20} {detected:>4} of {COPIED}; different images joined: {wrong}", flush=True)
+        paths = [[Path(audit.index.paths[row]) for row in rows] for rows in audit.clusters]
+        detected = sum(
+            path.parts[0] == "test" and Path("train", *path.parts[1:]) in cluster
+            for cluster in paths
+            for path in cluster
+        )
+        wrong = sum(len({path.stem for path in cluster}) > 1 for cluster in paths)
+        print(f"{name:<38} {detected:>4} of {COPIED}; different images joined: {wrong}", flush=True)
 
 
 def find_planted() -> None:
@@ -154,6 +177,8 @@ if __name__ == "__main__":
             find_planted()
         case ["copies", folder]:
             find_copies(Path(folder))
+        case ["copies", folder, images, change]:
+            find_copies(Path(folder), int(images), [change])
         case ["grow", folder]:
             grow(Path(folder))
         case ["one", folder]:

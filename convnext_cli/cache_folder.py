@@ -36,7 +36,7 @@ SPEEDS = "speeds"
 KERNELS = "kernels"
 _CACHE_PARTS = {  # subfolder: title, and the patterns of its entries; no other file is ever removed
     IMAGES: ("decoded images", ("*.sqlite", "*.sqlite-journal")),
-    MEASUREMENTS: ("measurements of images, for `check`", ("*.npz",)),
+    MEASUREMENTS: ("measurements of images, for `check`", ("*.npz", "*.json")),
     TEACHERS: ("outputs of teachers, for distillation", ("*.npy",)),
     DIGESTS: ("digests of image files", ("*.sqlite", "*.sqlite-journal")),
     UNPACKED: ("unpacked zip files", (f"*-{24 * '[0-9a-f]'}", ".unpacking-*", "*.lock")),

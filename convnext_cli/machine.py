@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,15 @@ def count_local_processes() -> int:
 def count_process_cpus() -> int:
     """Return the number of CPUs for each process of this run on this machine, at least 1."""
     return max(1, count_cpus() // count_local_processes())
+
+
+@contextmanager
+def use_one_blas_thread() -> Iterator[None]:
+    """Compute NumPy's matrix products on one thread each: many small ones on several threads wait for one another."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def count_processes() -> int:

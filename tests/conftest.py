@@ -269,6 +269,16 @@ def draw_relative(family: int, seed: int, size: tuple[int, int] = (96, 80)) -> I
     return Image.blend(draw_picture(10_000 + family, size), draw_picture(seed, size), 0.5)
 
 
+def draw_scene(seed: int, width: int = 240, height: int = 200) -> Image.Image:
+    """A picture with forms of all sizes, as a photo has."""
+    from scipy.ndimage import gaussian_filter
+
+    random = np.random.default_rng((11, seed))
+    layers = [gaussian_filter(random.normal(size=(height, width, 3)), (sigma, sigma, 0)) for sigma in (2, 4, 8, 16)]
+    mixed = sum(layer / layer.std() for layer in layers) * 22 + 128
+    return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
+
+
 def change_tones(image: Image.Image, gain: float = 1.0, offset: float = 0.0, gamma: float = 1.0) -> Image.Image:
     """The image with another contrast and brightness, then another gamma; values are clipped at black and white."""
     levels = [255 * min(max((gain * value + offset) / 255, 0.0), 1.0) ** gamma for value in range(256)]

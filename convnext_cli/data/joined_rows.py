@@ -17,6 +17,10 @@ class JoinedRows:
             self._parent[row] = row = self._parent.get(parent, parent)
         return row
 
+    def is_joined(self, one: int, two: int) -> bool:
+        """Return True if two rows are in one set."""
+        return self.find(one) == self.find(two)
+
     def join(self, one: int, two: int) -> None:
         """Join the sets of two rows."""
         self._parent[self.find(two)] = self.find(one)

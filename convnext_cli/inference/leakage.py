@@ -11,7 +11,7 @@ from convnext_cli.data.unseen import measure_unseen_area
 from convnext_cli.errors import RunError
 from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.images.raster import StepKind
-from convnext_cli.inference.overlap import Overlap, find_overlap, read_image_hashes
+from convnext_cli.inference.overlap import Overlap, find_moved_copies, find_overlap, read_image_hashes
 from convnext_cli.inference.test_set import TestSet
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.runs.files import AUDIT, IMAGE_HASHES
@@ -58,7 +58,8 @@ def check_images(
             "Leakage is unknown"
         )
         return [*notes, Notice(text, "warning")], None
-    overlap = find_overlap(known, trained_on, measured.select(range(len(selected))))
+    moved = yield from find_moved_copies(trained_on, selected)
+    overlap = find_overlap(known, trained_on, measured.select(range(len(selected))), moved)
     near = overlap.trained_near
     trained = overlap.trained + near
     if trained:

@@ -15,6 +15,7 @@ from convnext_cli.data.audit.candidates import (
     orient_thumbs,
 )
 from convnext_cli.data.audit.measurements import CONTENT_MEASURES, THUMB, measure_images
+from convnext_cli.data.audit.moved import find_moved
 from convnext_cli.data.audit.tones import are_equal_but_for_tones
 from convnext_cli.data.index import Index
 from convnext_cli.data.split import list_trained_rows
@@ -70,8 +71,29 @@ def measure_equal(run: RunFolder, trained_on: Index, copy: Index) -> Steps[float
     return float((known["digest"] == measured["digest"]).all(axis=1).mean())
 
 
+def find_moved_copies(trained_on: Index, evaluated: Index) -> Steps[NDArray[np.int64]]:
+    """Return pairs of a row of a run's split and a row of an evaluation, one a moved copy of the other, (P, 2).
+
+    It has none if the images of the run are gone.
+    """
+    if not trained_on.root.is_dir():
+        return np.empty((0, 2), np.int64)
+    parts = []
+    for index in (trained_on, evaluated):
+        measurements = yield from measure_images(index)
+        parts.append(measurements.measures)
+    paths = [index.root / path for index in (trained_on, evaluated) for path in index.paths]
+    sides = np.repeat([0, 1], list(map(len, parts)))
+    measures = np.concatenate(parts)
+    moved, _ = yield from find_moved(paths, measures, np.flatnonzero(measures["readable"]), sides)
+    return np.array([(one, two - len(trained_on)) for one, two in moved], np.int64).reshape(-1, 2)
+
+
 def find_overlap(
-    known: Mapping[str, NDArray[Any]], trained_on: Index, evaluated: Mapping[str, NDArray[Any]]
+    known: Mapping[str, NDArray[Any]],
+    trained_on: Index,
+    evaluated: Mapping[str, NDArray[Any]],
+    moved: NDArray[np.int64],
 ) -> Overlap:
     """Count the images that the run was trained or validated on.
 
@@ -79,20 +101,20 @@ def find_overlap(
         known: `read_image_hashes` of the run's images.
         trained_on: the run's split, in the same order.
         evaluated: `measure_content` of the images of the evaluation.
+        moved: `find_moved_copies` of both.
     """
     readable = evaluated["digest"].any(axis=1)
-    train, val = _select(known, list_trained_rows(trained_on)), _select(known, trained_on.rows("val"))
-    exact, near = (find(train, evaluated) & readable for find in (_find_exact, _find_near))
-    validated = _find_exact(val, evaluated) | _find_near(val, evaluated)
+    exact, near = {}, {}
+    for split, rows in {"train": list_trained_rows(trained_on), "val": trained_on.rows("val")}.items():
+        arrays = {name: known[name][rows] for name in CONTENT_MEASURES}
+        exact[split] = _find_exact(arrays, evaluated) & readable
+        near[split] = _find_near(arrays, evaluated) & readable
+        near[split][moved[np.isin(moved[:, 0], rows), 1]] = True
     return Overlap(
-        trained=int(exact.sum()),
-        trained_near=int((near & ~exact).sum()),
-        validated=int((validated & readable & ~exact & ~near).sum()),
+        trained=int(exact["train"].sum()),
+        trained_near=int((near["train"] & ~exact["train"]).sum()),
+        validated=int(((exact["val"] | near["val"]) & ~exact["train"] & ~near["train"]).sum()),
     )
-
-
-def _select(arrays: Mapping[str, NDArray[Any]], rows: list[int]) -> dict[str, NDArray[Any]]:
-    return {name: arrays[name][rows] for name in CONTENT_MEASURES}
 
 
 def _find_exact(known: Mapping[str, NDArray[Any]], evaluated: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:

@@ -49,6 +49,7 @@ AUTOTUNED_PASSES = 1_000
 IMAGE_SECONDS = 1.5e-3  # per image of a batch, besides its pixels: reading, augmentation and small operations
 PIXEL_SECONDS = 2e-8  # per decoded pixel
 AUDIT_DECODINGS = 2.0  # the audit's work on a decoded pixel, in decodings
+AUDIT_SECONDS = 6e-3  # per image: its keypoints, and the search for copies
 ROUGH = "within a factor of two or three"  # the precision of an estimate without a measurement
 
 
@@ -120,7 +121,7 @@ def estimate_time(workload: Workload, *, speed: float = 1.0, basis: str = ROUGH)
     calibration = forward(counts.val + min(counts.train, BANK_IMAGES))
     return RunTime(
         start=START_SECONDS + folds * (AUTOTUNE_SECONDS if is_autotuned else 0),
-        check=counts.images * decoding * (1 + AUDIT_DECODINGS) / machine.cores if workload.check else 0.0,
+        check=counts.images * (decoding * (1 + AUDIT_DECODINGS) + AUDIT_SECONDS) / machine.cores * workload.check,
         head=folds * head,
         epochs=folds * settings.epochs * epoch,
         finish=folds * (calibration + (EXPORT_SECONDS if workload.onnx else 0.0)),

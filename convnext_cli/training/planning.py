@@ -11,12 +11,12 @@ from convnext_cli.data.audit.findings import Finding, Kind
 from convnext_cli.data.audit.summary import Audit
 from convnext_cli.data.dataset import Dataset, DatasetRequest, audit_steps, read_index
 from convnext_cli.data.groups import group_steps
-from convnext_cli.data.index import NONE, Index, check_trainable, digest_images, list_untrained_classes
+from convnext_cli.data.index import NONE, Index, check_trainable, digest_images, list_untrained_classes, select_rows
 from convnext_cli.data.outside import check_outside_data
 from convnext_cli.data.split import Folds, choose_fold, leave_out, name_fold, split_index
 from convnext_cli.errors import DataError, RunError, UsageError, check_word
 from convnext_cli.files import check_outside, check_writable, resolve_links
-from convnext_cli.inference.overlap import find_overlap, read_image_hashes
+from convnext_cli.inference.overlap import find_moved_copies, find_overlap, read_image_hashes
 from convnext_cli.locks import check_unlocked
 from convnext_cli.machine import Machine, detect_machine
 from convnext_cli.models.catalog import find_model, resolve_weights
@@ -305,7 +305,9 @@ def _compare_with_base(request: TrainRequest, audit: Audit, index: Index) -> Ste
         )
     hashes, counts = audit.list_image_hashes(index), {}
     for split in ("test", "val"):
-        overlap = find_overlap(known, trained_on, {name: array[index.rows(split)] for name, array in hashes.items()})
+        rows = index.rows(split)
+        moved = yield from find_moved_copies(trained_on, select_rows(index, rows))
+        overlap = find_overlap(known, trained_on, {name: array[rows] for name, array in hashes.items()}, moved)
         counts[split] = overlap.trained + overlap.trained_near
     if not any(counts.values()):
         return None

@@ -17,7 +17,7 @@ from convnext_cli.inference.test_set import choose_test_set
 from convnext_cli.progress import Progress, finish
 from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
-from tests.conftest import change_tones, draw_picture
+from tests.conftest import change_tones, draw_picture, draw_scene
 
 T = TypeVar("T")
 FRAMING = Preprocessing(
@@ -100,6 +100,31 @@ def test_darker_and_brighter_copies_of_training_images_are_found(
     draw(tmp_path / "new", range(100, 110), start=1000)
     overlap = evaluate(run, tmp_path / "new")[2]
     assert overlap == Overlap(trained=0, trained_near=len(index.rows("train")), validated=0)
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_crops_and_turned_copies_are_found_while_the_training_images_exist(tmp_path: Path, *, is_gone: bool) -> None:
+    for number in range(12):
+        folders = [tmp_path / root / "ab"[number % 2] for root in ("data", "new")]
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        scene = draw_scene(number)
+        scene.save(folders[0] / f"{number:02}.png")
+        copy = scene.rotate(10, Image.Resampling.BICUBIC) if number % 3 else scene.crop((30, 20, 210, 180))
+        copy.save(folders[1] / f"{number:02}.jpg", quality=85)
+        draw_scene(100 + number).save(folders[1] / f"new{number}.png")
+    index = scan_data(tmp_path / "data")
+    index = replace(index, splits=tuple("val" if row < 3 else "train" for row in range(12)))
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.write_split(index)
+    run.write_arrays(IMAGE_HASHES, drain(measure_content(index)))
+    if is_gone:
+        shutil.rmtree(tmp_path / "data")
+    expected = (
+        Overlap(trained=0, trained_near=0, validated=0) if is_gone else Overlap(trained=0, trained_near=9, validated=3)
+    )
+    assert evaluate(run, tmp_path / "new")[2] == expected
 
 
 @pytest.mark.parametrize("has_digests", [True, False])

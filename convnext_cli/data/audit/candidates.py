@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_cli.data.audit.measurements import THUMB, hash_images
+from convnext_cli.data.audit.measurements import THUMB
+from convnext_cli.data.audit.perceptual import hash_images
 from convnext_cli.images.raster import orient
 
 MAX_DISTANCE = 8  # bits of 64 in which the hashes of near-duplicates may differ

@@ -1,15 +1,19 @@
-"""Duplicates and near-duplicates: the same image stored twice, exactly or changed (scaled, turned, other tones)."""
+"""Duplicates and near-duplicates: one image stored twice, exactly or changed (scaled, cropped, turned, other tones)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convnext_cli.cache_folder import MEASUREMENTS, find_cache_folder, name_entry
 from convnext_cli.data.audit.candidates import (
     MAX_DISTANCE,
     MAX_ORIENTED_DISTANCE,
@@ -20,15 +24,18 @@ from convnext_cli.data.audit.candidates import (
     orient_thumbs,
 )
 from convnext_cli.data.audit.measurements import Measurements
+from convnext_cli.data.audit.moved import find_moved
 from convnext_cli.data.audit.tones import are_equal_but_for_tones, average_cells
 from convnext_cli.data.index import Index, group_by
 from convnext_cli.data.joined_rows import JoinedRows, join_rows
 from convnext_cli.errors import ImageError
+from convnext_cli.files import replace_file
 from convnext_cli.images.decode import decode_image
 from convnext_cli.images.raster import orient
 from convnext_cli.machine import count_process_cpus
 from convnext_cli.progress import Progress, Steps
 
+VERSION = 1  # raised when the rules of a comparison change
 MAX_COMPARED = 50_000_000  # pairs of thumbnails, compared one by one
 MIN_CORRELATION = 0.97  # of the pixels at 32 x 32
 MAX_DIFFERENCE = 8.0  # grey levels, mean absolute difference
@@ -38,8 +45,10 @@ GREY = 3.0  # mean difference of the channels of an image without colour
 MIN_DETAIL = 0.75  # correlation of what 64 x 64 pixels show beyond 16 x 16; JPEG at quality 40 has at least 0.92
 DETAIL_FLOOR = 2.0  # grey levels; weaker detail is compression noise
 MAX_CHAIN = 0.1  # fraction of the images that one set of very similar images may have
+MIN_CHAIN = 30  # images; so many may be moved copies of one, whatever the fraction
 _SIDE, _FINE, _COARSE = 32, 64, 16  # px
 _BLOCK = 1024
+
 
 Likeness = Literal["near", "similar"]
 
@@ -58,17 +67,36 @@ class Duplicates:
     """Sets of rows to keep in one split: `clusters`, joined by very similar images, unless these chain to a tenth of
     all images."""
     unchecked: int
-    """Number of pairs with similar hashes that were too many to compare."""
+    """Number of similar pairs that were too many to compare, at least."""
 
 
 def find_duplicates(index: Index, measurements: Measurements) -> Steps[Duplicates]:
     """Find duplicates, near-duplicates and very similar images.
 
+    The result is kept in the cache folder, by the content of the images.
+    """
+    measures = measurements.measures
+    content = b"%d" % VERSION + measures["digest"].tobytes() + measures["readable"].tobytes()
+    path = find_cache_folder() / MEASUREMENTS / f"{name_entry(content)}.json"
+    with suppress(OSError, msgspec.MsgspecError):
+        return msgspec.json.decode(path.read_bytes(), type=Duplicates)
+    duplicates = yield from _compare_all(index, measurements)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path) as temporary:
+            temporary.write_bytes(msgspec.json.encode(duplicates))
+    return duplicates
+
+
+def _compare_all(index: Index, measurements: Measurements) -> Steps[Duplicates]:
+    """Compare all images.
+
     Duplicates have the same pixels after decoding. Candidates for near-duplicates have similar perceptual hashes and
     thumbnails that correlate, as they are or with one of them mirrored or turned. Candidates are decoded again. Two
     with nearly the same pixels at 32 x 32 are very similar. They are near-duplicates (one image saved again, scaled,
     mirrored, turned, or in other tones) if they have the same grey values at 16 x 16, but for a change of brightness,
-    contrast or gamma, and the same detail beyond these. Two slices or frames differ in one of the two.
+    contrast or gamma, and the same detail beyond these. Two slices or frames differ in one of the two. Then moved
+    copies are searched for.
     """
     readable = np.flatnonzero(measurements.measures["readable"])
     digests = list(map(tuple, measurements.measures["digest"].tolist()))
@@ -88,9 +116,7 @@ def find_duplicates(index: Index, measurements: Measurements) -> Steps[Duplicate
             unchecked += left_out
             for start in range(0, len(pairs), _BLOCK):  # a future for each pair at once would outweigh the images
                 block = [
-                    (one, two)
-                    for one, two in pairs[start : start + _BLOCK].tolist()
-                    if joined.find(one) != joined.find(two)
+                    (one, two) for one, two in pairs[start : start + _BLOCK].tolist() if not joined.is_joined(one, two)
                 ]
                 for pair, kind in zip(block, pool.map(partial(compare, orientation), block), strict=True):
                     if kind == "near":
@@ -99,15 +125,34 @@ def find_duplicates(index: Index, measurements: Measurements) -> Steps[Duplicate
                     elif kind == "similar" and orientation == 1:
                         similar.append(pair)
                 yield Progress(done=start + len(block), total=len(pairs), activity="similar images compared")
-    clusters = join_rows(links)
+    paths = [index.root / path for path in index.paths]
+    moved, left_out = yield from find_moved(paths, measurements.measures, _list_first(rows, joined))
+    unchecked += left_out
+    clusters = join_rows([*links, *moved])
+    if _are_chained(clusters, index, at_least=MIN_CHAIN):  # tiles of a large image, or frames of a moving camera
+        clusters, similar = join_rows(links), [*similar, *moved]
+    for one, two in (pair for rows in clusters for pair in pairwise(rows)):
+        joined.join(one, two)
     # If two near-duplicates are similar to a third image, one pair is enough.
-    similar = [(one, two) for one, two in similar if joined.find(one) != joined.find(two)]
-    duplicate_sets = join_rows([*links, *similar])
-    if max(map(len, duplicate_sets), default=0) > max(2, MAX_CHAIN * len(index)):
-        duplicate_sets = clusters
+    similar = [(one, two) for one, two in similar if not joined.is_joined(one, two)]
+    duplicate_sets = join_rows([*(pair for rows in clusters for pair in pairwise(rows)), *similar])
     return Duplicates(
-        exact=exact, similar=tuple(similar), clusters=clusters, duplicate_sets=duplicate_sets, unchecked=unchecked
+        exact=exact,
+        similar=tuple(similar),
+        clusters=clusters,
+        duplicate_sets=clusters if _are_chained(duplicate_sets, index) else duplicate_sets,
+        unchecked=unchecked,
     )
+
+
+def _are_chained(sets: Sequence[tuple[int, ...]], index: Index, at_least: int = 2) -> bool:
+    """Return True if one set of rows has so many of all images that it is a chain of images and not one image."""
+    return max(map(len, sets), default=0) > max(at_least, MAX_CHAIN * len(index))
+
+
+def _list_first(rows: NDArray[np.int64], joined: JoinedRows) -> NDArray[np.int64]:
+    """Return one row of each set."""
+    return np.array([row for row in rows.tolist() if joined.find(row) == row], np.int64)
 
 
 def _list_candidates(
@@ -120,7 +165,7 @@ def _list_candidates(
     thumbs = measurements.measures["thumb"]
     images = Hashed(thumbs, measurements.measures["hash"], rows)
     yield 1, *find_candidates(images, images, MAX_DISTANCE, MAX_COMPARED)
-    rows = np.array([row for row in rows.tolist() if joined.find(row) == row], np.int64)
+    rows = _list_first(rows, joined)
     images = Hashed(thumbs, hash_thumbs(thumbs), rows)
     for orientation in ORIENTATIONS:
         oriented = orient_thumbs(thumbs, orientation)

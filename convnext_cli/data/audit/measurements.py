@@ -1,4 +1,4 @@
-"""Measurements of every image, decoded once: some 200 bytes each, kept in the user's cache for the next audit."""
+"""Measurements of every image, decoded once: some 800 bytes each, kept in the user's cache for the next audit."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -19,6 +19,8 @@ from PIL import Image
 
 from convnext_cli.cache_folder import MEASUREMENTS, find_cache_folder, name_entry
 from convnext_cli.data.audit.findings import Kind
+from convnext_cli.data.audit.keypoints import KEYPOINT, KEYPOINTS, MIN_SIDE, find_keypoints, shrink_grey
+from convnext_cli.data.audit.perceptual import hash_images
 from convnext_cli.data.index import Index
 from convnext_cli.errors import ImageError
 from convnext_cli.files import replace_file
@@ -26,13 +28,14 @@ from convnext_cli.images.decode import RULES, read_image
 from convnext_cli.images.hashing import ContentDigests, make_key, open_digests
 from convnext_cli.images.loaders import cut_batches, run_tasks
 from convnext_cli.images.raster import Pixels, Step, StepKind
-from convnext_cli.machine import count_process_cpus
+from convnext_cli.machine import count_process_cpus, use_one_blas_thread
 from convnext_cli.progress import Progress, Steps
 
-VERSION = 400 + RULES  # the hundreds are raised when the measures change
+VERSION = 500 + RULES  # the hundreds are raised when the measures change
 THUMB = 12  # side of the thumbnail by which near-duplicates are first compared
 PART = 32  # images per task of a thread
 MAX_LEVELS = 16  # of 256, that are not rare, of a stretched image of `Kind.FEW_LEVELS`
+MAX_OTHERS = 100_000  # measurements to keep of images of a folder that are not in this index
 RARE = 0.001  # fraction of the pixels
 _SAMPLE = 1 << 20  # pixels to count grey levels in
 
@@ -49,6 +52,7 @@ MEASURES = np.dtype(
         ("readable", "u1"),
         ("border", "u1", 8),  # means, then deviations, of the upper, lower, left and right edge
         ("thumb", "u1", (THUMB, THUMB)),  # grey
+        ("keypoints", KEYPOINT, KEYPOINTS),  # of images of at least `MIN_SIDE` px
     ]
 )
 _SMALL = 32  # side of the grey image from which hash, border and thumbnail are computed
@@ -112,20 +116,23 @@ def measure_images(index: Index) -> Steps[Measurements]:
     tasks = [partial(_measure_rows, index, rows, digests, known) for rows in cut_batches(range(len(index)), PART)]
     done = 0
     threads = count_process_cpus()
-    for parts in run_tasks(cut_batches(tasks, threads), threads=threads):
-        for signature, values, note in chain.from_iterable(parts):
-            if values is None:
-                measures[done] = old[known[signature]]
-            else:
-                values["signature"] = signature
-                values["note"] = places.setdefault(note, len(places))
-                measures[done] = values
-            done += 1
-        yield Progress(done=done, total=len(index), activity="images checked")
+    with use_one_blas_thread():
+        for parts in run_tasks(cut_batches(tasks, threads), threads=threads):
+            for signature, values, note in chain.from_iterable(parts):
+                if values is None:
+                    measures[done] = old[known[signature]]
+                else:
+                    values["signature"] = signature
+                    values["note"] = places.setdefault(note, len(places))
+                    measures[done] = values
+                done += 1
+            yield Progress(done=done, total=len(index), activity="images checked")
     measurements = Measurements(measures=measures, notes=tuple(places))
     digests.flush()
-    if not np.array_equal(measures, old):
-        store.write(measurements)
+    others = old[~np.isin(old["signature"], [0, *measures["signature"]])][:MAX_OTHERS]
+    saved = np.concatenate([measures, others]) if len(others) else measures
+    if not np.array_equal(saved, old):
+        store.write(saved, tuple(places))
     return measurements
 
 
@@ -168,6 +175,8 @@ def _measure(path: Path) -> tuple[Any, Note]:
     edges = np.stack([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     values["border"] = np.concatenate([edges.mean(axis=1), edges.std(axis=1)])
     values["thumb"] = np.asarray(Image.fromarray(grey).resize((THUMB, THUMB), Image.Resampling.BOX)).round()
+    if min(pixels.shape[:2]) >= MIN_SIDE:
+        values["keypoints"] = find_keypoints(shrink_grey(Image.fromarray(pixels)))
     return values, Note(mode, steps)
 
 
@@ -176,27 +185,6 @@ def _count_levels(pixels: Pixels) -> int:
     step = math.isqrt(pixels.shape[0] * pixels.shape[1] // _SAMPLE) + 1
     levels = pixels[::step, ::step, 1].ravel()
     return int((np.bincount(levels, minlength=256) > RARE * len(levels)).sum())
-
-
-def hash_images(grey: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Return the 64-bit perceptual hashes of grey values, (..., S, S), S at least 8.
-
-    Each bit says if one of the lowest 8 x 8 frequencies is above their median.
-
-    Source: the DCT hash of pHash (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions").
-    """
-    cosines = _list_cosines(grey.shape[-1])
-    low = (cosines @ grey.astype(np.float32) @ cosines.T).reshape(*grey.shape[:-2], 64)
-    median = np.partition(low[..., 1:], 31)[..., 31:32]  # the first is the mean brightness
-    hashes: NDArray[np.uint64] = np.packbits(low > median, axis=-1, bitorder="little").view("<u8")[..., 0]
-    return hashes
-
-
-@cache
-def _list_cosines(side: int) -> NDArray[np.float32]:
-    """Return the cosines of the lowest 8 frequencies, (8, S)."""
-    cosines: NDArray[np.float64] = np.cos(np.pi / side * (np.arange(side) + 0.5) * np.arange(8)[:, None])
-    return cosines.astype(np.float32)
 
 
 def sign_files(index: Index, rows: Sequence[int]) -> NDArray[np.uint64]:
@@ -224,9 +212,9 @@ class _Store:
         # no file, one of another version, or a damaged one, for which zipfile and NumPy raise a dozen kinds
         return np.zeros(0, MEASURES), []
 
-    def write(self, measurements: Measurements) -> None:
+    def write(self, measures: NDArray[Any], notes: tuple[Note, ...]) -> None:
         """Save the measurements. If that is not possible, the next audit measures again."""
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replace_file(self.path) as temporary, temporary.open("wb") as file:
-                np.savez(file, version=VERSION, measures=measurements.measures, notes=json.dumps(measurements.notes))
+                np.savez(file, version=VERSION, measures=measures, notes=json.dumps(notes))

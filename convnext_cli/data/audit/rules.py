@@ -23,7 +23,8 @@ _SHORTCUTS = {
     "mode": (Kind.MODE_SHORTCUT, "pixel format (mode, bits, grey or coloured)"),
     "border": (Kind.BORDER_SHORTCUT, "brightness of the border"),
 }
-_EXACT, _NEAR = "the same pixels", "saved again, scaled, mirrored, turned, or with another brightness or contrast"
+_EXACT = "the same pixels"
+_NEAR = "saved again, scaled, cropped, turned, mirrored, or with another brightness or contrast"
 
 
 def find_grave(index: Index, grouping: Grouping, duplicates: Duplicates, across: Support | None) -> Iterator[Finding]:
@@ -202,6 +203,10 @@ def _find_similar(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
     shown = across or pairs
     if not shown:
         return
+    set_of = {row: number for number, rows in enumerate(duplicates.duplicate_sets) for row in rows}
+    kept = "; new splits keep each pair in one split"
+    if any(set_of.get(a, -1) != set_of.get(b, -2) for a, b in shown):
+        kept = "; new splits may part them, because they form a chain through more than a tenth of all images"
     name = f"{format_count(len(shown), 'pair')} of very similar images"
     images = f"({len({row for pair in shown for row in pair}):,} images)"
     yield Finding(
@@ -211,10 +216,10 @@ def _find_similar(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
         else f"{name} {images}, perhaps of one subject",
         count=len(shown),
         examples=_show(index, shown),
-        effect="neighbouring slices or frames of one subject resemble each other"
+        effect="neighbouring slices, frames or tiles of one subject resemble each other"
         + ("; test scores may be too high" if across else ""),
         action="all are kept; name the subjects with --group-from, or in a column of a table"
-        + ("" if across else "; new splits keep each pair in one split"),
+        + ("" if across else kept),
     )
 
 
@@ -279,8 +284,8 @@ def _find_uncompared(pairs: int) -> Iterator[Finding]:
     if pairs:
         yield Finding(
             kind=Kind.NOT_COMPARED,
-            title=f"{format_count(pairs, 'pair of similar images was', 'pairs of similar images were')} not compared: "
-            "too many",
+            title=f"at least {format_count(pairs, 'pair of similar images was', 'pairs of similar images were')} not "
+            "compared: too many",
             count=pairs,
             effect="near-duplicates among them are not detected, and may lie in different splits",
             action="all are kept",
