@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from convnext_cli.metrics.calculator import Calculator, Floats, Ints
 from convnext_cli.metrics.intervals import (
@@ -110,8 +109,7 @@ def compare(
     if first.correct is not None and second.correct is not None:
         gain = second.correct.astype(np.int64) - first.correct
         discordant = {"only_first_right": int((gain < 0).sum()), "only_second_right": int((gain > 0).sum())}
-        by_unit = np.bincount(units, gain).astype(np.float64)
-        discordant["p_value"] = _test_images(gain) if groups is None else _test_clusters(by_unit)
+        discordant["p_value"] = _test(np.bincount(units, gain).astype(np.int64))
     return Comparison(
         differences=differences,
         **discordant,
@@ -167,22 +165,23 @@ def _list_unknown(gaps: Floats, replicates: Floats, units: Floats) -> Floats:
     return np.array(ends).reshape(-1, 2) / max(1, len(known))
 
 
-def _test_images(gain: Ints) -> float:
-    """Return the two-sided p value of McNemar's exact test (1947): a binomial test of the discordant images."""
-    from scipy.stats import binomtest  # half a second to import
+def _test(gains: Ints) -> float:
+    """Return the two-sided p value of the hypothesis that the first model may as well be the second, in each group.
 
-    discordant = int((gain != 0).sum())
-    return float(binomtest(int((gain > 0).sum()), discordant).pvalue) if discordant else 1.0
-
-
-def _test_clusters(gains: NDArray[np.float64]) -> float:
-    """Return the p value of McNemar's test for clustered images.
-
-    (Sum of gains)^2 / sum of squares is chi-squared with one degree of freedom. Source: Durkalski et al. 2003,
-    Statistics in Medicine 22, 2417, weighted by cluster size. With clusters of one image it is McNemar's statistic.
+    So each gain may as well be its negative: the p value is the fraction of all signs with a sum as large as the one
+    observed. Of groups of one image this is McNemar's exact test (1947).
 
     Args:
-        gains: net gain of each cluster.
+        gains: (U,) images of each group that only the second model predicts correctly, minus those of the first.
     """
-    squares = float((gains**2).sum())
-    return math.erfc(math.sqrt(float(gains.sum()) ** 2 / squares / 2)) if squares else 1.0
+    from scipy.signal import fftconvolve  # half a second to import
+    from scipy.stats import binom
+
+    sums = np.ones(1)  # the probability of each sum of positive gains
+    for size, groups in zip(*np.unique(np.abs(gains[gains != 0]), return_counts=True), strict=True):
+        part = np.zeros(size * groups + 1)
+        part[::size] = binom.pmf(np.arange(groups + 1), groups, 0.5)
+        sums = fftconvolve(sums, part)
+    total = len(sums) - 1
+    is_as_large = np.abs(2 * np.arange(total + 1) - total) >= abs(gains.sum())
+    return float(np.clip(sums[is_as_large].sum(), 0, 1))

@@ -1,5 +1,6 @@
 """Temperature, thresholds, curves, comparison and the OOD score."""
 
+from itertools import product
 from typing import Any, cast
 
 import numpy as np
@@ -161,18 +162,30 @@ def test_comparison_finds_the_better_model_and_no_difference_between_equal_ones(
 
 
 def test_mcnemar_equals_published_example_and_widens_with_clusters() -> None:
-    # Agresti, Categorical Data Analysis, table 10.1: 86 and 150 discordant, z = 4.17
+    # Agresti, Categorical Data Analysis, table 10.1: 86 and 150 discordant; z = 4.17, p 3.1e-5; exact 3.7e-5
     labels = np.zeros(236, int)
     first, second = np.eye(2)[[1] * 150 + [0] * 86], np.eye(2)[[0] * 150 + [1] * 86]
     plain = _compare(first, second, labels)
     alone = _compare(first, second, labels, [str(i) for i in range(236)])
     assert (plain.only_second_right, plain.only_first_right) == (150, 86)
-    assert alone.p_value == pytest.approx(3.1e-5, rel=0.05)
+    assert alone.p_value == pytest.approx(plain.p_value)
     assert plain.p_value == pytest.approx(3.7e-5, rel=0.05)
     pairs = _compare(first, second, labels, [str(i // 2) for i in range(236)])
     assert pairs.p_value is not None
-    assert alone.p_value is not None
-    assert pairs.p_value > 10 * alone.p_value, "two images of one patient are not two witnesses"
+    assert plain.p_value is not None
+    assert pairs.p_value > 10 * plain.p_value, "two images of one patient are not two witnesses"
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (3, 1, 2, 2, 1, 4), (2, 5, 1, 1, 1, 1, 3)])
+def test_comparison_by_groups_counts_all_signs_of_their_gains(sizes: tuple[int, ...]) -> None:
+    """Every second group is better with the first model, but for the largest."""
+    gains = np.array([size if size == max(sizes) or group % 2 else -size for group, size in enumerate(sizes)])
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    right = gains[groups] > 0
+    models = (np.eye(2)[1 - right.astype(int)], np.eye(2)[right.astype(int)])
+    result = _compare(*models, np.ones(len(groups), int), [str(group) for group in groups])
+    sums = [np.dot(signs, np.abs(gains)) for signs in product((-1, 1), repeat=len(gains))]
+    assert result.p_value == pytest.approx(np.mean(np.abs(sums) >= abs(gains.sum())))
 
 
 def test_pixel_statistics_are_those_of_their_definition() -> None:
