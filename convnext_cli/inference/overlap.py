@@ -83,9 +83,8 @@ def find_moved_copies(trained_on: Index, evaluated: Index) -> Steps[NDArray[np.i
         measurements = yield from measure_images(index)
         parts.append(measurements.measures)
     paths = [index.root / path for index in (trained_on, evaluated) for path in index.paths]
-    sides = np.repeat([0, 1], list(map(len, parts)))
-    measures = np.concatenate(parts)
-    moved, _ = yield from find_moved(paths, measures, np.flatnonzero(measures["readable"]), sides)
+    known, rows = np.split(np.arange(len(paths)), [len(trained_on)])
+    moved, _ = yield from find_moved(paths, np.concatenate(parts), rows, known)
     return np.array([(one, two - len(trained_on)) for one, two in moved], np.int64).reshape(-1, 2)
 
 

@@ -1,5 +1,6 @@
 """Pairs of images that share keypoints: of one, the other may be a crop, or a turned, zoomed or shifted copy."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,7 @@ class Match:
 
 
 def find_matches(
-    keypoints: NDArray[np.void], widths: NDArray[np.int64], rows: NDArray[np.int64], sides: NDArray[np.int64]
+    keypoints: NDArray[np.void], widths: NDArray[np.int64], rows: NDArray[np.int64], against: NDArray[np.int64]
 ) -> Steps[tuple[list[Match], int]]:
     """Return the pairs of images that share keypoints, the best first, and at least how many pairs were left out.
 
@@ -54,13 +55,13 @@ def find_matches(
         keypoints: (N, KEYPOINTS), of all images.
         widths: (N,), of all images at the size at which keypoints are found.
         rows: the images to compare.
-        sides: (N,), of all images; those of one side are not compared.
+        against: the images with which each is compared; the same or others.
     """
     matches, left_out = [], 0
-    keypoints = _drop_common(keypoints, rows)
+    keypoints = _drop_common(keypoints, np.union1d(rows, against))
     for is_mirrored in (False, True):
         others = _mirror(keypoints, widths) if is_mirrored else keypoints
-        pairs = yield from _find_seeded(keypoints, others, rows, sides)
+        pairs = yield from _find_seeded(keypoints, others, rows, against)
         left_out += len(pairs) > MAX_SEEDED
         alike = yield from _count_alike(keypoints, others, pairs)
         best = np.argsort(-alike, kind="stable")[: (alike >= MIN_ALIKE).sum()]
@@ -103,22 +104,26 @@ def _mirror(keypoints: NDArray[np.void], widths: NDArray[np.int64]) -> NDArray[n
 
 
 def _find_seeded(
-    keypoints: NDArray[np.void], others: NDArray[np.void], rows: NDArray[np.int64], sides: NDArray[np.int64]
+    keypoints: NDArray[np.void], others: NDArray[np.void], rows: NDArray[np.int64], against: NDArray[np.int64]
 ) -> Steps[NDArray[np.int64]]:
     """Return the pairs of rows with a keypoint in common, (P, 2), sorted; no others once they are too many."""
-    strongest = max(1, min(KEYPOINTS, MAX_SEEDS // max(len(rows), 1)))
-    ones, twos = (side[rows, :strongest].ravel() for side in (keypoints, others))
-    is_real = np.flatnonzero(ones["exists"])
-    owners = np.repeat(rows, strongest)[is_real]
-    ones, twos = ones[is_real], twos[is_real]
+    strongest = int(np.clip(MAX_SEEDS / math.sqrt(max(1, len(rows) * len(against))), 1, KEYPOINTS))
+
+    def list_seeds(keypoints: NDArray[np.void], rows: NDArray[np.int64]) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+        seeds = keypoints[rows, :strongest].ravel()
+        is_real = np.flatnonzero(seeds["exists"])
+        return seeds[is_real], np.repeat(rows, strongest)[is_real]
+
+    (ones, owners), (twos, other_owners) = list_seeds(keypoints, rows), list_seeds(others, against)
+    is_same = others is keypoints and against is rows
     hashes = ones["hash"].copy()
-    distance = MAX_SEED_DISTANCE if len(hashes) <= MANY_SEEDS else FAST_SEED_DISTANCE
+    distance = MAX_SEED_DISTANCE if len(ones) * len(twos) <= MANY_SEEDS**2 else FAST_SEED_DISTANCE
     pairs = [np.empty((0, 2), np.int64)]
-    for places in find_similar(hashes, hashes if others is keypoints else twos["hash"].copy(), distance):
+    for places in find_similar(hashes, hashes if is_same else twos["hash"].copy(), distance):
         one, two = places.T
         is_near = np.abs(ones["octave"][one] - twos["octave"][two]) <= 1
-        owned = np.stack([owners[one], owners[two]], axis=1)[is_near]
-        pairs.append(np.unique(np.sort(owned[sides[owned[:, 0]] != sides[owned[:, 1]]], axis=1), axis=0))
+        owned = np.stack([owners[one], other_owners[two]], axis=1)[is_near]
+        pairs.append(np.unique(np.sort(owned[owned[:, 0] != owned[:, 1]], axis=1), axis=0))
         if sum(map(len, pairs)) > 2 * MAX_SEEDED:
             pairs = [np.unique(np.concatenate(pairs), axis=0)]
             if len(pairs[0]) > MAX_SEEDED:

@@ -25,7 +25,7 @@ _BLOCK = 128
 
 
 def find_moved(
-    paths: Sequence[Path], measures: NDArray[Any], rows: NDArray[np.int64], sides: NDArray[np.int64] | None = None
+    paths: Sequence[Path], measures: NDArray[Any], rows: NDArray[np.int64], against: NDArray[np.int64] | None = None
 ) -> Steps[tuple[list[tuple[int, int]], int]]:
     """Return pairs of rows of which one image is a moved copy of the other, and at least how many were left out.
 
@@ -35,13 +35,14 @@ def find_moved(
         paths: (N,), files of all images.
         measures: (N,) of `MEASURES`.
         rows: the images to compare.
-        sides: (N,); only images of different sides are compared. None: all of them.
+        against: the images with which each is compared. None: the same.
     """
-    rows = rows[measures["keypoints"]["exists"][rows].sum(axis=1) >= MIN_KEYPOINTS]
+    keypoints = measures["keypoints"]
+    has_detail = keypoints["exists"].sum(axis=1) >= MIN_KEYPOINTS
+    rows = rows[has_detail[rows]]
+    against = rows if against is None else against[has_detail[against]]
     widths = list_widths(measures["width"], measures["height"])
-    matches, left_out = yield from find_matches(
-        measures["keypoints"], widths, rows, np.arange(len(paths)) if sides is None else sides
-    )
+    matches, left_out = yield from find_matches(keypoints, widths, rows, against)
 
     @lru_cache(maxsize=2048)
     def load(row: int) -> NDArray[np.float32] | None:
