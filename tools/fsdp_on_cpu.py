@@ -7,9 +7,11 @@ script lifts that condition. The rest is unchanged: torch shards the parameters 
 each pass, and scatters the gradients.
 """
 
+import os
 import sys
 from typing import Any
 
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
@@ -38,4 +40,11 @@ def make_sharding_accelerator(*args: Any, **options: Any) -> Accelerator:
 
 if __name__ == "__main__":
     devices.make_accelerator = make_sharding_accelerator
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except SystemExit as end:
+        if not end.code and dist.is_initialized():
+            dist.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))  # the model holds Gloo's group, whose threads can abort Python's exit
