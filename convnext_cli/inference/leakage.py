@@ -1,4 +1,4 @@
-"""What is wrong with the images of an evaluation: leakage from those that the run was trained on, unseen parts."""
+"""Notes on the images of an evaluation: which of them the run was trained on, and what the model does not see."""
 
 from collections import Counter
 

@@ -12,11 +12,11 @@ from convnext_cli.data.audit.keypoints import KEYPOINTS, MIRRORED, SIDE
 from convnext_cli.progress import Progress, Steps
 
 MAX_SEED_DISTANCE = 6  # bits of 64, of the first keypoint that two images have in common
-FAST_SEED_DISTANCE = 4  # bits, for more than `MANY_SEEDS`: a fifth of the time, and some copies are missed
-MANY_SEEDS = 100_000
+FAST_SEED_DISTANCE = 4  # bits, for more than `MANY_SEEDS`; faster, and some copies are missed
+MANY_SEEDS = 100_000  # keypoints of all images
 MAX_DISTANCE = 12  # bits, of those that may agree with it
 MAX_ALIKE_DISTANCE = 10  # bits, of the keypoints that are counted first, which is fast
-MIN_ALIKE = 4
+MIN_ALIKE = 4  # of these keypoints
 MAX_SEEDS = 300_000  # keypoints of all images that are compared with one another
 SAMPLE = 100  # images, in which common keypoints are counted
 MIN_SAMPLE = 30
