@@ -186,7 +186,7 @@ def share_numbers(index: Index, guess: Mapping[int, str]) -> bool:
 
     @cache
     def expect(one: int, two: int) -> float:
-        """Return the probability that files of one number, in two classes, have the same name."""
+        """Return the probability that two files of one number, in two classes, have the same name."""
         products = sum(count * counts[two][rest] for rest, count in counts[one].items())
         return products / (counts[one].total() * counts[two].total())
 
@@ -195,7 +195,7 @@ def share_numbers(index: Index, guess: Mapping[int, str]) -> bool:
         for one, two in combinations(sorted(classes), 2):
             if classes[one] & classes[two]:
                 return False
-            expected += expect(one, two)
+            expected += len(classes[one]) * len(classes[two]) * expect(one, two)
     return expected >= MIN_EXPECTED
 
 

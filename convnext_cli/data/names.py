@@ -15,6 +15,7 @@ Cell: TypeAlias = tuple[str, int]  # a split and a class
 MIN_SHARING = 0.05  # fraction of the images that must share their identifier with another image
 MAX_FRACTION = 0.2  # largest fraction of the names with the same separators that may share an identifier
 MIN_ALIKE = 4  # names with the same separators; fewer do not show which token varies
+MAX_CAMERAS = 9  # that see one subject, or are channels of one image; more are rather places, as camera traps
 MOST = 0.95  # fraction of the names in a class that must have the same word, for the word to belong to the class
 
 # fmt: off
@@ -41,7 +42,10 @@ _DATE = re.compile(
     DATE + r"(?P<time>(?:[-_ T.]|[ _-]at[ _-])(?:[01]\d|2[0-3])(?P<c>[-_.h]?)[0-5]\d(?P=c)[0-5]\d(?:\d{3})?)?"
 )
 _UUID = r"[0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}"  # whose parts of four repeat by chance
-_TOKEN = re.compile(rf"(?<![^\W_])(?:{_DATE.pattern}|(?i:{_UUID}))(?![^\W_])|[^\W_]+")
+_WELL = re.compile(r"[A-P](?:0[1-9]|1\d|2[0-4])(?=f\d)|[Rr]\d\d?[Cc]\d\d?(?!\d)")
+"""A well of a plate or another place in rows and columns, whose field may follow: `B02f00`, `r02c03f01`."""
+_TOKEN = re.compile(rf"(?<![^\W_])(?:(?:{_DATE.pattern}|(?i:{_UUID}))(?![^\W_])|{_WELL.pattern})|[^\W_]+")
+_CAMERA = re.compile(r"(?:cam(?:era)?|kamera|channel|angle)(?:\d+|[a-h])", re.IGNORECASE)
 _CHANGE_WORD = (
     r"(?:aug(?:ment(?:ed)?)?|(?:[hv]_?|horizontal_|vertical_)?flip(?:ped|lr|ud)?|mirror(?:ed)?|rot(?:ate|ated|ation)?"
     r"|crop(?:ped)?|zoom(?:ed)?|shear(?:ed)?|shift(?:ed)?|translat(?:e|ed|ion)|scaled?|resized?|warp(?:ed)?|elastic|affine"
@@ -69,7 +73,7 @@ def group_by_name(index: Index) -> dict[int, str]:
       of the identifier, because numbers may restart after it;
     - a token that most files share, such as a version, a stain or a site (`MAX_FRACTION`);
     - a date, which many subjects share (a date with a time of day may be one);
-    - a view (`left`, `MLO`, `T1`), of which one subject has several;
+    - a view (`left`, `MLO`, `T1`) or a camera (`cam2`), of which one subject has several;
     - a word for a change of the image before the rest of the name (`flip_`, `rot90_`) or after a number (`1Flip`);
     - the number that is the image's target, such as the age in `61_0_p12.jpg`;
     - a number that repeats in other classes only, once in each: the numbers then restart in each class
@@ -77,13 +81,12 @@ def group_by_name(index: Index) -> dict[int, str]:
 
     A camera's counter (`IMG_1234`, `DSC00012`, `IMG-20230101-WA0001`) does not repeat, so it is no identifier by
     itself. Copies, crops and frames of that photograph share it.
+
+    A folder that is a date, a view or a camera counts as the beginning of the name: `2024-05-03/plant_7`.
     """
     cells = list(zip(index.splits, index.class_numbers, strict=True))
     targets = [row[0] for row in index.values] if index.task.is_continuous else []
-    stems = [path.rpartition("/")[2].rpartition(".")[0] for path in index.paths]
-    names = [  # `IMG_1_flip_` for `flip_IMG_1`, and `IMG_1_Flip` for `IMG_1Flip`
-        _cut(_CAMEL_CHANGE.sub("_", _CHANGE.sub(r"\2_\1", stem))) for stem in stems
-    ]
+    names = list(map(_cut, index.paths))
     rows_of: dict[Hashable, list[int]] = defaultdict(list)
     for row, name in enumerate(names):
         separators = tuple(" ".join(text.split()) or text[:1] for text in name[::2])
@@ -111,14 +114,26 @@ def group_by_name(index: Index) -> dict[int, str]:
     return result
 
 
-def _cut(stem: str) -> list[str]:
-    """Return separators and tokens of a name in turn, separators first and last; a date or a UUID is one token."""
+def _cut(path: str) -> list[str]:
+    """Return separators and tokens of a file's name in turn, separators first and last.
+
+    A date, a UUID or a well is one token.
+    """
+    *folders, name = path.split("/")
+    stem = name.rpartition(".")[0]
+    stem = _CAMEL_CHANGE.sub("_", _CHANGE.sub(r"\2_\1", stem))  # `IMG_1_flip_` for `flip_IMG_1`, `IMG_1_Flip`
+    stem = "/".join([*filter(_is_view, folders), stem])
     pieces = []
     end = 0
     for match in _TOKEN.finditer(stem):
         pieces += [stem[end : match.start()], match[0]]
         end = match.end()
     return [*pieces, stem[end:]]
+
+
+def _is_view(folder: str) -> bool:
+    """Return True if a folder of images is a date, a view or a camera, in which the same subjects are again."""
+    return bool(_DATE.fullmatch(folder) or _CAMERA.fullmatch(folder)) or folder.lower() in VIEWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +162,17 @@ def _make_columns(names: Sequence[list[str]], cells: Sequence[Cell], targets: Se
             before = columns[-1].words[0].lower() if columns else ""
             varies = len(set(zip(words, cells, strict=True))) > len(set(cells))
             kind = "target" if _are_targets(words, targets) else _classify(words, cells)
+            if kind in ("few", "varies") and _are_cameras(words, before):
+                kind = "view"
             columns.append(_Column(words, after, kind, varies, before))
     return columns
+
+
+def _are_cameras(words: Sequence[str], before: str) -> bool:
+    """Return True if words such as `cam2`, or `2` after `cam`, number a few cameras."""
+    return len(set(words)) <= MAX_CAMERAS and any(
+        all(_CAMERA.fullmatch(start + word) for word in words) for start in ("", before)
+    )
 
 
 def _are_targets(words: Sequence[str], targets: Sequence[float]) -> bool:
@@ -208,10 +232,12 @@ def _are_shared(keys: Sequence[str], shared: Set[str]) -> bool:
 
 def _cut_regular(tokens: Sequence[str], cells: Sequence[Cell]) -> list[Sequence[str]]:
     """Cut a column of tokens such as `img12crop3` or `17left` into parts if its letters are constant in each class."""
+    if all(map(_CAMERA.fullmatch, tokens)):
+        return [tokens]
     parts = []
     letters: dict[Cell, set[tuple[str, ...]]] = defaultdict(set)
     for token, cell in zip(tokens, cells, strict=True):
-        if _DATE.fullmatch(token):
+        if _DATE.fullmatch(token) or _WELL.fullmatch(token):
             return [tokens]
         words = _PART.findall(token)
         parts.append(words)

@@ -66,6 +66,22 @@ WITH_GROUPS = {
         for s in (1, 2)
         for w in (1, 2)
     ],
+    "wells by row and column": [
+        f"{label(p)}/r{p // 2 + 1:02}c{p % 2 + 2:02}f{s:02}p01-ch{w}sk1fk1fl1.tiff"
+        for p in SUBJECTS
+        for s in (1, 2)
+        for w in (1, 2)
+    ],
+    "wells, fields glued": [
+        f"{label(p)}/MFGTMP_120101010001_{'BCDEFGHI'[p // 2]}{p % 2 + 2:02}f{s:02}d0.TIF"
+        for p in SUBJECTS
+        for s in THREE
+    ],
+    "cameras first": [f"{label(p)}/cam{c}_{p + 300:05}.bmp" for p in SUBJECTS for c in (1, 2, 3, 4)],
+    "cameras by letter": [f"{label(p)}/Camera_{c}_{p + 300:05}_20240503.bmp" for p in SUBJECTS for c in "AB"],
+    "folders of cameras": [f"{label(p)}/cam{c}/part_{p + 300:04}.png" for p in SUBJECTS for c in (1, 2, 3, 4)],
+    "folders of views": [f"{label(p)}/{view}/{p + 300:04}.png" for p in SUBJECTS for view in ("front", "back")],
+    "folders of dates": [f"{label(p)}/2024-05-{7 * i:02}/plant_{p + 100}.jpg" for p in SUBJECTS for i in THREE],
     "eyes": [f"{label(p)}/{p}_{s}.jpeg" for p in SUBJECTS for s in ("left", "right")],
     "eyes 2": [f"{label(p)}/patient{p}_{s}.jpeg" for p in SUBJECTS for s in ("OD", "OS")],
     "eyes first": [f"{label(p)}/left_{p}.jpeg" for p in SUBJECTS] + [f"{label(p)}/right_{p}.jpeg" for p in SUBJECTS],
@@ -157,6 +173,9 @@ WITH_GROUPS = {
 
 WITHOUT_GROUPS = {
     "numbered": each(lambda _, i: f"{i:04}"),
+    "counted in folders of dates": each(lambda _, i: f"2024-05-{i // 6 + 1:02}/IMG_{i % 6:04}"),
+    "numbered in folders of dates": each(lambda _, i: f"2024-05-{i // 6 + 1:02}/{i % 6:04}"),
+    "numbered in folders of sites": each(lambda _, i: f"site{i // 12 + 1}/{i % 12:04}"),
     "continued": each(lambda c, i: f"{i + 24 * (c == 'dog'):04}"),
     "dates with an abbreviated month": each(
         lambda c, i: f"{i % 12 + 1:02}{'Aug' if i < 12 else 'Sep'}20{c == 'dog':02}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext_cli.data.groups import find_groups_across_splits, group_index, group_like, group_steps
+from convnext_cli.data.groups import find_groups_across_splits, group_index, group_like, group_steps, share_numbers
 from convnext_cli.data.index import Index, select_rows
 from convnext_cli.data.scan import scan_folder
 from convnext_cli.errors import UsageError
@@ -108,6 +108,17 @@ def test_both_eyes_of_a_patient_are_a_group_though_their_grades_differ(classes: 
     index, grouping = group_index(make_index(*paths), "auto")
     assert set(Counter(index.groups).values()) == {2}
     assert grouping.rule == "the repeated part of the file names"
+
+
+def test_tiles_of_a_scene_share_one_numbering_though_their_classes_differ() -> None:
+    """No place of a scene is in two classes: of scenes whose numbers restart in each class, most would be."""
+    draw = random.Random(0)
+    places = [f"scene{scene:02}_{256 * x}_{256 * y}.png" for scene in range(12) for x in (0, 1, 2) for y in (0, 1)]
+    index, _ = group_index(make_index(*(f"{draw.choice('ab')}/{place}" for place in places)), "auto")
+    assert set(Counter(index.groups).values()) == {6}
+    assert share_numbers(index, dict(enumerate(index.groups)))
+    restarted, _ = group_index(make_index(*(f"{c}/{place}" for c in "ab" for place in places)), "auto")
+    assert not share_numbers(restarted, dict(enumerate(restarted.groups)))
 
 
 @pytest.mark.parametrize("patient", ["", "_p{}"])
