@@ -11,7 +11,8 @@ from convnext_cli.data.index import NONE, UNREADABLE, Index, select_rows
 from convnext_cli.data.scan import scan_unlabelled
 from convnext_cli.data.sources import scan_data
 from convnext_cli.data.split import release_val
-from convnext_cli.errors import DataError, UsageError
+from convnext_cli.errors import DataError, ImageError, UsageError
+from convnext_cli.images.decode import decode_image
 from convnext_cli.options import AUTO, name_flag
 from convnext_cli.progress import Notice, Steps
 from convnext_cli.tasks.reading import COLUMN_OPTIONS, TableOptions
@@ -162,8 +163,12 @@ def _leave_out_unreadable(audit: Audit) -> Dataset:
     if len(unreadable) == len(index):
         number = format_count(len(index), "image")
         reason = next(finding.examples[0] for finding in audit.findings if finding.kind is Kind.UNREADABLE)
-        problem = f"none of the {number} in {index.location} can be read, such as: {reason}"
-        raise DataError(problem, "Replace them, or give another folder")
+        remedy = "Replace them, or give another folder"
+        try:
+            decode_image(index.root / index.paths[min(unreadable)])
+        except ImageError as error:
+            remedy = error.remedy
+        raise DataError(f"none of the {number} in {index.location} can be read, such as: {reason}", remedy)
     rows = [row for row in range(len(index)) if row not in unreadable]
     new_row = {row: number for number, row in enumerate(rows)}
     duplicate_sets = tuple(tuple(new_row[row] for row in rows) for rows in audit.duplicate_sets)

@@ -17,6 +17,7 @@ from convnext_cli.data.tables.columns import (
     find_columns,
     find_flagged_split,
     join_split_columns,
+    list_further_images,
     list_patients,
     read_folds,
     read_groups,
@@ -142,6 +143,11 @@ def _locate(table: Table, options: TableOptions, listing: Listing | None = None)
     table, notes = join_split_columns(table)
     finder = _make_finder(table, options, listing)
     located = _locate_images(table, finder, find_columns(table, finder, options))
+    if further := list_further_images(table, finder, located.columns["path"]):
+        named = format_count(len(further), "column names", "columns name")
+        notes.append(
+            f"{named} further images, which are not used ({shorten_names(further)}): write a row for each image"
+        )
     return replace(located, notes=notes + located.notes)
 
 

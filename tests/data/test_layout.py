@@ -373,6 +373,10 @@ AMBIGUOUS = {
         "cap/Data/Images/Normal/ cap/Data/Images/Anomaly/ nut/Data/Images/Normal/ nut/Data/Images/Anomaly/",
         "the same folders \\(Anomaly, Normal\\)",
     ),
+    "findings below dates": (
+        "line1/2024-05-03/ok/ line1/2024-05-03/nok/ line2/2024-05-03/ok/ line2/2024-05-04/ok/",
+        r"line1, line2 each have folders for findings \(nok, ok\), .* --label-from '/\(nok\|ok\)/' reads them",
+    ),
     "a single split without classes": ("train/ train.jsonl:{}", "train is a folder of a split without"),
     "parts of one set": ("HAM_images_part_1/ HAM_images_part_2/", "look like parts of one set"),
     "folds": ("fold1/a/ fold1/b/ fold2/a/ fold2/b/", "look like fold numbers"),

@@ -1018,7 +1018,7 @@ def test_a_flag_called_group_is_no_group_and_a_partition_no_label(images: Path) 
         scan_data(write(images / "partition.csv", rows("0", "1", "2", head="image_id,partition")))
 
 
-@pytest.mark.parametrize("name", ["Pflanze_id", "Chargen-Nr", "número"])  # of objects whose words are not known
+@pytest.mark.parametrize("name", ["Probe_id", "Chargen-Nr", "número"])  # of objects whose words are not known
 def test_identifiers_beside_another_column_are_not_the_classes(name: str, tmp_path: Path) -> None:
     path = write_objects(tmp_path, f"area,{name}", [f"{k}.5,P{k}" for k in range(12)])
     with pytest.raises(DataError, match=rf"no column for the labels \(it has area, {name} beside the paths\)"):
@@ -1048,7 +1048,7 @@ def write_objects(folder: Path, head: str, rows: Sequence[str]) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["plant_id", "Plant", "plantid", "StudyInstanceUID", "specimen no", "AnimalID", "video", "serial_number", "sample"],
+    ["plant_id", "Pflanze", "plantid", "StudyInstanceUID", "specimen no", "AnimalID", "video", "serial_number", "plot"],
 )
 def test_column_of_objects_is_known_by_its_words_and_digits(name: str, tmp_path: Path) -> None:
     index = scan_data(write_objects(tmp_path, f"label,{name}", [f"{'ab'[k % 2]},x{k}" for k in range(8)]))
@@ -1068,6 +1068,16 @@ def test_column_of_classes_or_types_is_no_group(head: str, row: str, tmp_path: P
     words = ("tomato", "maize", "wheat", "beet")
     rows = [row.format(k=k % 4, c=k % 4, ab="ab"[k % 2], tomato=words[k % 4], antelope=words[k % 4]) for k in range(8)]
     assert scan_data(write_objects(tmp_path, head, rows)).groups == ()
+
+
+def test_columns_of_further_images_are_named(tmp_path: Path) -> None:
+    """Such as those of the other cameras of a part: a third of the images would be used, without a word."""
+    for k in range(24):
+        save_image(tmp_path / "images" / f"{k:03}.png")
+    lines = [f"{k:03}.png,{k + 8:03}.png,{k:03}.png,x_mask.png,{k + 16:03}.png,{'ab'[k % 2]}" for k in range(8)]
+    table = write(tmp_path / "parts.csv", "\n".join(["cam1,cam2,file_name,mask,cam3,label", *lines]) + "\n")
+    [note] = [note for note in scan_data(table).notes if "further" in note]
+    assert note == "2 columns name further images, which are not used (cam2, cam3): write a row for each image"
 
 
 def test_an_unused_column_that_may_be_groups_is_named(tmp_path: Path) -> None:

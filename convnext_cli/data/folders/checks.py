@@ -14,6 +14,7 @@ from convnext_cli.data.folders.splits import (
     list_split_folders,
 )
 from convnext_cli.data.folders.words import (
+    FINDING_WORDS,
     GENERIC_WORDS,
     IMAGE_WORDS,
     PLAIN_IMAGE_WORDS,
@@ -27,7 +28,7 @@ from convnext_cli.data.folders.words import (
 )
 from convnext_cli.data.tree import Folder
 from convnext_cli.encoding import decode_name, normalise_name
-from convnext_cli.text import shorten_names
+from convnext_cli.text import quote, shorten_names
 
 _NAME_SPLITS = "Name them train, val and test, or give a CSV file with path, label and split"
 _NO_CLASSES = GENERIC_WORDS - (IMAGE_WORDS - PLAIN_IMAGE_WORDS)  # `scans` and `photos` may be classes
@@ -153,6 +154,21 @@ def _check_inner_folders(tree: Folder, tops: Sequence[Folder], words: Sequence[s
             f"{list_names(tops)} each have the same folders ({shorten_names(sorted(common))}), so those seem to be the "
             "classes",
             f"Give one of them, such as {tops[0].path}, {level}or a CSV file with path and label (and patient, site)",
+        )
+    _check_deep_findings(tops)
+
+
+def _check_deep_findings(tops: Sequence[Folder]) -> None:
+    """Check that folders for findings do not lie deeper in all of `tops`, as in `line1/2024-05-03/ok`."""
+    inner = [{folder.name for folder in top.walk() if _is_subset(_list_words(folder), FINDING_WORDS)} for top in tops]
+    findings = sorted({normalise_name(name) for name in set().union(*inner)}, key=len, reverse=True)
+    pattern = "|".join(map(re.escape, findings))
+    if all(inner) and max(map(len, inner)) > 1 and not name_findings(top.name for top in tops):
+        raise AmbiguousLayoutError(
+            f"{list_names(tops)} each have folders for findings ({shorten_names(sorted(findings))}), so those seem to "
+            "be the classes",
+            f"--label-from {quote(f'/({pattern})/')} reads them; or give a CSV file with path and label (and patient, "
+            "site)",
         )
 
 

@@ -5,6 +5,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from pathlib import PurePath
 
 from convnext_cli.data.folders.masks import has_mask_words
 from convnext_cli.data.folders.splits import PARTITION, UNLABELLED, find_simple_split, find_split
@@ -53,8 +54,9 @@ _ID_WORDS = frozenset((
 ))  # fmt: skip
 GROUP_COLUMNS = ("group", "group_id")
 _OBJECT_WORDS = (
-    "person", "donor", "individual", "animal", "mouse", "rat", "cow", "pig", "fish", "bird", "plant", "tree", "case",
-    "study", "exam", "lesion", "video", "specimen", "sample", "slide", "serial", "wafer", "board", "object",
+    "person", "donor", "individual", "animal", "mouse", "rat", "cow", "pig", "fish", "bird", "plot", "plant", "pflanze",
+    "plante", "planta", "pianta", "tree", "case", "study", "exam", "lesion", "video", "specimen", "sample", "slide",
+    "serial", "wafer", "board", "object",
 )  # fmt: skip
 """Words for objects that several images show, the larger first. Not `part` or `leaf`: a part number is a type, and
 leaves are counted anew on each plant."""
@@ -151,6 +153,19 @@ def list_path_columns(table: Table, finder: FileFinder) -> Iterator[str]:
             yield name
     yield from candidates
     yield from (name for name in others if _most(table.columns[name], has_image_suffix))
+
+
+def list_further_images(table: Table, finder: FileFinder, path: str) -> list[str]:
+    """Return the columns that name other images than the column of paths, as of further cameras; masks are left out."""
+    stems = [PurePath(cell).stem for cell in table.columns[path]]
+    return [
+        name
+        for name, cells in table.columns.items()
+        if _most(cells, has_image_suffix)
+        and not has_mask_words(set(list_words(name)))
+        and 2 * sum(PurePath(cell).stem == stem for cell, stem in zip(cells, stems, strict=True)) < len(table)
+        and finder.matches(cells)
+    ]
 
 
 def _find_path_column(table: Table, chosen: Collection[str], finder: FileFinder) -> str:

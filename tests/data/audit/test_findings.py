@@ -235,6 +235,10 @@ def test_small_classes_are_reported_and_unreadable_set_is_refused(tmp_path: Path
         path.write_text("gone")
     with pytest.raises(DataError, match=r"none of the 30 images .*, such as: .*/few/27\.png cannot be read as an"):
         load(tmp_path)
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"%!PS-Adobe")
+    with pytest.raises(DataError, match=r"such as: .* is PostScript.* Convert it to PNG, TIFF or JPEG\.$"):
+        load(tmp_path)
 
 
 def test_measurements_are_cached_and_follow_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
