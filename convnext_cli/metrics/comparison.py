@@ -153,11 +153,12 @@ def _list_unknown(gaps: Floats, replicates: Floats, units: Floats) -> Floats:
     """
 
     def reach(gap: float, of_class: Floats, n: float) -> tuple[float, float]:
-        std = float(np.nanstd(of_class)) if n >= MIN_UNITS else 0.0
-        half = score_interval(0.0, 0.0, n).high if n >= MIN_UNITS else 2.0
+        if n < MIN_UNITS:
+            return 1 + gap, 1 - gap
+        std, half = float(np.nanstd(of_class)), score_interval(0.0, 0.0, n).high
         if std > ROUNDING:
             wide, normal = (t_quantile(df) for df in (DF_FACTOR * (n - 1), MANY))
-            half = std * math.sqrt(max(0.0, wide**2 * n / (n - 1) - normal**2))
+            half = std * math.sqrt(wide**2 * n / (n - 1) - normal**2)
         return min(half, 1 + gap), min(half, 1 - gap)
 
     known = np.flatnonzero(~np.isnan(gaps))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import t
+from scipy.stats import norm, t
 
 from benchmarks.coverage import cover_differences
 from convnext_cli.metrics.comparison import compare
@@ -24,6 +24,20 @@ def test_difference_of_averages_is_uncertain_by_a_small_class_that_both_models_d
     distances = difference.value - difference.interval.low, difference.interval.high - difference.value
     assert min(distances) > reach
     assert max(distances) < 1.2 * reach, "the two large classes add little"
+
+
+def test_difference_of_averages_is_widened_by_students_t_of_a_small_class() -> None:
+    labels = np.repeat([0, 1], [400, 6])
+    predicted = np.where(np.arange(406) < 404, labels, 0)  # two of six are wrong
+    first, second = (ClassCalculator(4 * np.eye(2)[part], labels) for part in (labels, predicted))
+    difference = compare(first, second).differences["balanced_accuracy"]
+    assert difference is not None
+    assert difference.interval is not None
+    images = np.random.default_rng(0).binomial(406, 6 / 406, 100_000)  # of the class, in a resample
+    std = float((np.random.default_rng(1).binomial(images, 1 / 3) / np.maximum(images, 1))[images > 0].std())
+    wide, normal = t.ppf(0.975, 1.5 * 5), norm.ppf(0.975)
+    parts = normal * std, std * np.sqrt(wide**2 * 6 / 5 - normal**2), score_interval(0.0, 0.0, 400).high
+    assert difference.interval.high - difference.value == pytest.approx(np.hypot.reduce(parts) / 2, rel=0.04)
 
 
 def test_difference_of_few_unequal_groups_has_their_effective_number() -> None:
