@@ -61,7 +61,8 @@ def find_moved(
     total = min(len(matches), MAX_COMPARED)
     with use_one_blas_thread(), ThreadPoolExecutor(count_process_cpus(), thread_name_prefix="compare") as pool:
         for start in range(0, total, _BLOCK):
-            block = [match for match in matches[start : start + _BLOCK] if not joined.is_joined(*match.pair)]
+            block = matches[start : min(start + _BLOCK, total)]
+            block = [match for match in block if not joined.is_joined(*match.pair)]
             for match, is_copy in zip(block, pool.map(compare, block), strict=True):
                 if is_copy:
                     moved.append(match.pair)

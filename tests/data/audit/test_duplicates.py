@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
+from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 
 from convnext_cli.data.audit.candidates import MAX_DISTANCE, find_similar
 from convnext_cli.data.audit.duplicates import compare_images, shrink
 from convnext_cli.data.audit.fix_list import write_fix_list
 from convnext_cli.data.audit.measurements import THUMB
+from convnext_cli.data.audit.perceptual import hash_images
 from convnext_cli.data.audit.summary import Audit
 from tests.conftest import change_tones, draw_picture
 from tests.data.audit.planting import audit
@@ -59,6 +61,13 @@ def test_find_similar_equals_an_exhaustive_comparison() -> None:
     expected = {(a, b) for a, b in np.argwhere(bits <= MAX_DISTANCE).tolist() if a <= b}
     assert len(result) == len(set(result))
     assert set(result) == expected
+
+
+def test_hash_has_a_bit_for_each_low_frequency_above_the_median() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (4, 20, 20), np.uint8)
+    low = dctn(grey.astype(float), axes=(1, 2))[:, :8, :8].reshape(4, 64)
+    bits = (np.array(hash_images(grey)[:, None]) >> np.arange(64, dtype=np.uint64)) & 1
+    assert (bits == (low > np.median(low[:, 1:], axis=1, keepdims=True))).all()
 
 
 def test_unlike_images_with_one_hash_hide_no_near_duplicate(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from convnext_cli.data.audit.alignment import are_copies
-from convnext_cli.data.audit.keypoints import MIRRORED, find_keypoints, shrink_grey
+from convnext_cli.data.audit.keypoints import MIRRORED, SIDE, find_keypoints, shrink_grey
+from convnext_cli.data.audit.matching import find_matches
 from convnext_cli.data.audit.measurements import measure_images
 from convnext_cli.data.audit.moved import find_moved
 from convnext_cli.data.index import select_rows
@@ -52,8 +53,8 @@ class Moved:
 
 def find(root: Path) -> Moved:
     index = scan_data(root)
-    measures = finish(measure_images(index)).measures
-    moved, left_out = finish(find_moved([root / path for path in index.paths], measures, np.arange(len(index))))
+    measures, paths = finish(measure_images(index)).measures, [root / path for path in index.paths]
+    moved, left_out = finish(find_moved(paths, measures, np.arange(len(index))))
     return Moved({(Path(index.paths[one]).stem, Path(index.paths[two]).stem) for one, two in moved}, left_out)
 
 
@@ -67,6 +68,31 @@ def test_moved_copies_and_no_others_are_detected(name: str, tmp_path: Path) -> N
     pairs = find(tmp_path).pairs
     assert pairs <= {(f"{number}", f"{number}copy") for number in range(SCENES)}
     assert len(pairs) >= SCENES - 1
+
+
+@pytest.mark.parametrize("limit", ["matching.MAX_MATCHED", "moved.MAX_COMPARED"])
+def test_pairs_beyond_a_limit_are_counted(limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(SCENES):
+        drawn = draw_scene(number)
+        save(drawn, tmp_path / "ab"[number % 2] / f"{number}.png")
+        save(turn(drawn, 5), tmp_path / "ab"[number % 2] / f"{number}copy.png")
+    monkeypatch.setattr(f"convnext_cli.data.audit.{limit}", 3)
+    result = find(tmp_path)
+    assert (len(result.pairs), result.left_out) == (3, SCENES - 3)
+
+
+def test_keypoints_that_many_images_have_match_few_of_them() -> None:
+    shared = draw_scene(100, 80, 120)
+    keypoints = []
+    for number in range(30):
+        image = draw_scene(number, 128, 120)
+        image.paste(shared, (40, 0))
+        keypoints.append(find_keypoints(shrink_grey(image)))
+    rows = np.arange(30)
+    for part, least, most in ((rows, 0, 10), (rows[:20], 150, 190)):  # 20 are too few to know what is common
+        matches, left_out = finish(find_matches(np.stack(keypoints), np.full(30, SIDE), part, part))
+        assert least <= len(matches) <= most
+        assert left_out == 0
 
 
 def test_crops_across_splits_are_leakage_and_kept_in_one_new_split(tmp_path: Path) -> None:
