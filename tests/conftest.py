@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -277,6 +278,20 @@ def draw_scene(seed: int, width: int = 240, height: int = 200) -> Image.Image:
     layers = [gaussian_filter(random.normal(size=(height, width, 3)), (sigma, sigma, 0)) for sigma in (2, 4, 8, 16)]
     mixed = sum(layer / layer.std() for layer in layers) * 22 + 128
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
+
+
+@cache
+def _draw_background() -> Image.Image:
+    return draw_scene(0)
+
+
+def draw_frame(seed: int) -> Image.Image:
+    """A frame of a camera that does not move: one scene, with noise and a lamp that varies, and a spot of its own."""
+    random = np.random.default_rng((13, seed))
+    values = np.asarray(_draw_background(), np.float32) * random.uniform(0.97, 1.03)
+    row, column = random.integers(0, 190), random.integers(0, 230)
+    values[row : row + 8, column : column + 8] = random.uniform(0, 255)
+    return Image.fromarray(np.clip(values + random.normal(size=values.shape) * 2, 0, 255).astype(np.uint8))
 
 
 def change_tones(image: Image.Image, gain: float = 1.0, offset: float = 0.0, gamma: float = 1.0) -> Image.Image:

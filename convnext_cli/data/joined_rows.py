@@ -8,8 +8,10 @@ from convnext_cli.data.index import group_by
 class JoinedRows:
     """Sets of rows, joined pair by pair (union-find)."""
 
-    def __init__(self) -> None:
+    def __init__(self, links: Iterable[tuple[int, int]] = ()) -> None:
         self._parent: dict[int, int] = {}
+        for one, two in links:
+            self.join(one, two)
 
     def find(self, row: int) -> int:
         """Return the row that represents the set of `row`."""
@@ -28,9 +30,6 @@ class JoinedRows:
 
 def join_rows(links: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
     """Return the connected sets of rows, sorted."""
-    joined = JoinedRows()
-    rows: set[int] = set()
-    for one, two in links:
-        joined.join(one, two)
-        rows |= {one, two}
-    return tuple(map(tuple, group_by(sorted(rows), joined.find).values()))
+    links = list(links)
+    rows = sorted({row for pair in links for row in pair})
+    return tuple(map(tuple, group_by(rows, JoinedRows(links).find).values()))

@@ -21,7 +21,7 @@ from convnext_cli.inference.classifier import Classifier, Outputs
 from convnext_cli.inference.drift import Drift, measure_drift
 from convnext_cli.inference.ensemble import Ensemble
 from convnext_cli.inference.evaluated_images import EvaluatedImages, describe_worse_calibration
-from convnext_cli.inference.leakage import check_images, read_audit
+from convnext_cli.inference.image_notes import check_images, read_audit
 from convnext_cli.inference.operating_points import TEST_TARGETS, add_targets, measure_points, trace_curves
 from convnext_cli.inference.overlap import Overlap
 from convnext_cli.inference.per_group import GroupEvaluation, check_groups, check_negative, evaluate_groups

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from convnext_cli.data.audit.candidates import (
     MAX_ORIENTED_DISTANCE,
+    MIN_THUMB_CORRELATION,
     ORIENTATIONS,
     find_similar,
     hash_thumbs,
+    normalise_thumbs,
     orient_thumbs,
 )
 from convnext_cli.data.audit.measurements import CONTENT_MEASURES, THUMB, measure_images
@@ -37,6 +39,8 @@ class Overlap:
     """Near-duplicates of a training image."""
     validated: int
     """Exact or near-duplicates of a validation image that are none of a training image."""
+    alike: int = 0
+    """Other images of a scene of the run, as frames of one camera are; near-duplicates of these are not recognised."""
 
 
 def measure_content(index: Index) -> Steps[dict[str, NDArray[Any]]]:
@@ -71,27 +75,29 @@ def measure_equal(run: RunFolder, trained_on: Index, copy: Index) -> Steps[float
     return float((known["digest"] == measured["digest"]).all(axis=1).mean())
 
 
-def find_moved_copies(trained_on: Index, evaluated: Index) -> Steps[NDArray[np.int64]]:
+def find_moved_copies(trained_on: Index, evaluated: Index, measures: NDArray[Any]) -> Steps[NDArray[np.int64]]:
     """Return pairs of a row of a run's split and a row of an evaluation, one a moved copy of the other, (P, 2).
 
     It has none if the images of the run are gone.
+
+    Args:
+        trained_on: the run's split.
+        evaluated: the images of the evaluation.
+        measures: theirs, (N,) of `MEASURES`.
     """
     if not trained_on.root.is_dir():
         return np.empty((0, 2), np.int64)
-    parts = []
-    for index in (trained_on, evaluated):
-        measurements = yield from measure_images(index)
-        parts.append(measurements.measures)
+    measured = yield from measure_images(trained_on)
     paths = [index.root / path for index in (trained_on, evaluated) for path in index.paths]
     known, rows = np.split(np.arange(len(paths)), [len(trained_on)])
-    moved, _ = yield from find_moved(paths, np.concatenate(parts), rows, known)
+    moved, _ = yield from find_moved(paths, np.concatenate([measured.measures, measures]), rows, known)
     return np.array([(one, two - len(trained_on)) for one, two in moved], np.int64).reshape(-1, 2)
 
 
 def find_overlap(
     known: Mapping[str, NDArray[Any]],
     trained_on: Index,
-    evaluated: Mapping[str, NDArray[Any]],
+    evaluated: NDArray[Any],
     moved: NDArray[np.int64],
 ) -> Overlap:
     """Count the images that the run was trained or validated on.
@@ -99,30 +105,46 @@ def find_overlap(
     Args:
         known: `read_image_hashes` of the run's images.
         trained_on: the run's split, in the same order.
-        evaluated: `measure_content` of the images of the evaluation.
+        evaluated: the images of the evaluation, (N,) of `MEASURES`.
         moved: `find_moved_copies` of both.
     """
     readable = evaluated["digest"].any(axis=1)
+    scenes = known.get("scene", np.zeros(len(known["hash"]), np.uint32))
+    moved = moved[scenes[moved[:, 0]] == 0]
     exact, near = {}, {}
     for split, rows in {"train": list_trained_rows(trained_on), "val": trained_on.rows("val")}.items():
         arrays = {name: known[name][rows] for name in CONTENT_MEASURES}
         exact[split] = _find_exact(arrays, evaluated) & readable
-        near[split] = _find_near(arrays, evaluated) & readable
+        is_single = scenes[rows] == 0
+        near[split] = _find_near({name: array[is_single] for name, array in arrays.items()}, evaluated) & readable
         near[split][moved[np.isin(moved[:, 0], rows), 1]] = True
+    is_trained = exact["train"] | near["train"]
+    is_validated = (exact["val"] | near["val"]) & ~is_trained
+    is_alike = _find_alike(known["thumb"], scenes, evaluated) & ~is_trained & ~is_validated & readable
     return Overlap(
         trained=int(exact["train"].sum()),
         trained_near=int((near["train"] & ~exact["train"]).sum()),
-        validated=int(((exact["val"] | near["val"]) & ~exact["train"] & ~near["train"]).sum()),
+        validated=int(is_validated.sum()),
+        alike=int(is_alike.sum()),
     )
 
 
-def _find_exact(known: Mapping[str, NDArray[Any]], evaluated: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+def _find_alike(thumbs: NDArray[np.uint8], scenes: NDArray[np.uint32], evaluated: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return true for images that look like the mean image of a scene, (N,)."""
+    is_alike = np.zeros(len(evaluated), bool)
+    for scene in np.unique(scenes[scenes > 0]):
+        mean = normalise_thumbs(thumbs[scenes == scene].mean(axis=0)[None])[0]
+        is_alike |= normalise_thumbs(evaluated["thumb"]) @ mean >= MIN_THUMB_CORRELATION
+    return is_alike
+
+
+def _find_exact(known: Mapping[str, NDArray[Any]], evaluated: NDArray[Any]) -> NDArray[np.bool_]:
     """Return true for images with an exact duplicate among the known ones, (N,)."""
     digests = set(map(tuple, known["digest"].tolist()))
     return np.array([tuple(digest) in digests for digest in evaluated["digest"].tolist()], bool)
 
 
-def _find_near(known: Mapping[str, NDArray[Any]], evaluated: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+def _find_near(known: Mapping[str, NDArray[Any]], evaluated: NDArray[Any]) -> NDArray[np.bool_]:
     """Return true for images with a near-duplicate among the known ones, also mirrored or turned, (N,).
 
     It has a similar hash, and an equal thumbnail, perhaps in other tones.

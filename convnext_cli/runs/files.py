@@ -49,7 +49,7 @@ AUDIT = RunFile(
 )  # fmt: skip
 IMAGE_HASHES = RunFile(
     name="image_hashes.safetensors", stage="begin",
-    content="digests, perceptual hash, 12 x 12 px thumbnail and size of each image, by which `eval` recognises them",
+    content="digests, perceptual hash, 12 x 12 px thumbnail, size and scene of each image, for `eval` to recognise it",
 )  # fmt: skip
 ENVIRONMENT = RunFile(
     name="environment.json", content="command line, versions, device, git state", stage="begin", schema="Environment",

@@ -6,6 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from convnext_cli.data.attributes import parse_attributes, read_attributes
 from convnext_cli.data.audit.findings import Finding, Kind
 from convnext_cli.data.audit.summary import Audit
@@ -303,11 +305,14 @@ def _compare_with_base(request: TrainRequest, audit: Audit, index: Index) -> Ste
             effect="if test images are among them, test scores will be too high",
             action="the weights of that run are used",
         )
-    hashes, counts = audit.list_image_hashes(index), {}
+    held_out = select_rows(index, [*index.rows("test"), *index.rows("val")])
+    measures = audit.list_measures(held_out)
+    moved = yield from find_moved_copies(trained_on, held_out, measures)
+    counts = {}
     for split in ("test", "val"):
-        rows = index.rows(split)
-        moved = yield from find_moved_copies(trained_on, select_rows(index, rows))
-        overlap = find_overlap(known, trained_on, {name: array[rows] for name, array in hashes.items()}, moved)
+        rows = held_out.rows(split)
+        of_split = moved[np.isin(moved[:, 1], rows)] - (0, rows[0] if rows else 0)
+        overlap = find_overlap(known, trained_on, measures[rows], of_split)
         counts[split] = overlap.trained + overlap.trained_near
     if not any(counts.values()):
         return None

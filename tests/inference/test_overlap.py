@@ -7,17 +7,19 @@ from typing import TypeVar
 import pytest
 from PIL import Image
 
+from convnext_cli.data.audit.summary import audit_index
+from convnext_cli.data.groups import group_index
 from convnext_cli.data.index import Index
 from convnext_cli.data.sources import scan_data
 from convnext_cli.images.preprocessing import Preprocessing
-from convnext_cli.inference.leakage import check_images
+from convnext_cli.inference.image_notes import check_images
 from convnext_cli.inference.overlap import Overlap, measure_content
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import choose_test_set
 from convnext_cli.progress import Progress, finish
 from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
-from tests.conftest import change_tones, draw_picture, draw_scene
+from tests.conftest import change_tones, draw_frame, draw_picture, draw_scene
 
 T = TypeVar("T")
 FRAMING = Preprocessing(
@@ -100,6 +102,23 @@ def test_darker_and_brighter_copies_of_training_images_are_found(
     draw(tmp_path / "new", range(100, 110), start=1000)
     overlap = evaluate(run, tmp_path / "new")[2]
     assert overlap == Overlap(trained=0, trained_near=len(index.rows("train")), validated=0)
+
+
+def test_frames_of_the_camera_of_the_training_images_are_no_copies_of_them(tmp_path: Path) -> None:
+    for root, numbers in (("data", range(60)), ("new", range(58, 80))):
+        for number in numbers:
+            path = tmp_path / root / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw_frame(number).save(path)
+    index = scan_data(tmp_path / "data")
+    index = replace(index, splits=tuple("val" if row % 6 == 1 else "train" for row in range(60)))
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.write_split(index)
+    run.write_arrays(IMAGE_HASHES, drain(audit_index(*group_index(index, "none"))).list_image_hashes(index))
+    _, notes, overlap = evaluate(run, tmp_path / "new")
+    assert overlap == Overlap(trained=2, trained_near=0, validated=0, alike=20)
+    assert any(note.startswith("20 of 22 images look like many images of the run") for note in notes)
 
 
 @pytest.mark.parametrize("is_gone", [False, True])

@@ -15,7 +15,7 @@ from convnext_cli.errors import DataError, UsageError
 from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.inference.calibration import Calibration
 from convnext_cli.inference.classifier import Classifier
-from convnext_cli.inference.leakage import check_images
+from convnext_cli.inference.image_notes import check_images
 from convnext_cli.inference.operating_points import add_targets
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.inference.test_set import choose_test_set

@@ -92,7 +92,9 @@ def find_candidates(left: Hashed, right: Hashed, max_distance: int, budget: int)
         for place, other in places[fits & is_large].tolist():
             candidates += _correlate_sets(left, ones.select(place), right, twos.select(other))
         for pairs in _pair_items(ones, twos, places[fits & ~is_large]):
-            first, second = (_normalise(side.thumbs[rows]) for side, rows in zip((left, right), pairs.T, strict=True))
+            first, second = (
+                normalise_thumbs(side.thumbs[rows]) for side, rows in zip((left, right), pairs.T, strict=True)
+            )
             candidates.append(pairs[(first * second).sum(axis=1) >= MIN_THUMB_CORRELATION])
     pairs = np.concatenate(candidates)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
@@ -163,9 +165,9 @@ def _correlate_sets(
     """Return the pairs of different rows of two sets whose thumbnails correlate, (P, 2) at a time."""
     correlated = []
     for first in _cut(ones):
-        thumbs = _normalise(left.thumbs[first])
+        thumbs = normalise_thumbs(left.thumbs[first])
         for second in _cut(twos):
-            one, two = np.nonzero(thumbs @ _normalise(right.thumbs[second]).T >= MIN_THUMB_CORRELATION)
+            one, two = np.nonzero(thumbs @ normalise_thumbs(right.thumbs[second]).T >= MIN_THUMB_CORRELATION)
             pairs = np.stack([first[one], second[two]], axis=1)
             correlated.append(pairs[pairs[:, 0] != pairs[:, 1]][: 2 * MAX_CANDIDATES])
     return correlated
@@ -175,7 +177,7 @@ def _cut(items: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [items[start : start + _BLOCK] for start in range(0, len(items), _BLOCK)]
 
 
-def _normalise(thumbs: NDArray[np.uint8]) -> NDArray[np.float32]:
+def normalise_thumbs(thumbs: NDArray[np.number]) -> NDArray[np.float32]:
     """Return thumbnails as vectors of mean 0 and length 1, (N, THUMB * THUMB); the product of two correlates them."""
     vectors = thumbs.reshape(len(thumbs), THUMB * THUMB).astype(np.float32)
     vectors -= vectors.mean(axis=1, keepdims=True)

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import pairwise
-from typing import Literal
+from itertools import chain
+from typing import Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -17,10 +17,12 @@ from convnext_cli.cache_folder import MEASUREMENTS, find_cache_folder, name_entr
 from convnext_cli.data.audit.candidates import (
     MAX_DISTANCE,
     MAX_ORIENTED_DISTANCE,
+    MIN_THUMB_CORRELATION,
     ORIENTATIONS,
     Hashed,
     find_candidates,
     hash_thumbs,
+    normalise_thumbs,
     orient_thumbs,
 )
 from convnext_cli.data.audit.measurements import Measurements
@@ -35,7 +37,7 @@ from convnext_cli.images.raster import orient
 from convnext_cli.machine import count_process_cpus
 from convnext_cli.progress import Progress, Steps
 
-VERSION = 1  # raised when the rules of a comparison change
+VERSION = 2  # raised when the rules of a comparison change
 MAX_COMPARED = 50_000_000  # pairs of thumbnails, compared one by one
 MIN_CORRELATION = 0.97  # of the pixels at 32 x 32
 MAX_DIFFERENCE = 8.0  # grey levels, mean absolute difference
@@ -44,13 +46,14 @@ MIN_COLOUR = 0.9  # correlation of the colours of one image, unless it was made 
 GREY = 3.0  # mean difference of the channels of an image without colour
 MIN_DETAIL = 0.75  # correlation of what 64 x 64 pixels show beyond 16 x 16; JPEG at quality 40 has at least 0.92
 DETAIL_FLOOR = 2.0  # grey levels; weaker detail is compression noise
-MAX_CHAIN = 0.1  # fraction of the images that one set of very similar images may have
-MIN_CHAIN = 30  # images; so many may be moved copies of one, whatever the fraction
+MAX_SET = 0.1  # fraction of the images that one set of very similar images may have; a larger one is a chain
+MAX_COPIES = 30  # images; so many may be near-duplicates of one, whatever the fraction
 _SIDE, _FINE, _COARSE = 32, 64, 16  # px
 _BLOCK = 1024
 
 
 Likeness = Literal["near", "similar"]
+_Pairs: TypeAlias = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +69,8 @@ class Duplicates:
     duplicate_sets: tuple[tuple[int, ...], ...]
     """Sets of rows to keep in one split: `clusters`, joined by very similar images, unless these chain to a tenth of
     all images."""
+    scenes: tuple[tuple[int, ...], ...]
+    """Sets of rows that look alike, as frames of one camera do. Near-duplicates among them are in no other set."""
     unchecked: int
     """Number of similar pairs that were too many to compare, at least."""
 
@@ -102,7 +107,7 @@ def _compare_all(index: Index, measurements: Measurements) -> Steps[Duplicates]:
     digests = list(map(tuple, measurements.measures["digest"].tolist()))
     exact = tuple(tuple(same) for same in group_by(readable.tolist(), digests.__getitem__).values() if len(same) > 1)
     rows = np.setdiff1d(readable, [row for cluster in exact for row in cluster[1:]])
-    links = [(cluster[0], row) for cluster in exact for row in cluster[1:]]
+    near: list[tuple[int, int]] = []
     similar: list[tuple[int, int]] = []
     joined, unchecked = JoinedRows(), 0
     with ThreadPoolExecutor(count_process_cpus(), thread_name_prefix="compare") as pool:
@@ -120,7 +125,7 @@ def _compare_all(index: Index, measurements: Measurements) -> Steps[Duplicates]:
                 ]
                 for pair, kind in zip(block, pool.map(partial(compare, orientation), block), strict=True):
                     if kind == "near":
-                        links.append(pair)
+                        near.append(pair)
                         joined.join(*pair)
                     elif kind == "similar" and orientation == 1:
                         similar.append(pair)
@@ -128,26 +133,47 @@ def _compare_all(index: Index, measurements: Measurements) -> Steps[Duplicates]:
     paths = [index.root / path for path in index.paths]
     moved, left_out = yield from find_moved(paths, measurements.measures, _list_first(rows, joined))
     unchecked += left_out
-    clusters = join_rows([*links, *moved])
-    if _are_chained(clusters, index, at_least=MIN_CHAIN):  # tiles of a large image, or frames of a moving camera
-        clusters, similar = join_rows(links), [*similar, *moved]
-    for one, two in (pair for rows in clusters for pair in pairwise(rows)):
-        joined.join(one, two)
+    links = [(cluster[0], row) for cluster in exact for row in cluster[1:]]
+    most = MAX_SET * len(index)
+    scenes = _find_scenes(_list_large([*links, *near], max(MAX_COPIES, most)), measurements)
+    of_scenes = set(chain.from_iterable(scenes))
+    links += _leave_out(near, of_scenes)
+    moved, similar = _leave_out(moved, of_scenes), _leave_out(similar, of_scenes)
+    tiles = set(chain.from_iterable(_list_large([*links, *moved], max(MAX_COPIES, most))))  # or of a moving camera
+    links += _leave_out(moved, tiles)
+    joined = JoinedRows(links)
     # If two near-duplicates are similar to a third image, one pair is enough.
-    similar = [(one, two) for one, two in similar if not joined.is_joined(one, two)]
-    duplicate_sets = join_rows([*(pair for rows in clusters for pair in pairwise(rows)), *similar])
+    similar = [pair for pair in (*similar, *moved) if not joined.is_joined(*pair)]
+    parted = set(chain.from_iterable(_list_large([*links, *similar], max(2, most))))
     return Duplicates(
         exact=exact,
         similar=tuple(similar),
-        clusters=clusters,
-        duplicate_sets=clusters if _are_chained(duplicate_sets, index) else duplicate_sets,
+        clusters=join_rows(links),
+        duplicate_sets=join_rows([*links, *_leave_out(similar, parted)]),
+        scenes=scenes,
         unchecked=unchecked,
     )
 
 
-def _are_chained(sets: Sequence[tuple[int, ...]], index: Index, at_least: int = 2) -> bool:
-    """Return True if one set of rows has so many of all images that it is a chain of images and not one image."""
-    return max(map(len, sets), default=0) > max(at_least, MAX_CHAIN * len(index))
+def _list_large(pairs: _Pairs, limit: float) -> list[tuple[int, ...]]:
+    """Return the sets of joined rows that have more rows than `limit`."""
+    return [rows for rows in join_rows(pairs) if len(rows) > limit]
+
+
+def _find_scenes(sets: Sequence[tuple[int, ...]], measurements: Measurements) -> tuple[tuple[int, ...], ...]:
+    """Return the sets, each with all rows that look like its mean image: not all pairs of one scene were compared."""
+    thumbs = measurements.measures["thumb"]
+    vectors = normalise_thumbs(thumbs) if sets else np.empty(0)
+    pairs = []
+    for first, *rest in sets:
+        mean = normalise_thumbs(thumbs[[first, *rest]].mean(axis=0)[None])[0]
+        pairs += [(first, row) for row in (*rest, *np.flatnonzero(vectors @ mean >= MIN_THUMB_CORRELATION).tolist())]
+    return join_rows(pairs)
+
+
+def _leave_out(pairs: _Pairs, rows: set[int]) -> list[tuple[int, int]]:
+    """Return the pairs without one of `rows`."""
+    return [pair for pair in pairs if not rows.intersection(pair)]
 
 
 def _list_first(rows: NDArray[np.int64], joined: JoinedRows) -> NDArray[np.int64]:

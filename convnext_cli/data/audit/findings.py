@@ -14,6 +14,7 @@ class Kind(StrEnum):
     NEAR_DUPLICATES_ACROSS_SPLITS = "near-duplicates across splits"
     GROUPS_ACROSS_SPLITS = "groups across splits"
     SIMILAR_ACROSS_SPLITS = "very similar images across splits"
+    SCENE_ACROSS_SPLITS = "images of one scene across splits"
     TRAINED_BEFORE = "images that the base weights were trained on"
     UNREADABLE = "unreadable"
     FEW_LEVELS = "few grey levels"
@@ -21,6 +22,7 @@ class Kind(StrEnum):
     DUPLICATES = "duplicates"
     NEAR_DUPLICATES = "near-duplicates"
     SIMILAR = "very similar images"
+    SCENE = "images of one scene"
     ALIKE_CLASS_NAMES = "class names alike"
     SMALL_CLASSES = "small classes"
     SIZE_SHORTCUT = "shortcut: size"
@@ -37,6 +39,7 @@ LEAKAGE = frozenset(
         Kind.NEAR_DUPLICATES_ACROSS_SPLITS,
         Kind.GROUPS_ACROSS_SPLITS,
         Kind.SIMILAR_ACROSS_SPLITS,
+        Kind.SCENE_ACROSS_SPLITS,
     }
 )
 """The kinds that lie in the splits, so that new splits may be free of them."""

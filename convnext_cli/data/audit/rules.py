@@ -23,6 +23,7 @@ _SHORTCUTS = {
     "mode": (Kind.MODE_SHORTCUT, "pixel format (mode, bits, grey or coloured)"),
     "border": (Kind.BORDER_SHORTCUT, "brightness of the border"),
 }
+_NAME_SUBJECTS = "all are kept; name the subjects with --group-from, or in a column of a table"
 _EXACT = "the same pixels"
 _NEAR = "saved again, scaled, cropped, turned, mirrored, or with another brightness or contrast"
 
@@ -50,6 +51,7 @@ def find_notes(
     yield from _find_frames(index, measurements)
     yield from _find_duplicates(index, duplicates)
     yield from _find_similar(index, duplicates)
+    yield from _find_scenes(index, duplicates)
     yield from _find_alike_names(index.classes)
     yield from _find_small_classes(index)
     yield from _find_shortcuts(index, shortcuts)
@@ -198,15 +200,14 @@ def _find_duplicates(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
 
 def _find_similar(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
     """Yield pairs of very similar images that no group connects: those across splits, or else those within one."""
-    pairs = [(a, b) for a, b in duplicates.similar if not index.groups or index.groups[a] != index.groups[b]]
-    across = [pair for pair in pairs if index.splits[pair[0]] != index.splits[pair[1]]]
+    across, pairs = _divide_by_splits(index, duplicates.similar)
     shown = across or pairs
     if not shown:
         return
     set_of = {row: number for number, rows in enumerate(duplicates.duplicate_sets) for row in rows}
     kept = "; new splits keep each pair in one split"
     if any(set_of.get(a, -1) != set_of.get(b, -2) for a, b in shown):
-        kept = "; new splits may part them, because they form a chain through more than a tenth of all images"
+        kept = "; new splits may part those that form a chain through more than a tenth of all images"
     name = f"{format_count(len(shown), 'pair')} of very similar images"
     images = f"({len({row for pair in shown for row in pair}):,} images)"
     yield Finding(
@@ -218,9 +219,34 @@ def _find_similar(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
         examples=_show(index, shown),
         effect="neighbouring slices, frames or tiles of one subject resemble each other"
         + ("; test scores may be too high" if across else ""),
-        action="all are kept; name the subjects with --group-from, or in a column of a table"
-        + ("" if across else kept),
+        action=_NAME_SUBJECTS + ("" if across else kept),
     )
+
+
+def _find_scenes(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
+    """Yield the images of scenes: those that lie in two splits, or else the others."""
+    across, within = _divide_by_splits(index, duplicates.scenes)
+    if shown := across or within:
+        number = sum(map(len, shown))
+        name = f"{number:,} of {len(index):,} images look alike, as frames of one camera do"
+        yield Finding(
+            kind=Kind.SCENE_ACROSS_SPLITS if across else Kind.SCENE,
+            title=f"possible leakage: {name}, and lie in two splits" if across else name,
+            count=number,
+            examples=_show(index, shown),
+            effect="near-duplicates among them are not recognised"
+            + ("; test scores may be too high" if across else ""),
+            action=_NAME_SUBJECTS + ("" if across else "; new splits may part them"),
+        )
+
+
+def _divide_by_splits(
+    index: Index, sets: Iterable[tuple[int, ...]]
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Return the sets of rows that lie in two splits, and the others; without those of one group."""
+    rest = [rows for rows in sets if not index.groups or len({index.groups[row] for row in rows}) > 1]
+    parts = group_by(rest, lambda rows: len(_list_splits(index, rows)) > 1)
+    return parts.get(True, []), parts.get(False, [])
 
 
 def _find_alike_names(classes: Sequence[str]) -> Iterator[Finding]:

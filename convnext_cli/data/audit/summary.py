@@ -46,6 +46,8 @@ class Audit:
     """Sets of rows that show the same image: duplicates and near-duplicates."""
     duplicate_sets: tuple[tuple[int, ...], ...] = field(repr=False)
     """Sets of rows to keep in one split: duplicates, near-duplicates and very similar images."""
+    scenes: tuple[tuple[int, ...], ...] = field(repr=False)
+    """Sets of rows that look alike, as frames of one camera do."""
     measurements: Measurements = field(repr=False)
     """The measurements of every image."""
 
@@ -55,11 +57,22 @@ class Audit:
         return any(finding.falsifies for finding in self.findings)
 
     def list_image_hashes(self, index: Index) -> dict[str, NDArray[Any]]:
-        """Return the hashes and sizes of the images of `index`, all of which were checked, for a run to keep."""
-        place = {path: row for row, path in enumerate(self.index.paths)}
-        rows = [place[path] for path in index.paths]
+        """Return the hashes, sizes and scenes of the images of `index`, all of them checked, for a run to keep."""
+        rows = self._find_rows(index)
+        scene = np.zeros(len(self.index), np.uint32)
+        for number, of_scene in enumerate(self.scenes, start=1):
+            scene[list(of_scene)] = number
         signatures = self.measurements.measures["signature"][rows]
-        return self.measurements.select(rows) | {"size": self.measurements.list_sizes(rows), "signature": signatures}
+        sizes = self.measurements.list_sizes(rows)
+        return self.measurements.select(rows) | {"size": sizes, "signature": signatures, "scene": scene[rows]}
+
+    def list_measures(self, index: Index) -> NDArray[Any]:
+        """Return the measures of the images of `index`, (N,) of `MEASURES`."""
+        return self.measurements.measures[self._find_rows(index)]
+
+    def _find_rows(self, index: Index) -> list[int]:
+        place = {path: row for row, path in enumerate(self.index.paths)}
+        return [place[path] for path in index.paths]
 
     def to_dict(self) -> dict[str, object]:
         """Return everything but the rows, for JSON."""
@@ -123,6 +136,7 @@ def audit_index(index: Index, grouping: Grouping) -> Steps[Audit]:
         unreadable=tuple(measurements.errors),
         clusters=duplicates.clusters,
         duplicate_sets=duplicates.duplicate_sets,
+        scenes=duplicates.scenes,
         measurements=measurements,
     )
 

@@ -18,7 +18,7 @@ from convnext_cli.data.audit.fix_list import write_fix_list
 from convnext_cli.data.audit.measurements import THUMB
 from convnext_cli.data.audit.perceptual import hash_images
 from convnext_cli.data.audit.summary import Audit
-from tests.conftest import change_tones, draw_picture
+from tests.conftest import change_tones, draw_frame, draw_picture
 from tests.data.audit.planting import audit
 
 EXIF_OF = {
@@ -141,6 +141,31 @@ def test_neighbouring_slices_are_similar_and_kept(tmp_path: Path) -> None:
     assert not similar.leave_out
     assert "perhaps of one subject" in similar.title
     assert not any("duplicates" in kind for kind in result)
+
+
+def test_frames_of_one_camera_are_no_duplicates_of_one_image(tmp_path: Path) -> None:
+    """All look like all, so that one set would have nearly all of them, and the splits none."""
+    for number in range(80):
+        save(draw_frame(number), tmp_path / "ab"[number % 2] / f"{number:02}.png")
+    save(draw_frame(3), tmp_path / "b" / "copy.png")
+    for number in range(40):
+        save(draw_picture(number), tmp_path / "ab"[number % 2] / f"other{number:02}.png")
+        if number < 5:
+            save(draw_picture(number), tmp_path / "ab"[number % 2] / f"other{number:02}.jpg", quality=80)
+    result = audit(tmp_path, group_from="none")
+    assert not result.falsifies
+    assert count(result)["images of one scene"] == 81
+    assert count(result)["duplicates"] == 1
+    assert count(result)["near-duplicates"] == 5
+    assert [len(rows) for rows in result.duplicate_sets] == 6 * [2]
+
+
+def test_frames_of_one_camera_in_two_splits_are_possible_leakage(tmp_path: Path) -> None:
+    for number in range(60):
+        save(draw_frame(number), tmp_path / ("train", "test")[number % 3 // 2] / "ab"[number % 2] / f"{number:02}.png")
+    result = audit(tmp_path, group_from="none")
+    assert not result.falsifies
+    assert count(result)["images of one scene across splits"] == 60
 
 
 @pytest.mark.parametrize("quality", [50, 75, 95])

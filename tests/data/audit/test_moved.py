@@ -126,7 +126,7 @@ def test_overlapping_tiles_of_a_large_image_are_similar_and_no_single_image(tmp_
     assert not result.clusters
     (finding,) = (finding for finding in result.findings if finding.kind.value == "very similar images")
     assert finding.count >= 35
-    assert "new splits may part them" in finding.action
+    assert "new splits may part those that form a chain" in finding.action
 
 
 def test_small_images_are_not_searched(tmp_path: Path) -> None:

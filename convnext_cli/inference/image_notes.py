@@ -58,8 +58,8 @@ def check_images(
             "Leakage is unknown"
         )
         return [*notes, Notice(text, "warning")], None
-    moved = yield from find_moved_copies(trained_on, selected)
-    overlap = find_overlap(known, trained_on, measured.select(range(len(selected))), moved)
+    moved = yield from find_moved_copies(trained_on, selected, measured.measures)
+    overlap = find_overlap(known, trained_on, measured.measures, moved)
     near = overlap.trained_near
     trained = overlap.trained + near
     if trained:
@@ -71,6 +71,10 @@ def check_images(
             overlap.validated, len(selected), "image", "is a validation image", "are validation images"
         )
         notes.append(Notice(f"{number}: {_SELECTION_BIAS}", "warning"))
+    if overlap.alike:
+        number = format_part(overlap.alike, len(selected), "image", "looks", "look")
+        text = "like many images of the run, as frames of one camera do: near-duplicates among them are not recognised"
+        notes.append(Notice(f"{number} {text}"))
     return notes + _list_group_notes(trained_on, selected, trained), overlap
 
 
