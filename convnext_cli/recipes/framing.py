@@ -25,6 +25,7 @@ SAME = 1.01  # factor of equal proportions: sides are whole pixels
 MIN_WITHIN = 0.9  # fraction of images that are squashed by at most that; with fewer, images are padded
 MIN_RECTANGLE_SIDE = 64  # px; the last feature map then has two positions
 RECTANGLE_AREA = (0.75, 1.25)  # of the square's, so that training takes about as long
+MIN_FILLED = 1 / 8  # of the input's shorter side, that the shorter side of most images must fill
 SEES_ALL = "evaluation sees the whole image"
 
 
@@ -86,11 +87,35 @@ def warn_unseen(unseen: Unseen | None) -> str | None:
     )
 
 
+def warn_padding(shapes: Sequence[Shape], image_size: ImageSize, fit: str) -> str | None:
+    """Return a warning where half of the images become strips of less than `MIN_FILLED` of the input's side."""
+    if fit != "pad" or not shapes:
+        return None
+    rows, columns = split_size(image_size)
+    strips = sorted(
+        (min(width, height) * min(rows / height, columns / width), width, height) for _, width, height in shapes
+    )
+    shorter, width, height = strips[len(strips) // 2]
+    if shorter >= MIN_FILLED * min(rows, columns):
+        return None
+    best = _find_rectangle(round(math.sqrt(rows * columns) / REDUCTION) * REDUCTION, width / height)
+    larger = f", or give --image-size {format_size(*best)}" if best != (rows, columns) else ""
+    return (
+        f"images of {width} x {height} px become strips of {max(1, round(shorter))} px in an input of "
+        f"{rows} x {columns} px: small details are lost. Cut them into parts{larger}"
+    )
+
+
+def _find_rectangle(side: int, proportions: float) -> tuple[int, int]:
+    """Return the size (H, W) of about a square's area that is nearest to an image's proportions."""
+    return min(_list_sizes(side), key=lambda rows_columns: _measure_distortion(rows_columns, proportions))
+
+
 def _choose_rectangle(size: Choice, shapes: Sequence[Shape]) -> Choice:
     """Return the size of the proportions that nearly all images have, or the square if they have several."""
     proportions = math.exp(median(math.log(width / height) for _, width, height in shapes))
     side = split_size(size.value)[0]
-    best = min(_list_sizes(side), key=lambda rows_columns: _measure_distortion(rows_columns, proportions))
+    best = _find_rectangle(side, proportions)
     if best == (side, side) or _count_within(best, shapes) < MIN_WITHIN:
         return size
     reason = f"about the area of {side} x {side} px ({size.reason}), at the images' proportions of {proportions:.2f}"

@@ -39,7 +39,7 @@ from convnext_cli.recipes.fingerprint import (
     explain_domain,
     guess_domain,
 )
-from convnext_cli.recipes.framing import apply_framing, warn_unseen
+from convnext_cli.recipes.framing import apply_framing, warn_padding, warn_unseen
 from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan
 from convnext_cli.recipes.request import RecommendRequest
 from convnext_cli.recipes.settings import (
@@ -241,7 +241,7 @@ def make_recommendation(request: RecommendRequest) -> Recommendation:
         candidates=tuple(candidates),
         warnings=(
             *_list_warnings(data, best, [*candidates, *small_models]),
-            *filter(None, [warn_unseen(unseen)]),
+            *filter(None, [warn_unseen(unseen), warn_plan_padding(best.plan, data.fingerprint)]),
             *_describe_data(request, data),
         ),
         small_models=tuple(small_models),
@@ -413,6 +413,12 @@ def measure_plan_unseen(plan: Plan, tag: Tag | None, fingerprint: Fingerprint | 
     base = tag.preprocessing if tag else UNTAGGED
     framing = apply_framing(base, settings.image_size, settings.fit, settings.crop_pct)
     return measure_unseen_area(fingerprint.shapes, framing)
+
+
+def warn_plan_padding(plan: Plan, fingerprint: Fingerprint | None) -> str | None:
+    """Return a warning where padding leaves little of the sampled images with a plan."""
+    shapes = fingerprint.shapes if fingerprint else ()
+    return warn_padding(shapes, plan.settings.image_size, plan.settings.fit)
 
 
 def suggest_faster(seconds: float, candidates: Sequence[Candidate]) -> str | None:

@@ -28,7 +28,7 @@ from convnext_cli.progress import Notice, Progress, Steps, finish
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint, compute_fingerprint, explain_domain
 from convnext_cli.recipes.framing import warn_unseen
 from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan
-from convnext_cli.recipes.recommendation import choose_augmentation, measure_plan_unseen, recommend
+from convnext_cli.recipes.recommendation import choose_augmentation, measure_plan_unseen, recommend, warn_plan_padding
 from convnext_cli.recipes.rules import check_head, explain_lr
 from convnext_cli.recipes.settings import (
     IMBALANCE,
@@ -423,8 +423,9 @@ def _make_plan(inputs: PlanInputs, chosen: Collection[str]) -> tuple[Plan, tuple
     is_used = any(choice.preset == inputs.augment for choice in plan.choices.values())
     if fingerprint and inputs.is_augment_guessed and is_used:
         notices.append(Notice(explain_domain(fingerprint, "--augment light, natural or none overrides it")))
-    if text := warn_unseen(measure_plan_unseen(plan, inputs.tag, fingerprint)):
-        notices.append(Notice(text, "warning"))
+    unseen = measure_plan_unseen(plan, inputs.tag, fingerprint)
+    texts = (warn_unseen(unseen), warn_plan_padding(plan, fingerprint))
+    notices += [Notice(text, "warning") for text in texts if text]
     lr = plan.choices["lr"]
     if lr.is_chosen and plan.settings.epochs:
         other_choices = {name: choice for name, choice in inputs.choices.items() if name not in ("lr", "min_lr")}

@@ -11,7 +11,7 @@ from convnext_cli.data.unseen import Shape, measure_centre_crops, measure_unseen
 from convnext_cli.errors import UsageError
 from convnext_cli.models.catalog import find_model
 from convnext_cli.recipes.fingerprint import DataCounts, Fingerprint, compute_fingerprint
-from convnext_cli.recipes.framing import apply_framing, warn_unseen
+from convnext_cli.recipes.framing import apply_framing, warn_padding, warn_unseen
 from convnext_cli.recipes.plan import Plan, PlanInputs, make_plan, read_plan
 from convnext_cli.recipes.recommendation import measure_plan_unseen
 from convnext_cli.recipes.settings import Choice, check_settings, expand_settings
@@ -170,3 +170,20 @@ def test_sizes_of_the_python_function_and_of_plans() -> None:
             check_settings({"image_size": size})
     with pytest.raises(UsageError, match=r"crop_pct = 0 is below 0.1; fit = 'centre' must be one of auto, crop"):
         check_settings({"crop_pct": 0, "fit": "centre"})
+
+
+def test_lines_that_padding_makes_thin_strips_are_warned_of() -> None:
+    """Lines of 8000 x 200 px become 6 px high."""
+    shapes = make_shapes((8000, 200))
+    plan = plan_for(shapes)
+    text = warn_padding(shapes, plan.settings.image_size, plan.settings.fit)
+    assert text == (
+        "images of 8000 x 200 px become strips of 6 px in an input of 224 x 224 px: small details are lost. Cut them "
+        "into parts, or give --image-size 64x960"
+    )
+    assert warn_padding(shapes, "64x960", "pad") is None
+    for sizes in ([(640, 200), (200, 640)], [(1500, 200), (200, 200)]):
+        assert warn_padding(make_shapes(*sizes), 224, "pad") is None
+    for sizes in ([(640, 480)], [(640, 120)]):
+        plan = plan_for(make_shapes(*sizes))
+        assert warn_padding(make_shapes(*sizes), plan.settings.image_size, plan.settings.fit) is None
