@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,15 @@ MAX_DISTANCE = 8  # bits of 64 in which the hashes of near-duplicates may differ
 ORIENTATIONS = range(2, 9)  # of EXIF: mirrored or turned
 MAX_ORIENTED_DISTANCE = 4  # bits, of hashes of thumbnails
 MIN_THUMB_CORRELATION = 0.95
-MAX_CANDIDATES = 200_000  # pairs to decode again; the nearest are taken
+MAX_CANDIDATES = 200_000  # pairs to decode again; those whose thumbnails correlate most are taken
+MAX_EACH = 30  # of these for each image, on average
 _MATRIX_GAIN = 20  # times that a matrix product is faster per pair
 _BLOCK = 1024
 _GATHER = 100_000  # pairs of thumbnails at a time
 _LARGE = 4096  # pairs of two buckets; above it, blocks are faster than single pairs
+
+_Correlated: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Pairs of different rows whose thumbnails correlate, (P, 2), and their correlations, (P,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ def find_candidates(left: Hashed, right: Hashed, max_distance: int, budget: int)
         budget: pairs of thumbnails to compare; the others are left out.
     """
     ones, twos = (_sort_into_buckets(side.hashes[side.rows], side.rows) for side in (left, right))
-    candidates = [np.empty((0, 2), np.int64)]
+    correlated = [_correlate(left, right, np.empty((0, 2), np.int64))]
     unchecked = 0
     for similar in find_similar(ones.keys, ones.keys if left is right else twos.keys, max_distance):
         one, two = similar.T
@@ -90,18 +94,13 @@ def find_candidates(left: Hashed, right: Hashed, max_distance: int, budget: int)
         budget -= int(cost[fits].sum())
         unchecked += int(work[~fits].sum())
         for place, other in places[fits & is_large].tolist():
-            candidates += _correlate_sets(left, ones.select(place), right, twos.select(other))
-        for pairs in _pair_items(ones, twos, places[fits & ~is_large]):
-            first, second = (
-                normalise_thumbs(side.thumbs[rows]) for side, rows in zip((left, right), pairs.T, strict=True)
-            )
-            candidates.append(pairs[(first * second).sum(axis=1) >= MIN_THUMB_CORRELATION])
-    pairs = np.concatenate(candidates)
-    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-    pairs = np.unique(np.sort(pairs, axis=1) if left is right else pairs, axis=0)
-    bits = np.bitwise_count(left.hashes[pairs[:, 0]] ^ right.hashes[pairs[:, 1]])
-    nearest = np.sort(np.argsort(bits, kind="stable")[:MAX_CANDIDATES])
-    return pairs[nearest], unchecked + len(pairs) - len(nearest)
+            correlated += _correlate_sets(left, ones.select(place), right, twos.select(other))
+        correlated += [_correlate(left, right, pairs) for pairs in _pair_items(ones, twos, places[fits & ~is_large])]
+    pairs, correlations = map(np.concatenate, zip(*correlated, strict=True))
+    pairs, first = np.unique(np.sort(pairs, axis=1) if left is right else pairs, axis=0, return_index=True)
+    limit = min(MAX_CANDIDATES, MAX_EACH * len(left.rows))
+    likest = np.sort(np.argsort(-correlations[first], kind="stable")[:limit])
+    return pairs[likest], unchecked + len(pairs) - len(likest)
 
 
 def find_similar(
@@ -159,18 +158,25 @@ def _list_pairs(
     yield from _pair_items(ones, twos, places[~is_large])
 
 
+def _correlate(left: Hashed, right: Hashed, pairs: NDArray[np.int64]) -> _Correlated:
+    """Return those of some pairs, (P, 2), that correlate."""
+    first, second = (normalise_thumbs(side.thumbs[rows]) for side, rows in zip((left, right), pairs.T, strict=True))
+    correlations: NDArray[np.float32] = (first * second).sum(axis=1)
+    is_alike = (correlations >= MIN_THUMB_CORRELATION) & (pairs[:, 0] != pairs[:, 1])
+    return pairs[is_alike], correlations[is_alike]
+
+
 def _correlate_sets(
     left: Hashed, ones: NDArray[np.int64], right: Hashed, twos: NDArray[np.int64]
-) -> list[NDArray[np.int64]]:
-    """Return the pairs of different rows of two sets whose thumbnails correlate, (P, 2) at a time."""
-    correlated = []
+) -> Iterator[_Correlated]:
+    """Yield those of the pairs of two sets that correlate."""
     for first in _cut(ones):
         thumbs = normalise_thumbs(left.thumbs[first])
         for second in _cut(twos):
-            one, two = np.nonzero(thumbs @ normalise_thumbs(right.thumbs[second]).T >= MIN_THUMB_CORRELATION)
-            pairs = np.stack([first[one], second[two]], axis=1)
-            correlated.append(pairs[pairs[:, 0] != pairs[:, 1]][: 2 * MAX_CANDIDATES])
-    return correlated
+            correlations = thumbs @ normalise_thumbs(right.thumbs[second]).T
+            is_alike = (correlations >= MIN_THUMB_CORRELATION) & (first[:, None] != second)
+            one, two = (part[: 2 * MAX_CANDIDATES] for part in np.nonzero(is_alike))
+            yield np.stack([first[one], second[two]], axis=1), correlations[one, two]
 
 
 def _cut(items: NDArray[np.int64]) -> list[NDArray[np.int64]]:

@@ -41,5 +41,6 @@ def _match_histograms(sources: NDArray[np.uint8], targets: NDArray[np.uint8]) ->
 def average_cells(images: NDArray[np.uint8], cells: int) -> NDArray[np.float32]:
     """Return the mean values of the cells of each image, (N, cells, cells)."""
     side = images.shape[1] // cells
-    means: NDArray[np.float32] = images.reshape(-1, cells, side, cells, side).mean(axis=(2, 4), dtype=np.float32)
+    weights = np.repeat(np.eye(cells, dtype=np.float32), side, axis=1) / side
+    means: NDArray[np.float32] = weights @ images.astype(np.float32) @ weights.T  # faster than a mean of small cells
     return means

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 
-from convnext_cli.data.audit.candidates import MAX_DISTANCE, find_similar
+from convnext_cli.data.audit.candidates import MAX_DISTANCE, MAX_EACH, Hashed, find_candidates, find_similar
 from convnext_cli.data.audit.duplicates import compare_images, shrink
 from convnext_cli.data.audit.fix_list import write_fix_list
 from convnext_cli.data.audit.measurements import THUMB
@@ -158,6 +158,20 @@ def test_frames_of_one_camera_are_no_duplicates_of_one_image(tmp_path: Path) -> 
     assert count(result)["duplicates"] == 1
     assert count(result)["near-duplicates"] == 5
     assert [len(rows) for rows in result.duplicate_sets] == 6 * [2]
+
+
+def test_those_of_too_many_candidates_that_are_most_alike_are_taken() -> None:
+    images, side = 200, THUMB
+    random = np.random.default_rng(0)
+    thumbs = np.clip(random.uniform(0, 255, (side, side)) + random.normal(size=(images, side, side)) * 10, 0, 255)
+    thumbs[150] = thumbs[7] + random.normal(size=(side, side))
+    alike = Hashed(
+        thumbs.clip(0, 255).astype(np.uint8), random.integers(0, 8, images).astype(np.uint64), np.arange(images)
+    )
+    pairs, left_out = find_candidates(alike, alike, MAX_DISTANCE, budget=1_000_000)
+    assert len(pairs) == MAX_EACH * images
+    assert len(pairs) + left_out == images * (images - 1) / 2
+    assert [7, 150] in pairs.tolist()
 
 
 def test_frames_of_one_camera_in_two_splits_are_possible_leakage(tmp_path: Path) -> None:
