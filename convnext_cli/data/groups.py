@@ -13,7 +13,7 @@ from convnext_cli.data.attributes import list_dicom_rows, read_dicom_attribute
 from convnext_cli.data.folders.checks import MAX_VIEWS
 from convnext_cli.data.folders.splits import find_split
 from convnext_cli.data.index import NONE, Index
-from convnext_cli.data.names import group_by_name
+from convnext_cli.data.names import group_by_name, list_views
 from convnext_cli.data.patterns import search_paths
 from convnext_cli.encoding import normalise_name
 from convnext_cli.errors import ConvnextError, UsageError
@@ -286,10 +286,13 @@ def group_like(known: Index, paths: Sequence[str]) -> list[str] | None:
     for level, count in levels.most_common(1):
         if count >= MIN_AGREEMENT * len(grouped):
             return _group_like_folders(set(grouped.values()), paths, level)
-    number = len(paths)
+    number, depth = len(paths), max(len(list_views(path)) for path in known.paths)
+    places = (list_views(path) for path in paths)  # of which those around the data, as /data/2024-05-03, are cut
+    inside = (views[max(0, len(views) - depth) :] for views in places)
+    names = ("/".join([*views, path.rpartition("/")[2]]) for views, path in zip(inside, paths, strict=True))
     joined = replace(
         known,
-        paths=(*known.paths, *paths),
+        paths=(*known.paths, *names),
         labels=(*known.labels, *(0,) * number),
         splits=(*known.splits, *("new",) * number),
         values=(*known.values, *((math.nan,) * len(known.values[0]),) * number) if known.values else (),

@@ -119,10 +119,9 @@ def _cut(path: str) -> list[str]:
 
     A date, a UUID or a well is one token.
     """
-    *folders, name = path.split("/")
-    stem = name.rpartition(".")[0]
+    stem = path.rpartition("/")[2].rpartition(".")[0]
     stem = _CAMEL_CHANGE.sub("_", _CHANGE.sub(r"\2_\1", stem))  # `IMG_1_flip_` for `flip_IMG_1`, `IMG_1_Flip`
-    stem = "/".join([*filter(_is_view, folders), stem])
+    stem = "/".join([*list_views(path), stem])
     pieces = []
     end = 0
     for match in _TOKEN.finditer(stem):
@@ -131,9 +130,12 @@ def _cut(path: str) -> list[str]:
     return [*pieces, stem[end:]]
 
 
-def _is_view(folder: str) -> bool:
-    """Return True if a folder of images is a date, a view or a camera, in which the same subjects are again."""
-    return bool(_DATE.fullmatch(folder) or _CAMERA.fullmatch(folder)) or folder.lower() in VIEWS
+def list_views(path: str) -> list[str]:
+    """Return the folders of a path that are dates, views or cameras, in which the same subjects are again."""
+    folders = path.split("/")[:-1]
+    return [
+        folder for folder in folders if _DATE.fullmatch(folder) or _CAMERA.fullmatch(folder) or folder.lower() in VIEWS
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,6 +248,16 @@ def test_other_files_get_groups_by_the_same_rule(name: str) -> None:
     assert len(pairs) == len(subjects), "one to one"
 
 
+def test_folders_around_new_files_do_not_change_their_groups() -> None:
+    """A date in the path of a folder to predict was no part of the names in training."""
+    known, _ = group_index(make_index(*WITH_GROUPS["patient and image"]), "auto")
+    new = ["/in/2024-05-03/patient7_1.png", "/in/2024-05-03/patient90_1.png"]
+    assert group_like(known, new) == ["patient7", "patient90"]
+    known, _ = group_index(make_index(*WITH_GROUPS["folders of cameras"]), "auto")
+    new = [f"/in/2024-05-03/cam{camera}/part_900.png" for camera in (1, 2, 3, 4)]
+    assert group_like(known, new) == ["part_900"] * 4
+
+
 def test_a_folder_that_is_not_named_as_a_patient_is_no_group() -> None:
     paths = tuple(f"{c}/patient{p:03}/{i}.png" for c in "ab" for p in range(12) for i in (1, 2))
     known, _ = group_index(make_index(*paths), "auto")
