@@ -43,12 +43,8 @@ def show_evaluation(evaluation: "Evaluation") -> None:
         ),
         numbers=["", "95% CI"],
     )
-    unit = (
-        format_count(intervals.units, "group")
-        if intervals.clustered
-        else "single images; groups, such as patients, are not known"
-    )
-    console.show(f"95% CI: bootstrap, {intervals.resamples:,} resamples of {unit}")
+    unknown = "" if intervals.clustered else "; groups, such as patients, are not known"
+    console.show(f"95% CI: {intervals.method}{unknown}")
     _show_calibration(evaluation)
     display, groups = evaluation.task.display, evaluation.per_group
     _show_classes(display, metrics, intervals)
@@ -83,7 +79,7 @@ def _show_calibration(evaluation: "Evaluation") -> None:
             for metric in metrics
         )
         images = f"{calibration.images:,} {evaluation.fitted_on} images"
-        change = f"; before: {before}" if before else ""
+        change = f"; uncalibrated: {before}" if before else ""
         console.show(f"Calibrated with {task.describe_calibration(calibration)} on {images}{change}")
 
 
@@ -159,6 +155,13 @@ def _show_points(points: "Sequence[OperatingPoint]", unit: str = "") -> None:
     console.show_table(
         ["target", *columns, *values], map(_list_point_cells, points), numbers=[*columns, *values], spare=values[::-1]
     )
+    prevalences = [
+        f"{100 * point.prevalence:.3g}% of {point.threshold.target.name}"
+        for point in points
+        if point.prevalence is not None
+    ]
+    if prevalences:
+        console.show(f"PPV and NPV at a prevalence of {', '.join(dict.fromkeys(prevalences))}")
     for point in points:
         if point.is_met:
             console.show(f"{capitalise(unit + describe_met(point))}.")
@@ -255,7 +258,7 @@ def _show_recalibration(recalibration: "Recalibration", display: "Display") -> N
     console.show("")
     console.show(
         f"Recalibrated on {format_count(recalibration.images, 'image')} ({recalibration.description})"
-        + (f"; change on the other images: {change}" if change else "")
+        + (f"; change from the run's own calibration, on the other images: {change}" if change else "")
     )
 
 

@@ -150,6 +150,10 @@ def _show_folds(result: "CrossValidationResult") -> None:
         f"sd: standard deviation over {len(result.folds)} folds; their training images overlap, so it is "
         "not a standard error"
     )
+    console.show(
+        "The metrics are before calibration, on the validation images that chose the best epoch (where a fold has "
+        "enough): they may be slightly too high"
+    )
     if result.left_out:
         _show_left_out(result)
     console.show(f"Folds: {result.run}")

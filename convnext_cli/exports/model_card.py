@@ -137,8 +137,8 @@ def _describe_validation(run: RunFolder) -> str:
     ]
     table = _render_table(("metric", "validation"), rows) + "\n\n" if rows else ""
     return (
-        f"{table}Metrics on the validation images, on which the best epoch was chosen, without 95% CIs: the data were "
-        "not available at export."
+        f"{table}Metrics on the validation images, on which the best epoch was chosen, before calibration and without "
+        "95% CIs: the data were not available at export."
     )
 
 
@@ -161,14 +161,13 @@ def _describe_evaluation(evaluation: Evaluation) -> str:
             cells += [metric.format(getattr(entry, metric.key)), metric.format_ci(class_intervals[metric.key])]
         class_rows.append(tuple(cells))
     class_heading = [cell for metric in estimates for cell in (metric.heading, "95% CI")]
-    units = format_count(intervals.units, "group") if intervals.clustered else "single images"
     location = str(evaluation.test_set.index.location)  # of a copy of the data; the card has no path
     number = f" This was evaluation {evaluation.test_number} on this split." if evaluation.test_number else ""
     parts = [
         f"{format_count(metrics.images, 'image')} of the {evaluation.split} split.{number}",
         _render_table(("metric", "value", "95% CI"), rows),
         *([_render_table((display.target_word, "images", *class_heading), class_rows)] if class_rows else []),
-        f"95% CIs: bootstrap with {intervals.resamples:,} resamples of {units}.",
+        f"95% CIs: {intervals.method}.",
         *(
             f"{note.severity.capitalize()}: {escape_markdown(note.text.replace(location, 'the data'))}."
             for note in evaluation.notes

@@ -45,7 +45,8 @@ class DecisionCurve:
         if not self.useful_ranges:
             return f"{start} acting on the model is not better than treating all or none at any threshold."
         ranges = (f"{low:.0%} to {high:.0%}" if low != high else f"{low:.0%}" for low, high in self.useful_ranges)
-        return f"{start} acting on the model is better than treating all or none at thresholds of {', '.join(ranges)}."
+        better = "on these images, acting on the model is better than treating all or none at thresholds of"
+        return f"{start} {better} {', '.join(ranges)} (no CI; short ranges may be chance)."
 
 
 def trace_decision_curve(

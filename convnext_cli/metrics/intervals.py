@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from convnext_cli.metrics import registry
 from convnext_cli.metrics.calculator import Calculator, Floats, Ints
 from convnext_cli.metrics.formulas import ECE_BINS
+from convnext_cli.text import format_count
 
 T = TypeVar("T")
 
@@ -84,6 +85,14 @@ class Intervals:
     units: int
     """Number of groups or images that were resampled."""
     resamples: int
+
+    @property
+    def method(self) -> str:
+        """How they were computed, in words."""
+        units = format_count(self.units, "group") if self.clustered else "single images"
+        return (
+            f"variance of {self.resamples:,} bootstrap resamples of {units}; Wilson's formula, or a logit or log scale"
+        )
 
 
 def compute_intervals(

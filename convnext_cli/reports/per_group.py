@@ -38,7 +38,7 @@ def show_groups(report: ReportData) -> Section | None:
                 )
                 for key in keys
             ],
-            note=f"95% CIs per group: bootstrap with {result.intervals.resamples:,} resamples of groups.",
+            note=f"95% CIs per group: {result.intervals.method}.",
         )
     ]
     if result.metrics.per_class:

@@ -87,6 +87,6 @@ def show_drift(report: ReportData) -> Section | None:
         sentences.append(
             f"The calibration was fitted on {format_count(recalibration.images, 'other image')} of this folder "
             f"({recalibration.description}); the run keeps its own."
-            + (f" Change on these images: {change}." if change else "")
+            + (f" Change from that one on these images: {change}." if change else "")
         )
     return Section(title="Drift", sentences=sentences, blocks=blocks)

@@ -147,8 +147,9 @@ def _tabulate_ratios(evaluation: Evaluation) -> list[Table]:
             for key, ratio in zip(RATIOS, estimate_likelihood_ratios(*rates), strict=True)
         ]
         rows.append((entry.name, *cells))
-    columns = [Column("class", is_number=False), *(make_column(METRICS[key]) for key in RATIOS)]
-    return [Table(title="Likelihood ratios of predicting a class", columns=columns, rows=rows)]
+    word = evaluation.task.display.target_word
+    columns = [Column(word, is_number=False), *(make_column(METRICS[key]) for key in RATIOS)]
+    return [Table(title=f"Likelihood ratios of predicting a {word}", columns=columns, rows=rows)]
 
 
 def _draw_curves(evaluation: Evaluation) -> list[Plots]:
@@ -160,6 +161,7 @@ def _draw_curves(evaluation: Evaluation) -> list[Plots]:
             title="Decision curves",
             plots=[Plot(f"decision-{number}", plots.plot_decision(c)) for number, c in enumerate(curves, 1)],
             note="Net benefit: correct positive results per image, less the false ones weighted by the odds of the "
-            "threshold (Vickers and Elkin 2006). Act on the model where its line is the highest.",
+            "threshold (Vickers and Elkin 2006). The highest line is the best choice on these images; the lines have "
+            "no CI, so small differences may be chance.",
         )
     ]

@@ -155,7 +155,9 @@ class Multilabel(Task):
             advice = f" (--blank negative reads {'it' if unknown == 1 else 'them'} as 0)"
             notes.append(Advice(f"{blank} as unknown", advice))
         if uncertain:
-            notes.append(Advice(f"{format_count(uncertain, 'label is', 'labels are')} -1", " (--uncertain)"))
+            number = format_count(uncertain, "label is -1, which counts", "labels are -1, which count")
+            advice = " (--uncertain sets their training target)"
+            notes.append(Advice(f"{number} as unknown in evaluation", advice))
         return RawTargets(
             task=cls(),
             columns=tuple(names),

@@ -28,6 +28,7 @@ def test_all_folds_in_turn_and_then_as_one(convnext: Convnext, digits: Path) -> 
     done = convnext("finetune", data, *flags.split(), "-o", "runs/cv")
     assert done.code == 0, done.err
     assert done.err.count("fold 2 of 2") == 1
+    assert "The metrics are before calibration, on the validation images that chose the best epoch" in done.out
     rows = {line.split()[0]: line.split() for line in done.out.splitlines() if line.split()}
     metrics = json.loads(FoldsFolder(Path("runs/cv")).metrics.read_text())
     for row, values in (("mean", "mean"), ("sd", "sd")):

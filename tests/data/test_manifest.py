@@ -1310,7 +1310,7 @@ def test_a_flag_that_may_be_a_split_is_one_if_it_is_named(images: Path, column: 
 
 def test_notes_count_only_labels_that_are_there(images: Path) -> None:
     notes = scan_data(write(images / "list.csv", rows("1,-1", "0,1", "1,0", number=3, head="path,A,B"))).notes
-    assert "1 label is -1 (--uncertain)" in notes
+    assert "1 label is -1, which counts as unknown in evaluation (--uncertain sets their training target)" in notes
     notes = scan_data(write(images / "list.csv", rows("1,", "0,1", "1,0", "0,0", head="path,A,B"))).notes
     assert "1 blank label counts as unknown (--blank negative reads it as 0)" in notes
     assert not any(note.startswith("0 ") or "0 labels" in note for note in notes)

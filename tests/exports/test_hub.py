@@ -79,7 +79,7 @@ def test_licence_is_that_of_the_base_weights_or_unknown(
     assert ("apache" in card) == (license == "apache-2.0")
     assert exported.license == find_license(based)
     assert ("base_model: timm/" + model in card) == (weights == "auto" and ".builtin" not in model)
-    assert "not available at export" in card
+    assert "before calibration and without 95% CIs: the data were not available at export" in card
 
 
 def test_model_card_has_metrics_data_settings_and_use(mine: RunFolder, convnext: Convnext, tmp_path: Path) -> None:
@@ -90,7 +90,8 @@ def test_model_card_has_metrics_data_settings_and_use(mine: RunFolder, convnext:
     card = (tmp_path / "out/README.md").read_text()
     for words in ("| balanced accuracy |", "95% CI", "45 images of the test split", "| epochs | 1 |",
                   "sensitivity=0.9:1", "| 0 | 65 | 20 | 15 |", "This was evaluation", "interpolation bi",
-                  "set on 60 validation images"):  # fmt: skip
+                  "set on 60 validation images",
+                  "95% CIs: variance of 2,000 bootstrap resamples of single images; Wilson's formula"):  # fmt: skip
         assert words in card, words
     assert str(mine.read_split().root) not in card
     again = convnext("export", mine.path, "--format", "hub", "-o", tmp_path / "out")

@@ -195,7 +195,7 @@ def test_recalibration_is_fitted_and_evaluated_on_different_images(
     assert loss[1] < loss[0]
     assert tuple(loss) != plain.calibration.log_loss, "it is of the images that the new calibration was fitted on"
     assert f"Recalibrated on {images} images" in outcome.out
-    assert f" on {images} recalibration images; before: log loss " in outcome.out
+    assert f" on {images} recalibration images; uncalibrated: log loss " in outcome.out
     assert "the other ones are evaluated. The run keeps its own calibration" in outcome.err
 
 

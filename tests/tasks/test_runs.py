@@ -381,7 +381,9 @@ def test_a_recalibrated_number_has_another_coverage(
     shown = convnext(
         "eval", str(task_run("regression").path), str(tables["regression"]), "--recalibrate", "30", "--no-report"
     )
-    assert "change on the other images: coverage of 90% prediction intervals" in shown.out
+    assert (
+        "change from the run's own calibration, on the other images: coverage of 90% prediction intervals" in shown.out
+    )
     assert "MAE +0.0000" not in shown.out
 
 
