@@ -258,7 +258,7 @@ def _measure_subgroup(
         groups=count_units(len(selection), selection.groups),
         prevalence=None if positive is None else estimate_fraction(*selection.select_known(positive), selection.groups),
         metrics=tuple(results),
-        small=_explain_small(selection),
+        small=_explain_small(selection, metrics),
     )
 
 
@@ -321,16 +321,17 @@ def _test(
     return compute_p_values(compute, members, units, numbers, measure_influence(compute, units), permutations)
 
 
-def _explain_small(images: EvaluatedImages) -> str | None:
+def _explain_small(images: EvaluatedImages, metrics: Sequence[_Metric]) -> str | None:
     """Return why a subgroup is small: few groups, or few images of a class; None if it is not."""
     groups = count_units(len(images), images.groups)
-    if groups < SMALL_GROUPS:
-        return format_count(groups, "group" if images.groups is not None else "image")
-    few = []
+    few = [format_count(groups, "group" if images.groups is not None else "image")] if groups < SMALL_GROUPS else []
+    too_few = 1 if few else SMALL_CLASS  # of few groups, each class has few images
+    has_averages = any(metric.k is None and METRICS[metric.key].average_of for metric in metrics)
     for k, name in enumerate(images.classes):
         positive, known = images.select_known(k)
-        if known.any() and (count := int((positive & known).sum())) < SMALL_CLASS:
-            few.append(f"{count} of {images.task.describe_name(name)}")
+        if known.any() and (count := int((positive & known).sum())) < too_few:
+            left_out = ", which averages leave out" if has_averages and not count else ""
+            few.append(f"{count} of {images.task.describe_name(name)}{left_out}")
     return shorten_names(few) if few else None
 
 

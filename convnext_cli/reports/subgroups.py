@@ -1,7 +1,7 @@
 """Section of a report on subgroups: a forest plot of each metric, and the gaps to the rest."""
 
 from convnext_cli.inference.subgroups import Subgroup, SubgroupEvaluation, SubgroupMetric, describe_gaps, list_notes
-from convnext_cli.metrics.registry import METRICS, MISSING, Metric
+from convnext_cli.metrics.registry import METRICS, MISSING, Metric, format_ci
 from convnext_cli.progress import Notice
 from convnext_cli.reports import plots
 from convnext_cli.reports.section import Cell, Column, Plot, Plots, ReportData, Section, Table, make_cell
@@ -38,7 +38,8 @@ def _draw_forest(rows: list[Row]) -> Plots:
     return Plots(
         title="Forest plots",
         plots=drawn,
-        note="Points with 95% CIs; filled and darker where the gap to the rest is significant.",
+        note="Points with 95% CIs; filled and darker where the gap to the rest is significant. A point without a line "
+        "has too few groups for a CI.",
     )
 
 
@@ -77,12 +78,13 @@ def _tabulate_gaps(rows: list[Row]) -> Table:
         rows=[
             (name, *(_make_gap(METRICS[result.key], result) for result in subgroup.metrics)) for name, subgroup in rows
         ],
-        note="Subgroup minus rest, with the Holm-corrected p value.",
+        note="Subgroup minus rest, with the Holm-corrected p value and the 95% CI, which is not corrected.",
     )
 
 
 def _make_gap(metric: Metric, result: SubgroupMetric) -> Cell:
     if result.gap.value is None:
         return Cell(MISSING)
-    note = "" if result.p_holm is None else f"p = {result.p_holm:.2g}"
-    return Cell(metric.format_signed(result.gap.value), note=note)
+    p = "" if result.p_holm is None else f" (p = {result.p_holm:.2g})"
+    ci = format_ci(result.gap.interval, metric.format_signed)
+    return Cell(f"{metric.format_signed(result.gap.value)}{p}", note=ci)

@@ -18,7 +18,7 @@ from convnext_cli.inference.subgroups import (
     list_notes,
     measure_subgroups,
 )
-from convnext_cli.metrics.registry import format_ci
+from convnext_cli.metrics.registry import METRICS, format_ci
 from convnext_cli.metrics.thresholds import Target, Threshold
 from convnext_cli.progress import finish
 from convnext_cli.reports.section import Cell, ReportData, Table
@@ -143,6 +143,24 @@ def test_small_subgroups_and_unknown_values_are_said() -> None:
     assert (tiny.images, tiny.groups, tiny.small) == (6, 3, "3 groups")
 
 
+def test_class_without_images_of_a_subgroup_is_named_where_averages_leave_it_out() -> None:
+    scored, _ = draw_images(0.0, images=600, classes=4)
+    values = tuple("a" if target != 3 else "b" for target in scored.targets)
+    result = measure(scored, Attribute(name="site", source="s", values=values, levels=("a", "b")))
+    [first, second] = result.groupings[0].subgroups
+    name = scored.classes[3]
+    assert first.small == f"0 of {name}, which averages leave out"
+    assert second.small is not None
+    assert second.small.count("averages leave out") == 3
+    two, _ = draw_images(0.0)
+    values = tuple("a" if target else "b" for target in two.targets)
+    [first, _] = (
+        measure(two, Attribute(name="site", source="s", values=values, levels=("a", "b"))).groupings[0].subgroups
+    )
+    assert first.small is not None
+    assert "averages" not in first.small, "there are none of two classes"
+
+
 def test_single_value_has_no_gap() -> None:
     scored, _ = draw_images(0.0)
     result = measure(scored, Attribute(name="site", source="s", values=("X",) * 400, levels=("X",)))
@@ -203,8 +221,10 @@ def test_two_classes_are_shown_with_prevalence_and_gaps_on_the_terminal_and_in_t
     assert metric_table.rows[0][place] == Cell(text=prevalence, note=format_ci(women.prevalence.interval))
     assert [row[0] for row in gap_table.rows] == ["sex F", "sex M", "site X"]
     assert set(gap_table.rows[2][1:]) == {Cell(text="-")}
-    marked = [cell for cell in gap_table.rows[0][1:] if isinstance(cell, Cell) and cell.note.startswith("p = ")]
-    assert len(marked) == len(women.metrics)
+    for cell, metric in zip(gap_table.rows[0][1:], women.metrics, strict=True):
+        assert isinstance(cell, Cell)
+        assert cell.text.endswith(f" (p = {metric.p_holm:.2g})")
+        assert cell.note == format_ci(metric.gap.interval, METRICS[metric.key].format_signed)
 
 
 @pytest.fixture
