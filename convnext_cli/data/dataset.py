@@ -175,4 +175,5 @@ def _leave_out_unreadable(audit: Audit) -> Dataset:
     index = select_rows(index, rows)
     if unreadable:
         index = replace(index, skipped=index.skipped | {UNREADABLE: len(unreadable)})
-    return Dataset(index=index, grouping=audit.grouping, audit=audit, duplicate_sets=duplicate_sets)
+    grouping = replace(audit.grouping, groups=len(set(index.groups)))
+    return Dataset(index=index, grouping=grouping, audit=audit, duplicate_sets=duplicate_sets)

@@ -4,6 +4,7 @@ import numpy as np
 
 from convnext_cli.images.preprocessing import REDUCTION
 from convnext_cli.inference.evaluation import Evaluation
+from convnext_cli.metrics.formulas import ECE_BINS
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import list_mistakes
 from convnext_cli.reports import plots
@@ -20,7 +21,7 @@ from convnext_cli.reports.section import (
     make_metric_table,
 )
 from convnext_cli.runs.files import PREDICTIONS
-from convnext_cli.text import format_count, format_part, format_percent
+from convnext_cli.text import format_part, format_percent
 
 MAX_CONFUSION = 10  # classes of a table; more are drawn
 MAX_PAIRS = 10  # of confused classes that are listed
@@ -74,11 +75,8 @@ def show_metrics(report: ReportData) -> Section:
     """Return all metrics with their meaning, those of each class, the confusions and the curves."""
     evaluation = report.evaluation
     intervals, display = evaluation.intervals, evaluation.task.display
-    method = f"95% CIs: bootstrap with {intervals.resamples:,} resamples of " + (
-        f"{format_count(intervals.units, 'group')}, because images of one group are not independent."
-        if intervals.clustered
-        else "single images. If several images are of the same patient, the true CIs are wider."
-    )
+    single = "" if intervals.clustered else " If several images are of the same patient, the true CIs are wider."
+    method = f"95% CIs: {intervals.method}. They do not cover another training.{single}"
     table = make_metric_table("All metrics, with their meaning", display.table, evaluation.metrics, intervals.overall)
     drawn = [name for name in display.plots if name not in (MATRIX, RELIABILITY)]
     curves = Plots(
@@ -90,16 +88,33 @@ def show_metrics(report: ReportData) -> Section:
     )
     is_tabulated = 0 < len(evaluation.metrics.confusion) <= MAX_CONFUSION
     files = [Plot(MATRIX, plots.plot_confusion(evaluation))] if is_tabulated else []
-    sentences = [method]
+    thresholds = _tabulate_thresholds(evaluation)
+    sentences = [method] if thresholds else [method, evaluation.task.describe_decision(evaluation.calibration)]
     if evaluation.augmentation:
         headline = METRICS[display.headline]
         gain = evaluation.augmentation.gain.differences[display.headline]
         difference = f", {headline.title} {headline.format_difference(gain)}" if gain else ""
         ratio = evaluation.augmentation.time_ratio
         sentences.append(f"With test-time augmentation: {ratio:.1f} times the time{difference}.")
-    return Section(
-        title="Metrics", sentences=sentences, blocks=[table, *_tabulate_classes(evaluation), curves], files=files
+    blocks = [table, *_tabulate_classes(evaluation), *thresholds, curves]
+    return Section(title="Metrics", sentences=sentences, blocks=blocks, files=files)
+
+
+def _tabulate_thresholds(evaluation: Evaluation) -> list[Table]:
+    """Return the threshold of each label, where labels have thresholds of their own."""
+    calibration = evaluation.calibration
+    if calibration is None or not calibration.label_thresholds:
+        return []
+    pairs = zip(evaluation.images.classes, calibration.label_thresholds, strict=True)
+    word = evaluation.task.display.target_word
+    table = Table(
+        title=f"Thresholds by {word}",
+        columns=[Column(word, is_number=False), Column("threshold %")],
+        rows=[(name, format_percent(threshold, 1)) for name, threshold in pairs],
+        note=f"Calibrated probability from which on a {word} is predicted: the one with the highest F1 on the "
+        f"{evaluation.fitted_on} images; 50.0% where these were too few.",
     )
+    return [table]
 
 
 def _tabulate_classes(evaluation: Evaluation) -> list[Table | Plots]:
@@ -174,5 +189,8 @@ def show_calibration(report: ReportData) -> Section:
     if RELIABILITY not in display.plots:
         return Section(title="Calibration", sentences=sentences)
     figure = plots.PLOTS[RELIABILITY](evaluation)
-    drawing = Plots(title="Reliability", plots=[Plot(RELIABILITY, figure)], note=display.confidence_note)
+    images = evaluation.images
+    number = len(evaluation.task.list_confidences(images.calibrated, images.targets)[0])
+    note = f"{display.confidence_note} N = {number:,}, about {max(1, round(number / ECE_BINS)):,} in each bin."
+    drawing = Plots(title="Reliability", plots=[Plot(RELIABILITY, figure)], note=note)
     return Section(title="Calibration", sentences=sentences, blocks=[drawing])

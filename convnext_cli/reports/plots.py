@@ -5,7 +5,9 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
@@ -28,7 +30,9 @@ from convnext_cli.runs.folder import RunFolder
 from convnext_cli.text import format_digits, make_visible, shorten_name
 
 COLOURS = ("#3b78c9", "#d9822b", "#2f9e78", "#c24d7e", "#7a63c7", "#9a8a1f", "#3aa0b5", "#a8634a")
+STYLES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))  # of curves beside each other, for print without colours
 MAX_CURVES = len(COLOURS)  # of a plot; of more classes, those with the lowest ROC AUC
+TITLE_LETTERS = 48  # of a line across a forest plot
 PNG_DPI = 144
 MAX_POINTS = 300  # of a curve; more are not visible
 # Placeholder colours, which the report replaces by those of its light or dark theme.
@@ -256,7 +260,9 @@ def plot_decision(curve: DecisionCurve) -> Figure:
 @_quietly()
 def plot_forest(title: str, metric: Metric, rows: Sequence[tuple[str, SubgroupMetric]]) -> Figure:
     """Plot a metric of several named subgroups with its 95% CIs, a row each, the first one on top."""
-    figure, axes = _start(4.6, 0.9 + 0.28 * len(rows), make_visible(title))
+    lines = wrap(make_visible(title), TITLE_LETTERS)
+    figure, axes = _start(4.6, 0.75 + 0.15 * len(lines) + 0.28 * len(rows))
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10, fontweight="bold", color=_INK)
     for place, (_, result) in enumerate(rows):
         colour = COLOURS[3] if result.is_significant else COLOURS[0]
         value, interval = result.estimate.value, result.estimate.interval
@@ -347,10 +353,12 @@ def _draw_curves(
     images, probabilities = evaluation.images, evaluation.probabilities
     drawable = [entry for entry in evaluation.metrics.per_class if entry.roc_auc is not None]
     worst = sorted(drawable, key=lambda entry: entry.roc_auc)[:MAX_CURVES]
-    for entry, colour in zip((entry for entry in drawable if entry in worst), COLOURS, strict=False):
+    shown = (entry for entry in drawable if entry in worst)
+    for entry, colour, style in zip(shown, COLOURS, cycle(STYLES), strict=False):
         k = images.classes.index(entry.name)
         positive, known = images.select_known(k)
         curve = trace(probabilities[known, k], positive[known])
         points = np.unique(np.linspace(0, len(curve[0]) - 1, MAX_POINTS).round().astype(int))
         x, y = (values[points] for values in curve)
-        axes.plot(x, y, color=colour, label=f"{_label(entry.name)}: {metric.format(getattr(entry, metric.key))}")
+        label = f"{_label(entry.name)}: {metric.format(getattr(entry, metric.key))}"
+        axes.plot(x, y, color=colour, linestyle=style, label=label)

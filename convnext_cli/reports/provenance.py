@@ -1,8 +1,12 @@
 """Sections of a report on where the model comes from: training, data, settings, intended use."""
 
+from collections.abc import Sequence
+
 from convnext_cli.data.audit.findings import Kind
-from convnext_cli.data.index import describe_skipped
+from convnext_cli.data.index import NONE, Index, describe_skipped
+from convnext_cli.data.split import is_fold
 from convnext_cli.errors import UsageError
+from convnext_cli.metrics.intervals import count_units
 from convnext_cli.models.licenses import is_non_commercial
 from convnext_cli.progress import Notice
 from convnext_cli.recipes.plan import read_plan
@@ -10,7 +14,7 @@ from convnext_cli.reports import plots
 from convnext_cli.reports.section import Column, Listing, Plot, Plots, ReportData, Section, Table
 from convnext_cli.runs.files import ENVIRONMENT
 from convnext_cli.runs.folder import RunFolder
-from convnext_cli.runs.records import Environment
+from convnext_cli.runs.records import AuditRecord, Environment
 from convnext_cli.text import format_count
 
 
@@ -36,27 +40,29 @@ def show_training(report: ReportData) -> Section | None:
 
 
 def show_data(report: ReportData) -> Section:
-    """Return the data set by split and class, and the findings of its audit."""
+    """Return the data set of the run by split and class, and the findings of its audit.
+
+    Where other images are evaluated, these are named first: the audit is not of them.
+    """
     index, audit = report.evaluation.test_set.index, report.evaluation.audit
-    sentences: list[str | Notice] = [f"Data {index.location}, {format_count(len(index), 'image')}."]
-    if index.skipped:
-        sentences.append(f"Skipped: {describe_skipped(index.skipped)}.")
-    blocks: list[Table | Listing] = []
-    counts = {split: index.count_classes(split) for split in index.list_splits()}
-    if counts:
-        word = index.task.display.target_word
-        columns = [Column(word, is_number=False), *(Column(split) for split in counts)]
-        rows = [(name, *(f"{n[k]:,}" for n in counts.values())) for k, name in enumerate(index.classes)]
-        if set(index.groups) - {""}:
-            names = ({index.groups[row] or str(row) for row in index.rows(split)} for split in counts)
-            rows.append(("groups (such as patients)", *(f"{len(part):,}" for part in names)))
-        blocks.append(Table(title=f"Images by {word} and split", columns=columns, rows=rows))
+    sentences: list[str | Notice] = []
+    if report.evaluation.is_own:
+        sentences += _describe_files("Data", index)
+    else:
+        sentences += _describe_files("Evaluated:", index)
+        index = report.run.read_split()
+        sentences += _describe_files("The rest of this section is on the run's own data:", index)
+    if index.groups:
+        groups = format_count(_count_groups(index, range(len(index))), "group (patient?)", "groups (patients?)")
+        rule = f" by {audit.groups.rule}" if audit and audit.groups.rule else ""
+        sentences.append(f"{groups}{rule}.")
+    blocks: list[Table | Listing] = [*_tabulate_splits(index)]
     if audit is None:
         sentences.append("Leakage and duplicates are unknown: the audit was switched off, or cannot be read.")
         return Section(title="Data", sentences=sentences, blocks=blocks)
-    if audit.groups.number:
-        groups = format_count(audit.groups.number, "group (patient?)", "groups (patients?)")
-        sentences.append(f"{groups} by {audit.groups.rule}.")
+    sentences += _describe_split(report.run, audit, index)
+    if audit.notes:
+        blocks.append(Listing(title="Notes on reading the data", lines=audit.notes))
     findings = [finding for finding in audit.findings if finding.kind != Kind.UNSEEN_AREA]  # of another framing
     if not findings:
         shortcuts = ", no shortcuts" if audit.shortcuts else ""
@@ -69,6 +75,65 @@ def show_data(report: ReportData) -> Section:
         if finding.examples:
             blocks.append(Listing(title=f"Examples: {finding.title}", lines=finding.examples))
     return Section(title="Data", sentences=sentences, blocks=blocks)
+
+
+def _describe_files(start: str, index: Index) -> list[str]:
+    """Return the place and the number of the images, and what was skipped there."""
+    skipped = [f"Skipped: {describe_skipped(index.skipped)}."] if index.skipped else []
+    return [f"{start} {index.location}, {format_count(len(index), 'image')}.", *skipped]
+
+
+def _tabulate_splits(index: Index) -> list[Table]:
+    """Return the images, unknown labels and groups of each split; those of all folds of a cross-validation together."""
+    folds = [row for row, split in enumerate(index.splits) if is_fold(split)]
+    rows_of = {f"{len({index.splits[row] for row in folds})} folds": folds} if folds else {}
+    rows_of |= {split: index.rows(split) for split in index.list_splits()}
+    if not rows_of:
+        return []
+    word, parts = index.task.display.target_word, list(rows_of.values())
+    targets = [index.targets(rows) for rows in parts]
+    counts = [index.task.count(values, len(index.classes)) for values in targets]
+    labels = range(len(index.classes)) if index.values else ()  # one class per image is always known
+    unknown = [
+        sum(len(values) - int(index.task.select_known(values, k)[1].sum()) for k in labels) for values in targets
+    ]
+    numbers = [(name, [n[k] for n in counts]) for k, name in enumerate(index.classes)]
+    if not index.task.is_continuous:
+        numbers.append(("images", [len(rows) for rows in parts]))
+        if any(unknown):
+            numbers.append(("unknown labels", unknown))
+    if index.groups:
+        numbers.append(("groups (such as patients)", [_count_groups(index, rows) for rows in parts]))
+    columns = [Column(word, is_number=False), *map(Column, rows_of)]
+    rows = [(name, *(f"{number:,}" for number in row)) for name, row in numbers]
+    return [Table(title=f"Images by {word} and split", columns=columns, rows=rows)]
+
+
+def _describe_split(run: RunFolder, audit: AuditRecord, index: Index) -> list[str]:
+    """Return which splits are the data's own, and how the others were drawn.
+
+    Nothing is said of folds, which may be those of a table, nor where the plan or the audit is of an earlier version.
+    """
+    try:
+        settings = read_plan(run.plan).settings
+    except UsageError:
+        return []
+    if not audit.classes or settings.get("leave_out", NONE) != NONE:
+        return []
+    splits = [split for split in index.list_splits() if split == "test" or not settings.get("folds")]
+    own = [split for split in splits if split in audit.classes]
+    drawn = [split for split in splits if split not in audit.classes]
+    sentences = [f"The data's own splits: {', '.join(own)}."] if own else []
+    if drawn:
+        sentences.append(
+            f"Drawn at random, with seed {settings.get('seed')} and stratified by {index.task.display.strata}: "
+            f"{', '.join(drawn)}. The draw keeps a group, and the copies of an image that were found, together."
+        )
+    return sentences
+
+
+def _count_groups(index: Index, rows: Sequence[int]) -> int:
+    return count_units(len(rows), index.list_groups(rows))
 
 
 def show_settings(report: ReportData) -> Section | None:

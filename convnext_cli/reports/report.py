@@ -115,6 +115,7 @@ def render_page(report: ReportData, sections: Sequence[Section], svg: Mapping[st
         "percent": lambda value: f"{100 * value:.2f}",
         "visible": lambda text: make_visible(str(text)),
         "prose": format_prose,
+        "breakable": lambda text: Markup(re.sub("([=:@,])", r"\1<wbr>", str(escape(make_visible(text))))),  # noqa: S704
     }
     folder = files("convnext_cli.reports")
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from convnext_cli.data.audit.findings import Kind
 from convnext_cli.inference.evaluation import Evaluation
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.thresholds import describe_missed, describe_unreachable
@@ -86,11 +87,11 @@ def describe_leakage(evaluation: Evaluation) -> list[str]:
         return []
     if overlap is not None:
         is_clean = not (overlap.trained or overlap.trained_near)
-        clean = "The model was trained on none of these images, nor on a near-duplicate of one."
+        clean = "No leakage found: none of these images is a duplicate or near-duplicate of a training image."
         return [clean] if is_clean else []
     if not evaluation.is_own or audit is None:
         return ["It is not known whether training images are among these."]
-    if any(finding.falsifies for finding in audit.findings):
+    if any(finding.falsifies and finding.kind != Kind.CONFLICTING_LABELS for finding in audit.findings):
         return []
     if possible := [finding for finding in audit.findings if finding.leaves_doubt]:
         return [f"{capitalise(finding.counted_title)}. {capitalise(finding.effect)}." for finding in possible]

@@ -202,6 +202,10 @@ class AuditRecord(Struct, frozen=True, kw_only=True):
     """`audit.json`: the audit of the data."""
 
     findings: tuple[AuditFinding, ...]
+    classes: dict[str, Any] = {}
+    """Images of each class, by the data's own split; by `all` where they had none."""
+    notes: tuple[str, ...] = ()
+    """Notes on how the folders or the table were read."""
     groups: AuditGroups = AuditGroups()
     shortcuts: dict[str, Any] = {}
     """Scores of metadata alone, by name; empty where there were too few images to measure them."""

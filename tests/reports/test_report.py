@@ -24,6 +24,7 @@ from convnext_cli.reports.gallery import IMAGES, draw_images
 from convnext_cli.reports.performance import MAX_CONFUSION, show_calibration, show_metrics, show_mistakes
 from convnext_cli.reports.plots import (
     MAX_POINTS,
+    make_svg,
     plot_accuracy,
     plot_confusion,
     plot_forest,
@@ -237,7 +238,7 @@ def test_curve_of_many_images_keeps_its_shape_with_few_points(augmented: Evaluat
 
 
 def test_gain_of_test_time_augmentation_is_in_the_report(run: RunFolder, augmented: Evaluation) -> None:
-    [_, sentence] = list_texts(show_metrics(ReportData(evaluation=augmented, run=run, config=run.read_config())))
+    [_, _, sentence] = list_texts(show_metrics(ReportData(evaluation=augmented, run=run, config=run.read_config())))
     assert re.fullmatch(
         r"With test-time augmentation: [\d.]+ times the time, "
         r"balanced accuracy [+-][\d.]+ points, 95% CI \[[+-][\d.]+, [+-][\d.]+\]\.",
@@ -290,9 +291,48 @@ def test_images_and_groups_of_each_split_are_counted(run: RunFolder, augmented: 
         [table, *_] = show_data(ReportData(evaluation=evaluation, run=run, config=run.read_config())).blocks
         assert isinstance(table, Table)
         cells = [[str(cell) for cell in row] for row in table.rows]
-        names = ["groups (such as patients)"] if evaluation is grouped else []
+        names = ["images", *(["groups (such as patients)"] if evaluation is grouped else [])]
         assert [row[0] for row in cells] == [*index.classes, *names]
     assert sum(map(int, cells[-1][1:])) in range(len(index) - 9, len(index) - 6)
+
+
+def test_other_images_are_told_apart_from_the_data_of_the_run(run: RunFolder, tmp_path: Path) -> None:
+    index = run.read_split()
+    for row in index.rows("test")[::6]:
+        path = tmp_path / "other" / index.paths[row]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(index.root / index.paths[row], path)
+    shutil.copytree(run.path, tmp_path / "run")
+    evaluation, mine = evaluate(tmp_path / "run", tmp_path / "other"), RunFolder(tmp_path / "run")
+    section = show_data(ReportData(evaluation=evaluation, run=mine, config=mine.read_config()))
+    texts = list_texts(section)
+    assert texts[0] == f"Evaluated: {tmp_path / 'other'}, {evaluation.metrics.images} images."
+    assert texts[1] == f"The rest of this section is on the run's own data: {index.location}, {len(index)} images."
+    assert texts[2].startswith("Drawn at random, with seed 0 and stratified by classes: train, val, test.")
+    [table, *_] = section.blocks
+    assert isinstance(table, Table)
+    splits = ["train", "val", "test"]
+    assert [column.heading for column in table.columns[1:]] == splits
+    assert ("images", *(f"{len(index.rows(split)):,}" for split in splits)) in table.rows
+
+
+def test_folds_are_counted_together_and_splits_of_the_data_are_named(run: RunFolder, augmented: Evaluation) -> None:
+    index, test_set = augmented.test_set.index, augmented.test_set
+    splits = tuple("test" if split == "test" else f"fold-{1 + row % 2}" for row, split in enumerate(index.splits))
+    audit = AuditRecord(findings=(), classes={"train": {}, "test": {}}, notes=("columns: label 'class'",))
+    folds = replace(augmented, audit=audit, test_set=replace(test_set, index=replace(index, splits=splits)))
+    own = replace(augmented, audit=audit)
+    sections = [show_data(ReportData(evaluation=each, run=run, config=run.read_config())) for each in (folds, own)]
+    [table, listing] = sections[0].blocks
+    assert isinstance(table, Table)
+    test = len(index.rows("test"))
+    assert [column.heading for column in table.columns] == ["class", "2 folds", "test"]
+    assert ("images", f"{len(index) - test:,}", f"{test:,}") in table.rows
+    assert isinstance(listing, Listing)
+    assert listing.lines == audit.notes
+    texts = list_texts(sections[1])
+    assert "The data's own splits: train, test." in texts
+    assert [text for text in texts if text.startswith("Drawn at random") and ": val. The draw" in text]
 
 
 def test_examples_of_a_finding_are_listed_if_there_are_some(run: RunFolder, augmented: Evaluation) -> None:
@@ -437,6 +477,21 @@ def test_forest_plot_has_a_row_for_a_metric_that_is_not_defined() -> None:
     assert drawn == [([80, 95], {0}), ([90], {0}), ([70], {1})]
 
 
+def test_long_title_of_a_forest_plot_is_not_cut() -> None:
+    row = SubgroupMetric(key="recall", of="", target="", estimate=Estimate(0.9, None), rest=UNDEFINED, gap=UNDEFINED)
+    title = "sensitivity (recall) of BACTERIA at ppv=0.5:BACTERIA@prevalence=0.1"
+    figure = plot_forest(title, METRICS["recall"], [("a", row)])
+    make_svg(figure, "forest")
+    [text] = [artist for artist in figure.texts if artist.get_text().startswith("sensitivity")]
+    assert " ".join(text.get_text().split()) == title
+    assert text.get_window_extent().x1 < figure.bbox.x1
+
+
+def test_curves_differ_without_colours(hostile: Evaluation) -> None:
+    lines = plot_roc(hostile).axes[0].lines[1:]
+    assert len({str(line.get_linestyle()) for line in lines}) == len(lines) == 3
+
+
 def test_training_curves_are_drawn(run: RunFolder) -> None:
     curves = (run.path / "curves.png").read_bytes()
     assert curves.startswith(b"\x89PNG"), "`finetune` draws it, from the command line or not"
@@ -481,9 +536,12 @@ def test_verdict_says_whether_the_images_were_trained_on(run: RunFolder, tmp_pat
         "Possible leakage: 3 groups (Dr. A) have images in both train and test. Test scores may be too high."
     ]
     assert f"{title}. Test scores may be too high. The groups are a guess" in [note.text for note in unsure.notes]
-    text = "The model was trained on none of these images, nor on a near-duplicate of one."
+    text = "No leakage found: none of these images is a duplicate or near-duplicate of a training image."
     assert describe_leakage(new) == [text]
     assert describe_leakage(known) == []
+    conflict = {**FINDING, "kind": Kind.CONFLICTING_LABELS, "severity": "warning"}
+    wrong = msgspec.convert({"findings": [conflict]}, AuditRecord)
+    assert describe_leakage(replace(own, audit=wrong)) == describe_leakage(own), "wrong labels are no leakage"
     assert describe_leakage(evaluate(mine.path, split="train")) == [], "the split says it"
     trust = answer_questions(known)[2].sentences
     assert isinstance(trust[0], Notice), "warnings come first"

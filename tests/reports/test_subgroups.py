@@ -38,7 +38,14 @@ def evaluation(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Eval
         rows.append([path.relative_to(home / "data"), LONG if number % 3 else "<b>Oslo</b>"])
     with (home / "sites.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["path", "site"], *rows])
-    result = evaluate(home / "run", home / "data", subgroups="site", subgroup_table=home / "sites.csv", recalibrate=40)
+    result = evaluate(
+        home / "run",
+        home / "data",
+        targets=["sensitivity=0.9:0", "ppv=0.5:1@prevalence=0.1", "specificity=0.9:2"],
+        subgroups="site",
+        subgroup_table=home / "sites.csv",
+        recalibrate=40,
+    )
     write_report(result)
     return result
 
@@ -66,7 +73,7 @@ def test_recalibration_is_reported_where_drift_is_not_measured(evaluation: Evalu
     assert section.blocks == []
     [sentence] = section.sentences
     assert re.match(r"The calibration was fitted on \d+ other images of this folder", str(sentence))
-    assert "the run keeps its own. Change on these images: log loss " in str(sentence)
+    assert "the run keeps its own. Change from that one on these images: log loss " in str(sentence)
 
 
 @pytest.mark.slow
@@ -78,6 +85,11 @@ def test_sections_fit_a_phone_and_a_screen(evaluation: Evaluation) -> None:
             browser.unfold()
             assert browser.list_cut() == []
             assert not browser.requests
+        browser.open(RunFolder(evaluation.run).report, 718)  # px: A4 less its margins
+        browser.ask("Emulation.setEmulatedMedia", media="print")
+        assert browser.list_cut() == []
+        lines = "[...document.querySelectorAll('tbody th, thead th')].map(each => each.clientHeight)"
+        assert max(browser.evaluate(lines)) < 120, "no word of a name or a heading is broken into letters"
 
 
 def test_left_out_values_are_read_from_the_cross_validation(evaluation: Evaluation, tmp_path: Path) -> None:

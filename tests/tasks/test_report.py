@@ -16,8 +16,9 @@ from convnext_cli.metrics.registry import METRICS
 from convnext_cli.progress import Notice
 from convnext_cli.reports.gallery import draw_images
 from convnext_cli.reports.per_group import show_groups
-from convnext_cli.reports.performance import show_mistakes
+from convnext_cli.reports.performance import show_metrics, show_mistakes
 from convnext_cli.reports.plots import plot_reliability
+from convnext_cli.reports.provenance import show_data
 from convnext_cli.reports.section import Cell, ReportData, Table
 from convnext_cli.reports.verdict import describe_chance
 from convnext_cli.runs.folder import RunFolder
@@ -121,7 +122,39 @@ def test_reliability_plot_says_what_its_axes_are(reported: Reported, task: str) 
         "multilabel": ("probability of a label", "fraction of images with the label"),
     }
     assert (axes.get_xlabel(), axes.get_ylabel()) == labels[task]
-    assert evaluation.task.display.confidence_note in read_lines(path.read_text())
+    number = len(evaluation.task.list_confidences(evaluation.images.logits, evaluation.images.targets)[0])
+    note = f"{evaluation.task.display.confidence_note} N = {number}, about {round(number / 15)} in each bin."
+    assert note in read_lines(path.read_text())
+
+
+def test_unknown_labels_are_counted_by_split(reported: Reported) -> None:
+    evaluation, path = reported("multilabel")
+    run, index = RunFolder(path.parent), evaluation.test_set.index
+    first = index.rows("train")[0]
+    values = tuple((-1.0, float("nan"), *row[2:]) if at == first else row for at, row in enumerate(index.values))
+    other = replace(evaluation, test_set=replace(evaluation.test_set, index=replace(index, values=values)))
+    before, after = (
+        [row for row in block.rows if row[0] == "unknown labels"]
+        for each in (evaluation, other)
+        for block in show_data(ReportData(evaluation=each, run=run, config=run.read_config())).blocks[:1]
+        if isinstance(block, Table)
+    )
+    known = [int(str(number)) for row in before for number in row[1:]] or [0] * len(index.list_splits())
+    [(_, *numbers)] = after
+    was_known = sum(value in (0, 1) for value in index.values[first][:2])
+    assert [int(str(number)) for number in numbers] == [known[0] + was_known, *known[1:]]
+
+
+def test_thresholds_of_labels_are_in_the_report(reported: Reported) -> None:
+    evaluation, path = reported("multilabel")
+    assert evaluation.calibration is not None
+    run = RunFolder(path.parent)
+    section = show_metrics(ReportData(evaluation=evaluation, run=run, config=run.read_config()))
+    [table] = [block for block in section.blocks if isinstance(block, Table) and block.title == "Thresholds by label"]
+    thresholds = evaluation.calibration.label_thresholds
+    assert table.rows == [
+        (name, f"{100 * value:.1f}") for name, value in zip(evaluation.images.classes, thresholds, strict=True)
+    ]
 
 
 def test_images_without_a_known_label_are_not_counted_as_correct(reported: Reported) -> None:
