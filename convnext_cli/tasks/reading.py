@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from convnext_cli.encoding import normalise_name
@@ -194,25 +195,32 @@ def parse_flag(text: str) -> float | None:
 
 
 def parse_numbers(cells: Sequence[str]) -> tuple[list[float | None], str | None]:
-    """Return the finite number in each cell of a column, None where there is none, and a note on the commas.
-
-    A comma separates thousands where all commas can, and a cell without a comma or with two shows that none is a
-    decimal comma. A point does where all points can, and a cell has a comma after it (1.250,5).
-    """
-    commas = [cell for cell in cells if "," in cell]
-    if not commas:
-        return [parse_number(cell) for cell in cells], None
-    points = [cell for cell in cells if "." in cell]
-    if any("," in cell for cell in points) and all(map(_POINTS.fullmatch, points)):
-        numbers, meaning = parse_numbers([cell.replace(".", "") for cell in cells])
-        return numbers, meaning and f"{meaning}; the point separates thousands"
-    are_thousands = all(map(_THOUSANDS.fullmatch, commas)) and (
-        len(commas) < len(cells) or any(cell.count(",") > 1 or "." in cell for cell in commas)
-    )
+    """Return the finite number in each cell of a column, None where there is none, and a note on commas and points."""
+    commas, points = ([cell for cell in cells if mark in cell] for mark in ",.")
+    if _are_thousands(cells, ".", ",", _POINTS):
+        numbers = [parse_number(cell.replace(".", "").replace(",", ".")) for cell in cells]
+        note = f"the point separates thousands: {points[0]} is read as {numbers[cells.index(points[0])]:.15g}"
+        return numbers, note + "; the comma is a decimal comma" * bool(commas)
+    are_thousands = _are_thousands(cells, ",", ".", _THOUSANDS)
     numbers = [parse_number(cell.replace(",", "" if are_thousands else ".")) for cell in cells]
+    first = numbers[cells.index(commas[0])] if commas else None
     meaning = "separates thousands" if are_thousands else "is a decimal comma"
-    first = parse_number(commas[0].replace(",", "" if are_thousands else "."))
     return numbers, None if first is None else f"the comma {meaning}: {commas[0]} is read as {first:.15g}"
+
+
+def _are_thousands(cells: Sequence[str], mark: str, other: str, form: re.Pattern[str]) -> bool:
+    """Return True if a mark separates thousands: where all can, and one cell has two, or the other mark after it.
+
+    Else cells without marks decide: as thousands, the numbers must be nearer to theirs.
+    """
+    marked = [cell for cell in cells if mark in cell]
+    if not marked or not all(map(form.fullmatch, marked)):
+        return False
+    if any(cell.count(mark) > 1 or other in cell for cell in marked):
+        return True
+    plain = [abs(number) for cell in cells if mark not in cell and (number := parse_number(cell))]
+    whole, decimal = (median(abs(float(cell.replace(mark, sign))) for cell in marked) for sign in ("", "."))
+    return bool(plain) and whole * decimal < median(plain) ** 2
 
 
 def list_values(cells: Sequence[str]) -> set[float]:

@@ -23,7 +23,7 @@ from convnext_cli.data.tables.table import read_table
 from convnext_cli.errors import DataError, UsageError
 from convnext_cli.progress import finish
 from convnext_cli.tasks.multilabel import Multilabel
-from convnext_cli.tasks.reading import AUTO_OPTIONS, Table, TableOptions, parse_flag
+from convnext_cli.tasks.reading import AUTO_OPTIONS, Table, TableOptions, parse_flag, parse_numbers
 from convnext_cli.tasks.registry import read_columns
 from convnext_cli.tasks.regression import Regression
 from tests.conftest import save_image
@@ -602,6 +602,14 @@ OTHER_TASKS: dict[str, tuple[str, str, list[str], list[tuple[float, ...]]]] = {
         rows('"1.250,5"', "980", '"12.000,25"', "1.010", head="path,area"), "regression", ["area"],
         [(1250.5,), (980,), (12000.25,), (1010,)],
     ),
+    "eighths beside whole numbers": (
+        rows("98.125", "100", "101.375", "99", head="path,length"), "regression", ["length"],
+        [(98.125,), (100,), (101.375,), (99,)],
+    ),
+    "a decimal comma beside whole numbers": (
+        rows('"1,125"', "2", '"2,375"', "1", head="path,length"), "regression", ["length"],
+        [(1.125,), (2,), (2.375,), (1,)],
+    ),
     "numbers with a typographic minus": (
         rows("\u22121.25", "0.5", "\u221212", "3", head="path,area"), "regression", ["area"],
         [(-1.25,), (0.5,), (-12,), (3,)],
@@ -1068,6 +1076,23 @@ def test_column_of_classes_or_types_is_no_group(head: str, row: str, tmp_path: P
     words = ("tomato", "maize", "wheat", "beet")
     rows = [row.format(k=k % 4, c=k % 4, ab="ab"[k % 2], tomato=words[k % 4], antelope=words[k % 4]) for k in range(8)]
     assert scan_data(write_objects(tmp_path, head, rows)).groups == ()
+
+
+@pytest.mark.parametrize(
+    ("cells", "numbers", "note"),
+    [
+        ("1.250 980 12.000 870", [1250, 980, 12000, 870], "the point separates thousands: 1.250 is read as 1250"),
+        ("1.250.000 2.500", [1250000, 2500], "the point separates thousands: 1.250.000 is read as 1250000"),
+        ("1,250 980 12,000 870", [1250, 980, 12000, 870], "the comma separates thousands: 1,250 is read as 1250"),
+        ("1,125 2 2,375 1", [1.125, 2, 2.375, 1], "the comma is a decimal comma: 1,125 is read as 1.125"),
+        ("1,125 0.5 2,375", [1.125, 0.5, 2.375], "the comma is a decimal comma: 1,125 is read as 1.125"),
+        ("98.125 100 101.375", [98.125, 100, 101.375], None),
+    ],
+)
+def test_commas_and_points_are_read_as_the_other_numbers_show(
+    cells: str, numbers: list[float], note: str | None
+) -> None:
+    assert parse_numbers(cells.split()) == (numbers, note)
 
 
 def test_columns_of_further_images_are_named(tmp_path: Path) -> None:
