@@ -5,6 +5,7 @@ Columns are recognised by name and by content. Notes name the columns that are n
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -40,6 +41,8 @@ from convnext_cli.options import AUTO
 from convnext_cli.tasks.reading import AUTO_OPTIONS, RawTargets, Table, TableOptions, fold_column
 from convnext_cli.text import Advice, format_count, quote, shorten_names
 
+LARGE_GROUP = 0.1  # fraction of the rows above which a group may be a word for unknown ones
+TIMES_NEXT = 5  # as many rows as the next largest group has
 _SHORTENED = re.compile(r"\d([.,]\d+)?[eE]\+\d\d+")
 _JOINT = re.compile(r"(?<=[^\W\d_]) (?=\d)|(?<=\d) (?=[^\W\d_])")
 """A blank between a letter and a digit, which may be missing: `P 1`, `P1`; unlike those of `1 12` and `11 2`."""
@@ -315,13 +318,20 @@ def _describe_splits(cells: Sequence[str], splits: Sequence[str]) -> list[str]:
 
 
 def _describe_groups(column: str, groups: Sequence[str]) -> list[str]:
-    """Return notes on images whose group is not known, and on groups whose names may mean the same."""
+    """Return notes on images whose group is not or perhaps not known, and on groups whose names may mean the same."""
     notes = []
     blank = sum(not group for group in groups)
     if 0 < blank < len(groups):
         rows = f"{blank:,} of {format_count(len(groups), 'row')}"
         effect = "each of these images counts as a group of its own, so leakage between splits cannot be excluded"
         notes.append(f"column {column!r} is blank in {rows}: {effect}")
+    counts = Counter(group for group in groups if group).most_common(2)
+    if len(counts) == 2 and counts[0][1] > max(LARGE_GROUP * len(groups), TIMES_NEXT * counts[1][1]):
+        rows = f"{counts[0][1]:,} of {format_count(len(groups), 'row')}"
+        notes.append(
+            f"column {column!r} has {counts[0][0]!r} in {rows}, which stay in one split: if it means that the group is "
+            "not known, leave these cells blank"
+        )
     if short := sorted({group for group in groups if _SHORTENED.fullmatch(group)}):
         number = format_count(len(short), "number that a spreadsheet has", "numbers that a spreadsheet has")
         notes.append(

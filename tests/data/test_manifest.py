@@ -717,6 +717,20 @@ def test_rows_without_a_group_are_counted(images: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("unknown", "is_noted"), [("ANON", True), ("0", True), ("", False), (None, False)])
+def test_a_group_that_may_stand_for_unknown_ones_is_noted(
+    unknown: str | None, tmp_path: Path, *, is_noted: bool
+) -> None:
+    lines = ["path,label,patient_id"]
+    for number in range(48):
+        save_image(tmp_path / f"{number}.png")
+        patient = f"p{number // 4}" if number % 2 or unknown is None else unknown
+        lines.append(f"{number}.png,{'xy'[number // 2 % 2]},{patient}")
+    notes = scan_data(write(tmp_path / "list.csv", "\n".join(lines))).notes
+    text = f"column 'patient_id' has {unknown!r} in 24 of 48 rows, which stay in one split"
+    assert any(note.startswith(text) for note in notes) == is_noted
+
+
 def test_whole_numbers_and_their_decimals_are_one_group_and_one_class(images: Path) -> None:
     text = "path,label,patient\nimages/a.png,1,12\nimages/b.png,0,13.0\nimages/c.png,1.0,12.0\nimages/d.png,0,14\n"
     index = scan_data(write(images / "list.csv", text))
