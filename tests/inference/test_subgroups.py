@@ -18,6 +18,7 @@ from convnext_cli.inference.subgroups import (
     list_notes,
     measure_subgroups,
 )
+from convnext_cli.metrics.intervals import Estimate
 from convnext_cli.metrics.registry import METRICS, format_ci
 from convnext_cli.metrics.thresholds import Target, Threshold
 from convnext_cli.progress import finish
@@ -73,6 +74,27 @@ def test_planted_gap_of_two_classes_is_significant_and_an_absent_one_is_not() ->
     assert (alone.tests, describe_gaps(alone)) == (0, ["No gap to the rest could be tested."])
 
 
+def test_significant_gaps_are_of_the_worse_subgroup_and_sorted_by_their_p_values() -> None:
+    result = measure(*draw_images(1.5))
+    [grouping] = result.groupings
+    p_values = {"recall": 0.03, "specificity": 0.5, "roc_auc": 0.02, "ece": 0.01}
+    subgroups = [
+        replace(
+            subgroup,
+            metrics=tuple(
+                replace(metric, p_holm=p_values[metric.key], gap=Estimate(gap, None)) for metric in subgroup.metrics
+            ),
+        )
+        for subgroup, gap in zip(grouping.subgroups, (0.2, -0.2), strict=True)  # ECE of women, recall of men
+    ]
+    rows = replace(result, groupings=(replace(grouping, subgroups=tuple(subgroups)),)).list_significant()
+    assert [(subgroup.name, metric.key) for _, subgroup, metric in rows] == [
+        ("F", "ece"),
+        ("M", "roc_auc"),
+        ("M", "recall"),
+    ]
+
+
 def test_planted_gap_among_many_subgroups_can_be_significant() -> None:
     scored, sex = draw_images(0.0, images=320, classes=3)
     patients = np.arange(320) // 2
@@ -121,6 +143,10 @@ def test_thresholds_of_targets_decide() -> None:
     probabilities = scored.task.activate(scored.logits)[:, 0]
     expected = (probabilities >= 0.3)[inside & (scored.targets == 0)].mean()
     assert women.metrics[0].estimate.value == pytest.approx(expected)
+    assert women.metrics[0].target == "a at sensitivity=0.9:a"
+    expected = (probabilities < 0.3)[inside & (scored.targets != 0)].mean()
+    assert women.metrics[1].estimate.value == pytest.approx(expected)
+    assert [result.key for result in women.metrics] == ["recall", "specificity", "roc_auc", "ece"]
 
 
 def test_class_that_is_named_like_a_target_is_none() -> None:
@@ -133,13 +159,14 @@ def test_class_that_is_named_like_a_target_is_none() -> None:
 
 def test_small_subgroups_and_unknown_values_are_said() -> None:
     scored, _ = draw_images(0.0)
-    values = ("tiny",) * 6 + ("",) * 14 + ("large",) * 380
-    result = measure(
-        scored, Attribute(name="site", source="s", values=values, levels=("large", "tiny"), example="a.png")
-    )
+    values = np.array(["tiny"] * 6 + [""] * 14 + ["large"] * 380, object)
+    for label, number in ((0, 40), (1, 4)):
+        values[np.flatnonzero((scored.targets == label) & (values == "large"))[:number]] = "most a"
+    levels = ("large", "most a", "tiny")
+    result = measure(scored, Attribute(name="site", source="s", values=tuple(values), levels=levels, example="a.png"))
     left_out = "14 images without a value are left out, such as a.png"
-    assert list_notes(result)["site"] == ["s", left_out, "tiny is small (3 groups)"]
-    tiny = result.groupings[0].subgroups[1]
+    assert list_notes(result)["site"] == ["s", left_out, "most a is small (4 of b)", "tiny is small (3 groups)"]
+    tiny = result.groupings[0].subgroups[2]
     assert (tiny.images, tiny.groups, tiny.small) == (6, 3, "3 groups")
 
 
@@ -165,7 +192,7 @@ def test_single_value_has_no_gap() -> None:
     scored, _ = draw_images(0.0)
     result = measure(scored, Attribute(name="site", source="s", values=("X",) * 400, levels=("X",)))
     assert (result.tests, result.list_significant()) == (0, [])
-    assert "one value only, so there is no gap" in list_notes(result)["site"]
+    assert list_notes(result)["site"] == ["s", "one value only, so there is no gap"]
 
 
 def test_each_target_has_a_table_of_its_own(

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 from scipy.stats import t as student
 
 from benchmarks.coverage import Scenario, measure
@@ -15,6 +16,7 @@ from convnext_cli.metrics.intervals import (
     debias_sums,
     estimate_fraction,
     score_interval,
+    subtract,
     t_quantile,
 )
 from convnext_cli.metrics.multilabel import MultilabelCalculator
@@ -43,6 +45,16 @@ def test_few_units_widen_wilsons_interval_and_a_range_scales_it() -> None:
     assert (interval.low, interval.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-4)
     wide = score_interval(0.0, 4 * 0.25 / 10, 10, low=-1.0)
     assert (wide.low, wide.high) == pytest.approx((-2 * half, 2 * half), abs=1e-4)
+
+
+def test_interval_of_a_difference_is_movers_and_reaches_from_end_to_end_where_noise_raises_both() -> None:
+    one, two = Estimate(0.8, Interval(0.77, 0.86)), Estimate(0.5, Interval(0.42, 0.54))
+    for key, down, up in (("top1", 0.05, 0.1), ("ece", 0.03 + 0.04, 0.06 + 0.08)):
+        gap = subtract(key, one, two)
+        assert gap.interval is not None
+        assert (gap.value, gap.interval.low, gap.interval.high) == pytest.approx((0.3, 0.3 - down, 0.3 + up))
+    assert subtract("top1", one, UNDEFINED) == subtract("top1", UNDEFINED, one) == UNDEFINED
+    assert subtract("top1", one, Estimate(0.8, None)) == subtract("top1", Estimate(0.8, None), one) == Estimate(0, None)
 
 
 def test_perfect_metric_has_an_interval_of_positive_length() -> None:
@@ -101,6 +113,31 @@ def test_repeated_images_within_a_group_do_not_shorten_the_interval() -> None:
 def test_image_without_group_is_a_group_of_its_own() -> None:
     logits, labels = np.eye(2)[[0, 1] * 10], np.array([0, 1] * 10)
     assert compute_intervals(ClassCalculator(logits, labels), ["p1"] * 5 + [""] * 15, resamples=200).units == 16
+
+
+def test_interval_of_roc_auc_is_symmetric_on_the_logit_scale() -> None:
+    random = np.random.default_rng(3)
+    labels = np.repeat([0, 1], 30)
+    calculator = ClassCalculator(random.normal(size=(60, 2)) + 1.5 * np.eye(2)[labels], labels)
+    weights = np.vstack([np.ones(60), random.multinomial(60, [1 / 60] * 60, size=2000)])
+    value, *replicates = calculator.compute(weights.astype(np.float32))[1]["roc_auc"][:, 1]
+    half = student.ppf(0.975, 29) * np.std(replicates) * (30 / 29) ** 0.5 / (value * (1 - value))
+    interval = compute_intervals(calculator).per_class[1]["roc_auc"]
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx(expit(logit(value) + np.array([-half, half])), abs=0.005)
+
+
+def test_interval_of_an_average_follows_the_correlation_of_its_classes() -> None:
+    labels = np.repeat([0, 1], 60)
+    calculator = ClassCalculator(np.random.default_rng(3).normal(size=(120, 2)) + np.eye(2)[labels], labels)
+    overall, per_class = calculator.compute(np.ones((1, 120)))
+    intervals = compute_intervals(calculator)
+    for average, key, correlation in (("macro_roc_auc", "roc_auc", 1), ("balanced_accuracy", "recall", 0)):
+        whole, parts = intervals.overall[average], [entry[key] for entry in intervals.per_class]
+        assert whole is not None
+        one, two = (value - part.low for value, part in zip(per_class[key][0], parts, strict=True) if part is not None)
+        expected = (one**2 + two**2 + 2 * correlation * one * two) ** 0.5 / 2
+        assert overall[average][0] - whole.low == pytest.approx(expected, rel=0.03)
 
 
 def test_absent_classes_and_single_images_have_no_interval() -> None:
@@ -175,14 +212,16 @@ def test_errors_in_grades_have_intervals_within_the_grades_also_where_all_are_eq
 
 
 def test_fraction_of_clustered_images_has_a_wider_interval() -> None:
-    hits, counted = np.array([True, True, False, True] * 10), np.ones(40, bool)
-    plain = estimate_fraction(hits, counted, None).interval
-    clustered = estimate_fraction(hits, counted, [str(i // 4) for i in range(40)]).interval
-    assert plain is not None
-    assert clustered is not None
-    assert (plain.low, plain.high) == pytest.approx((0.597, 0.859), abs=1e-2)
+    hits, counted = np.array([True] * 28 + [False] * 12), np.ones(40, bool)
+    for groups, number in (None, 40), ([str(i // 4) for i in range(40)], 10):  # 7 of 10 groups
+        interval, expected = (
+            estimate_fraction(hits, counted, groups).interval,
+            score_interval(0.7, 0.21 / number, number),
+        )
+        assert interval is not None
+        assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
     assert estimate_fraction(hits, ~counted, None) == UNDEFINED
-    assert estimate_fraction(hits, counted, ["p1"] * 40) == Estimate(0.75, None), "one group says nothing of the spread"
+    assert estimate_fraction(hits, counted, ["p1"] * 40) == Estimate(0.7, None), "one group says nothing of the spread"
 
 
 @pytest.mark.parametrize("scenario", [Scenario("plain", 2.0, 1, 0.0), Scenario("clustered", 2.0, 5, 0.5)])

@@ -9,6 +9,7 @@ from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import MAX_WORK
 from convnext_cli.metrics.subgroups import (
     Compute,
+    choose_permutations,
     choose_strata,
     compute_p_values,
     correct_holm,
@@ -89,6 +90,17 @@ def test_p_value_of_single_images_is_that_of_fishers_exact_test() -> None:
     [p] = compute_p_values(compute, inside, np.arange(60), np.zeros(60, np.int64), None)
     exact = fisher_exact([[4, 8], [3, 45]]).pvalue
     assert p == pytest.approx(exact, abs=0.015)
+    for wrong, permutations in (inside, 2000), (np.arange(60) % 5 == 0, 200):  # no more of them where p is above 0.1
+        compute = make_accuracy(1.0 - wrong)
+        [p] = compute_p_values(compute, inside, np.arange(60), np.zeros(60, np.int64), None)
+        assert p is not None
+        assert p * (permutations + 1) == pytest.approx(round(p * (permutations + 1)))
+        assert (p * (permutations + 1) == pytest.approx(1)) == (wrong is inside)
+
+
+@pytest.mark.parametrize(("images", "gaps", "number"), [(500, 4, 2000), (500, 100, 4000), (10_000_000, 4, 1000)])
+def test_permutations_grow_with_the_gaps_and_fall_with_the_images(images: int, gaps: int, number: int) -> None:
+    assert choose_permutations(images, gaps) == number
 
 
 def test_gap_that_follows_from_the_mix_of_classes_is_no_gap() -> None:
