@@ -125,9 +125,10 @@ def test_unknown_column_and_foreign_table_raise_an_error(tmp_path: Path) -> None
         read(index, "sxe")
     assert "Did you mean sex?" in caught.value.remedy
     other = tmp_path / "other.csv"
-    other.write_text("path,sex\nq.png,F\nr.png,M\n")
-    with pytest.raises(DataError, match="names none of the images"):
-        read(index, "sex", other)
+    for text in ("path,sex\nq.png,F\nr.png,M\n", "sex\nF\nM\n"):
+        other.write_text(text)
+        with pytest.raises(DataError, match="names none of the images"):
+            read(index, "sex", other)
     with pytest.raises(UsageError, match="not numbers, such as"):
         read(index, "sex:3")
 
@@ -161,6 +162,8 @@ def test_many_numbers_are_cut_at_tertiles(tmp_path: Path) -> None:
     [dose] = read(scan_data(write_column(tmp_path, "dose", range(30))), "dose")
     assert dose.cuts == "cut at 10, 20 (tertiles)"
     assert [dose.values.count(level) for level in dose.levels] == [10, 10, 10]
+    [dose] = read(scan_data(write_column(tmp_path / "few", "dose", range(10))), "dose")
+    assert (dose.cuts, len(dose.levels)) == ("", 10), "few different numbers stay"
 
 
 def test_numbers_with_a_decimal_comma_are_cut(tmp_path: Path) -> None:

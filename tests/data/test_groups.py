@@ -195,7 +195,8 @@ def test_pattern_defines_the_groups() -> None:
     index = make_index("a/x7-1.png", "a/x7-2.png", "b/x8-1.png", "b/other.png")
     grouped, grouping = group_index(index, r"x(\d)")
     assert grouped.groups == ("7", "7", "b/other.png", "8")
-    assert grouping.groups == 3
+    assert (grouping.groups, grouping.examples) == (3, (("a/x7-1.png", "7"),))
+    assert group_index(index, "^(.)")[1].rule == "the pattern ^(.)"
     lacking = group_index(make_index("cat/x1_a.png", "cat/x1_b.png", "cat/plain.png"), r"x(\d)")[1].rule
     assert lacking == r"the pattern x(\d), which 1 of 3 images lacks: each is a group of its own"
     assert group_index(index, "none")[0].groups == ()
@@ -216,6 +217,9 @@ def test_dicom_attribute_defines_the_groups(tmp_path: Path) -> None:
     for path in tmp_path.rglob("*.dcm"):
         save_dicom(path, XRAY, PatientID="ANONYMOUS")
     assert group_index(scan_folder(tmp_path), "auto")[1].source == "none", "one ID on all files is no patient"
+    for number, path in enumerate(tmp_path.rglob("*.dcm")):
+        save_dicom(path, XRAY, PatientID=f"P{number}")
+    assert group_index(scan_folder(tmp_path), "auto")[1].source == "none", "an ID of its own on each file groups none"
     with pytest.raises(UsageError, match="no file has the DICOM attribute StudyID"):
         group_index(index, "dicom:StudyID")
 

@@ -262,6 +262,19 @@ def test_interval_of_a_sum_of_absolute_values_has_its_coverage(size: float) -> N
     assert all(holds_estimate)
 
 
+def test_interval_of_a_sum_allows_for_the_noise_that_resamples_of_few_images_in_a_bin_lack() -> None:
+    random = np.random.default_rng(0)
+    gaps, noise = random.normal(size=15) / 100, random.normal(size=(300, 15)) / 100
+    few = bound_sum(gaps, gaps + noise, 1000, 20 * 15)
+    many = bound_sum(gaps, gaps + noise * (20 / 19 * 999 / 1000) ** 0.5, 1000, 1e9)
+    assert few is not None
+    assert many is not None
+    assert (few.low, few.high) == pytest.approx((many.low, many.high))
+    for sample, replicates, units in ((0 * gaps, noise, 9), (gaps, gaps + noise, 1.2), (gaps, noise[:1], 9)):
+        assert bound_sum(sample, replicates, units, 1e9) is None
+    assert bound_sum(gaps, np.tile(gaps, (9, 1)), 9, 1e9) is None
+
+
 def test_interval_of_the_ece_of_few_images_of_an_over_confident_model_has_its_coverage() -> None:
     def draw(images: int, seed: int) -> ClassCalculator:
         random = np.random.default_rng(seed)
