@@ -226,7 +226,6 @@ def compare_samples(task: Task, classes: Sequence[str], validation: ImageMeasure
     entries = [  # key, title, is_class, least distance that is drift, shift
         (key, titles[key], False, MIN_DISTANCE, compare_values(validation.values[key][one], here.values[key][two]))
         for key in validation.values
-        if key in here.values
     ]
     for k, name in enumerate(classes):
         parts = [

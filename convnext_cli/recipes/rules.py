@@ -190,13 +190,13 @@ def _bound_authors(name: str, published: Row, model: Architecture, specified: Ch
     row = tables.model_row(model.parsed)
     authors = published.ranges[name][0]
     origin, value, low = f"{authors:g}", authors, specified.value
-    high = max(row.ranges[name][1], low) if name in row.ranges else low
+    high = max(row.ranges[name][1], low)
     if name == "lr":
         value = float(f"{authors * row.base_batch / published.base_batch:.4g}")
         high *= math.prod(tables.modifiers[modifier] for modifier in model.parsed.modifiers)
         origin = f"{authors:g} at batch {published.base_batch}, {value:g} at {row.base_batch}"
     if low <= value <= high:
-        return Choice(value=value, source=published.source, reason=origin if name == "lr" else "")
+        return Choice(value=value, source=published.source)
     end = "value" if low == high else "lowest" if value < low else "highest"
     reason = f"the specification's {end}; the authors have {origin}"
     return Choice(value=low if value < low else float(f"{high:.4g}"), source=specified.source, reason=reason)

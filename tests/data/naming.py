@@ -44,6 +44,8 @@ def later(c: str) -> int:
 WITH_GROUPS = {
     "patient and image": three(lambda p, i: f"patient{p}_{i}"),
     "person_class_image": three(lambda p, i: f"person{p + 90}_{label(p)}_{p * 3 + i}"),
+    "ten images each": [f"{label(p)}/person{p + 90}_{label(p)}_{p * 10 + i}.png" for p in SUBJECTS for i in range(10)],
+    "classes glued": three(lambda p, i: f"{label(p)}{p + 12}crop{i}"),
     "UUID": three(lambda p, i: f"{uuid(p)}_{i}"),
     "uuid crop": three(lambda p, i: f"{uuid(p)}-crop{i}"),
     "hexadecimal": three(lambda p, i: f"{hexadecimal(p)}_{i}"),

@@ -14,7 +14,7 @@ from convnext_cli import cross_validate, evaluate, export, predict
 from convnext_cli.data.digits import write_digits
 from convnext_cli.data.split import name_fold
 from convnext_cli.errors import DataError, RunError, UsageError
-from convnext_cli.inference.drift import ImageMeasures, compare_samples
+from convnext_cli.inference.drift import CORNERS, ImageMeasures, compare_samples
 from convnext_cli.inference.evaluation import evaluate_all_steps
 from convnext_cli.inference.request import EvalRequest
 from convnext_cli.progress import finish
@@ -23,6 +23,7 @@ from convnext_cli.reports.sites import show_drift
 from convnext_cli.runs.files import IMAGE_HASHES
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.tasks.regression import Regression
+from convnext_cli.tasks.single import Single
 from tests.conftest import SHALLOW, SMALL, Convnext, change_json
 
 Pixels = NDArray[np.uint8]
@@ -60,6 +61,19 @@ def test_images_of_the_same_kind_have_no_drift(run: RunFolder, tmp_path: Path) -
     assert result.drift is not None
     assert not result.drift.images_drifted
     assert [measure.key for measure in result.drift.measures if measure.is_drift] == []
+    medians = {measure.key: measure.difference.here for measure in result.drift.measures}
+    assert medians.keys() == {
+        "ood",
+        "brightness",
+        "contrast",
+        "colour",
+        "sharpness",
+        *CORNERS,
+        "size",
+        "aspect",
+        *"012",
+    }
+    assert (medians["size"], medians["aspect"]) == (8, 1)
     assert (result.drift.validation_images, result.drift.images) == (60, 45)
     assert any(note.text.startswith("no drift found: 45 of these images") for note in result.notes)
     assert evaluate(run.path, split="val").drift is None, "its own images"
@@ -110,7 +124,18 @@ def test_shifted_numbers_are_drift_of_the_target(shift: float) -> None:
     assert [(measure.title, measure.is_class, measure.is_drift) for measure in drift.measures] == [
         ("age", True, shift > 0)
     ]
+    [age] = drift.measures
+    assert (age.difference.validation, age.difference.here) == pytest.approx((5, 5 + shift), abs=0.2)
     assert not drift.images_drifted, "the images are of the same kind"
+
+
+def test_of_two_classes_the_second_is_compared() -> None:
+    samples = [
+        ImageMeasures(values={}, targets=np.arange(200) % number // (number - 1), groups=None) for number in (2, 4)
+    ]
+    [measure] = compare_samples(Single(), ("a", "b"), *samples).measures
+    assert (measure.title, measure.is_drift) == ("fraction of b", True)
+    assert (measure.difference.validation, measure.difference.here) == (0.5, 0.25)
 
 
 def test_run_without_measures_says_so_and_without_sizes_compares_the_others(
@@ -133,6 +158,9 @@ def test_run_without_measures_says_so_and_without_sizes_compares_the_others(
     result = evaluate(old.path, others)
     assert result.drift is None
     assert any("drift is not measured: the run keeps no measures" in note.text for note in result.notes)
+    change_json(old.path / "calibration.json", "weak", "one class")
+    notes = evaluate(old.path, others).notes
+    assert any("drift is not measured: the run has too few validation images" in note.text for note in notes)
 
 
 def test_drift_from_the_validation_images_of_all_folds(

@@ -14,8 +14,21 @@ from convnext_cli.machine import GIB, Machine, make_gpu_machine
 from convnext_cli.models.catalog import Architecture, find_model, load_catalog, load_ranking
 from convnext_cli.recipes import tables
 from convnext_cli.recipes.costs import (
+    AUDIT_DECODINGS,
+    AUDIT_SECONDS,
+    AUTOTUNE_SECONDS,
+    BANK_IMAGES,
+    EXPORT_SECONDS,
+    FORWARD_FRACTION,
+    IMAGE_SECONDS,
+    PIXEL_SECONDS,
+    START_SECONDS,
+    RunTime,
     StepMemory,
+    Workload,
     describe_seconds,
+    estimate_epoch,
+    estimate_time,
     find_gpu_speed,
     largest_micro_batch,
     training_bytes,
@@ -77,7 +90,9 @@ def test_plan_follows_the_specification_rows_of_model_and_data_set() -> None:
 
 
 def test_lr_scales_with_the_batch_size_unless_set_by_a_flag() -> None:
-    assert plan_for("convnextv2_tiny", batch_size=32).settings.lr == pytest.approx(5e-5)
+    note = plan_for("convnextv2_tiny").choices["lr"].reason
+    scaled = plan_for("convnextv2_tiny", batch_size=32).choices["lr"]
+    assert (scaled.value, scaled.reason) == (5e-5, f"0.0002 at batch 128, scaled linearly to 32; {note}")
     assert plan_for("convnextv2_tiny", batch_size=32, lr=1e-3).settings.lr == 1e-3
     assert plan_for("convnextv2_tiny", batch_size=32, lr=1e-3).choices["lr"].source == "flag"
 
@@ -525,21 +540,21 @@ def test_specification_recipe_has_its_augmentation_and_min_lr() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "lr", "batch", "has_warning"),
+    ("name", "lr", "batch", "effect"),
     [
-        ("convnext_base", 0.05, 128, True),
-        ("convnext_base", 1.2e-4, 128, False),
-        ("convnext_base", 3e-4, 512, False),
-        ("convnext_base", 1e-8, 128, True),
-        ("convnextv2_tiny", 2e-3, 128, True),
-        ("convnext_atto_rms", 4.8e-4, 128, False),
+        ("convnext_base", 0.05, 128, "training may diverge"),
+        ("convnext_base", 1.2e-4, 128, None),
+        ("convnext_base", 3e-4, 512, None),
+        ("convnext_base", 1e-8, 128, "it may learn very slowly"),
+        ("convnextv2_tiny", 2e-3, 128, "training may diverge"),
+        ("convnext_atto_rms", 4.8e-4, 128, None),
     ],
 )
-def test_lr_outside_the_models_range_gives_a_warning(name: str, lr: float, batch: int, has_warning: bool) -> None:
+def test_lr_outside_the_models_range_gives_a_warning(name: str, lr: float, batch: int, effect: str | None) -> None:
     model, _ = find_model(name)
     warning = explain_lr(model, lr, batch, plan_for(name, batch_size=batch).settings.lr)
-    assert bool(warning) == has_warning
-    assert not warning or f"outside the range for {name}" in warning
+    assert bool(warning) == bool(effect)
+    assert not warning or (f"outside the range for {name}" in warning and f": {effect}. " in warning)
 
 
 @pytest.mark.parametrize(
@@ -594,6 +609,35 @@ def test_time_grows_with_images_area_and_grn() -> None:
     assert [describe_seconds(s) for s in (40, 720, 12_600, 5e5)] == ["40 s", "12 min", "3.5 h", "6 days"]
 
 
+def test_time_of_a_run_is_that_of_its_parts() -> None:
+    model, _ = find_model("convnext_tiny")
+    settings = plan_for("convnext_tiny", epochs=10, batch_size=32, micro_batch_size=32, freeze_epochs=1).settings
+    counts = DataCounts(images=4000, train=3200, val=320, pixels=50_000)
+    cpu = Machine(name="CPU", is_gpu=False, memory=GIB, cores=2)
+    run = Workload(model=model, settings=settings, counts=counts, machine=cpu)  # of 1,000 passes
+    loading = (IMAGE_SECONDS + 224**2 * PIXEL_SECONDS) / 2  # per image
+    trained = loading + training_seconds(model, 1, (224, 224), cpu)
+    forward = loading + FORWARD_FRACTION * training_seconds(model, 1, (224, 224), cpu)
+    assert estimate_epoch(run) == pytest.approx(3200 * trained)
+    slow = replace(GPU, cores=1)
+    assert estimate_epoch(replace(run, machine=slow)) == pytest.approx(3200 * 2 * loading), "a GPU waits for it"
+    expected = RunTime(
+        start=START_SECONDS + 3 * AUTOTUNE_SECONDS,
+        check=4000 * (50_000 * PIXEL_SECONDS * (1 + AUDIT_DECODINGS) + AUDIT_SECONDS) / 2,
+        head=3 * 3520 * forward,
+        epochs=3 * 10 * (3200 * trained + 320 * forward),
+        finish=3 * (3520 * forward + EXPORT_SECONDS),
+    )
+    assert estimate_time(replace(run, folds=3)).to_dict() == pytest.approx(expected.to_dict())
+    assert estimate_time(run, speed=2.0).epochs == pytest.approx(2 / 3 * expected.epochs)
+    assert estimate_time(replace(run, counts=replace(counts, train=3168))).start == START_SECONDS, "of 990 passes"
+    assert estimate_time(replace(run, machine=GPU)).start == START_SECONDS
+    less = replace(run, check=False, onnx=False, settings=replace(settings, freeze_epochs=0))
+    assert (estimate_time(less).check, estimate_time(less).head) == (0, 0)
+    many = estimate_time(replace(less, counts=replace(counts, train=50_000)))
+    assert many.finish == pytest.approx((320 + BANK_IMAGES) * forward)
+
+
 def test_random_weights_keep_a_tag_for_its_preprocessing() -> None:
     name = "convnextv2_nano.fcmae_ft_in22k_in1k_384"  # it says how images are prepared
     assert plan_for(name, weights="none").model == name
@@ -627,6 +671,10 @@ def test_memory_of_16_bits_averages_and_shards() -> None:
     assert training_bytes(model, 0, replace(plain, half=True, ema=True)) == pytest.approx(params * 22 / 16, rel=1e-6)
     assert training_bytes(model, 0, replace(plain, processes=4, shards=4)) == pytest.approx(params / 4, rel=1e-6)
     assert training_bytes(model, 0, replace(plain, processes=4)) > params
+    for machine, amp, half in ((GPU, "auto", True), (None, "auto", False), (GPU, "no", False), (None, "bf16", True)):
+        assert StepMemory.of({"image_size": 224, "amp": amp}, machine).half == half
+    step = StepMemory.of({"image_size": 224}, replace(GPU, processes=4, shards=2))
+    assert (step.is_gpu, step.processes, step.shards) == (True, 4, 2)
 
 
 def test_gpu_is_recognised_by_the_longest_name() -> None:

@@ -167,6 +167,8 @@ def test_alignment_corrects_a_rough_transform() -> None:
     linear = np.array([[cosine, sine], [-sine, cosine]])
     rough: NDArray[np.float64] = np.column_stack([linear, centre - linear @ centre + 1])
     assert are_copies(one, two, rough)
+    plain = np.where(np.hypot(*(np.indices(one.shape) - 60)) < 25, 200, 90).astype(np.float32)
+    assert not are_copies(plain, plain, np.eye(2, 3)), "a form on a plain ground is alike wherever it lies"
     assert not are_copies(one, shrink_grey(turn(draw_scene(3), 10)), rough)
 
 
