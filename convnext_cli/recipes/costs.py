@@ -109,7 +109,7 @@ def estimate_time(workload: Workload, *, speed: float = 1.0, basis: str = ROUGH)
     """
     settings, counts, machine, folds = workload.settings, workload.counts, workload.machine, workload.folds
     height, width = settings.input_size
-    passes = settings.epochs * -(-counts.train // max(1, settings.micro_batch_size))
+    passes = settings.epochs * -(-counts.train // settings.micro_batch_size)
     is_autotuned = passes >= AUTOTUNED_PASSES and not machine.is_gpu
     decoding = (counts.pixels or height * width) * PIXEL_SECONDS
 
