@@ -61,6 +61,10 @@ def _train(
 
     for epoch in range(state.epochs, settings.epochs):
         if settings.patience and (best := state.best) and state.epochs - best["epoch"] >= settings.patience:
+            count = format_count(settings.patience, "epoch")
+            yield Notice(
+                f"stopped after epoch {state.epochs} of {settings.epochs}: no improvement in {count} (--patience)"
+            )
             return
         started = time.perf_counter() - state.seconds
         context.model.train()

@@ -17,7 +17,7 @@ import pytest
 
 from convnext_cli.errors import ConvnextError, UsageError
 from convnext_cli.machine import LAUNCHER
-from convnext_cli.progress import Progress
+from convnext_cli.progress import Notice, Progress
 from convnext_cli.recipes.settings import Choice
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.training.checkpoint import read_checkpoint
@@ -89,8 +89,9 @@ def test_patience_ends_a_run_and_its_resumption(digits: Path) -> None:
     assert len(log) == best + 2 < 9
     assert isinstance(events[-1], FinetuneResult)
     assert events[-1].epoch == best
+    assert Notice(f"stopped after epoch {best + 2} of 9: no improvement in 2 epochs (--patience)") in events
     Path("run/metrics.json").unlink()
-    assert [type(event) for event in resume("run")] == [Planned, Started, Trained, FinetuneResult], (
+    assert [type(event) for event in resume("run")] == [Planned, Started, Notice, Trained, FinetuneResult], (
         "it had come to its end"
     )
 
