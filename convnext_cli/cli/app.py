@@ -214,6 +214,8 @@ def _explain(error: BaseException, words: Sequence[str]) -> tuple[str, int]:
             return "standard output is closed, so the result is lost. Redirect it to a file, or to /dev/null", 1
         case PermissionError(filename=str(path)):
             return f"{path}: {error.strerror}. Check its permissions and those of its folder", 1
+        case FileNotFoundError() if "temporary directory" in str(error):  # of Python's tempfile, which PyTorch asks
+            return "no temporary folder is writable. Set TMPDIR to a folder that is", 1
         case OSError():
             where = f": {error.filename}" if error.filename else ""
             return f"{error.strerror or error}{where}. Check the path, the disk's space and its permissions", 1

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -51,6 +52,15 @@ def test_an_error_that_does_not_complain_of_a_variable_is_a_bug(
     outcome = convnext("list")
     assert outcome.code == 1
     assert f"{type(error).__name__}: {error}. This is a bug" in outcome.err
+
+
+def test_a_read_only_container_is_told_of_tmpdir(convnext: Convnext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", list)
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("convnext_cli.cli.list.list_models", lambda **_: tempfile.gettempdir())
+    outcome = convnext("list")
+    assert outcome.code == 1
+    assert outcome.err == "error: no temporary folder is writable. Set TMPDIR to a folder that is\n"
 
 
 def test_a_missing_module_is_no_bug(convnext: Convnext, monkeypatch: pytest.MonkeyPatch) -> None:
