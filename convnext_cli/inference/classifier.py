@@ -141,7 +141,10 @@ class Classifier(ABC):
         positions = {name: find_name(name, self.classes) for name in index.classes}
         if self.task.is_continuous and index.table is None:  # class folders do not name the number
             positions = dict.fromkeys(positions, 0)
-        unknown = [name for name, position in positions.items() if position is None]
+        images = (1,) * len(positions) if index.values else index.count_classes()  # an empty folder changes nothing
+        unknown = [
+            name for (name, position), n in zip(positions.items(), images, strict=True) if position is None and n
+        ]
         if unknown:
             drop = "remove them from the table" if self.task.has_values else "leave out their images"
             raise DataError(
@@ -150,7 +153,7 @@ class Classifier(ABC):
                 f"Name them as in training: {', '.join(self.classes[:10])}"
                 + (f"; or {drop}" if len(unknown) < len(positions) else ""),
             )
-        numbers = [position for position in positions.values() if position is not None]
+        numbers = [position or 0 for position in positions.values()]
         return self.task.align(index.targets(rows), numbers, len(self.classes))
 
 

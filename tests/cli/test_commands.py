@@ -272,6 +272,9 @@ def test_eval_on_a_folder(convnext: Convnext, digits: Path, run: RunFolder, tmp_
     outcome = convnext("eval", run.path, tmp_path / "other")
     assert "images were trained on; the scores are too high" in outcome.err
     assert "no image of 1, 2" in outcome.err
+    (tmp_path / "other/-").mkdir()  # sorted before class 0
+    again = convnext("eval", run.path, tmp_path / "other")
+    assert (again.code, again.out) == (0, outcome.out), "a class without images changes nothing"
     save_image(tmp_path / "other/cat/1.png")
     outcome = convnext("eval", run.path, tmp_path / "other")
     assert outcome.code == 3
