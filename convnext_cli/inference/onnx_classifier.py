@@ -36,11 +36,13 @@ class OnnxClassifier(Classifier):
         options.intra_op_num_threads = count_cpus()
         options.log_severity_level = 3  # errors only
         try:
+            path.open("rb").close()  # ONNX Runtime does not say why it cannot
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             metadata = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # ONNX Runtime's errors have no common base class
-            reason = "cannot be read: it is damaged, or not an ONNX file" if path.exists() else "does not exist"
-            raise RunError(f"{path} {reason}", REMEDY) from error
+            reason = getattr(error, "strerror", None) or "it is damaged, or not an ONNX file"
+            problem = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {reason}"
+            raise RunError(f"{path} {problem}", REMEDY) from error
         self.metadata = read_metadata(metadata, path)
         self.classes, self.preprocessing = self.metadata.classes, self.metadata.preprocessing
         self.task = self.metadata.read_task()

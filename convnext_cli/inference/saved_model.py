@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from convnext_cli.errors import RunError
+from convnext_cli.errors import RunError, shorten_error
 from convnext_cli.files import replace_file
 from convnext_cli.images.preprocessing import Preprocessing
 from convnext_cli.inference.run_checks import check_plan
@@ -98,9 +98,10 @@ def load_model(folder: Path) -> tuple[nn.Module, tuple[str, ...], Preprocessing]
         state = load_file(path)
     except FileNotFoundError as error:
         raise RunError(f"{folder} is not a finished run: it has no {path.name}", MODEL_REMEDY) from error
-    except Exception as error:  # safetensors' own errors, OSError
-        reason = getattr(error, "strerror", None) or "it is damaged or cut short"
-        raise RunError(f"{path} cannot be read: {reason}", MODEL_REMEDY) from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or shorten_error(error)}", MODEL_REMEDY) from error
+    except Exception as error:  # safetensors' own
+        raise RunError(f"{path} cannot be read: it is damaged or cut short", MODEL_REMEDY) from error
     classes = config.count_outputs(CONFIG.path(folder))
     outputs = len(state.get("head.fc.weight", ()))
     if outputs != classes:

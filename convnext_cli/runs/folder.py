@@ -362,6 +362,7 @@ class RunFolder:
 
         path = files.CALIBRATION_ARRAYS.path(self.path)
         try:
+            path.open("rb").close()  # safetensors calls a file missing that it may not read
             with safe_open(path, "np") as file:
                 weights = (file.metadata() or {}).get("weights")  # older runs have none
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)

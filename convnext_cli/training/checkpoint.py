@@ -214,31 +214,37 @@ def _make_options(context: TrainingContext) -> StateDictOptions:
 
 def _read_newest(run: RunFolder) -> tuple[Tensors, str, list[Notice]]:
     """Return tensors and state of the newest checkpoint that can be read, and a notice for each that cannot."""
-    problems: list[str] = []
+    errors: list[RunError] = []
     for path in run.list_checkpoints():
         try:
             tensors, text = read_checkpoint(path)
         except RunError as error:
-            problems.append(error.problem)
+            errors.append(error)
         else:
-            return tensors, text, [Notice(f"{problem}; the one before is used") for problem in problems]
-    reasons = f": {'; '.join(problems)}" if problems else ""
-    raise RunError(f"{run.path} has no checkpoint that can be read{reasons}", RESTART_REMEDY)
+            return tensors, text, [Notice(f"{error.problem}; the one before is used") for error in errors]
+    reasons = f": {'; '.join(error.problem for error in errors)}" if errors else ""
+    remedy = errors[0].remedy if errors else RESTART_REMEDY
+    raise RunError(f"{run.path} has no checkpoint that can be read{reasons}", remedy)
 
 
 def read_checkpoint(path: Path) -> tuple[Tensors, str]:
     """Return the tensors of a checkpoint and its state as JSON, after a check of their digest.
 
     Raises:
-        RunError: it is damaged.
+        RunError: it is damaged, or cannot be read.
     """
     try:
+        path.open("rb").close()  # safetensors calls a file missing that it may not read
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         if metadata["sha256"] != compute_digest(tensors, metadata["state"]):
             raise ValueError("its content does not match its checksum")
-    except Exception as error:  # safetensors' errors, OSError and ours share no base class
+    except OSError as error:
+        reason = error.strerror or shorten_error(error)
+        remedy = "Check its permissions and the disk, and resume again"
+        raise RunError(f"the checkpoint {path} cannot be read ({reason})", remedy) from error
+    except Exception as error:  # safetensors' errors and ours share no base class
         raise RunError(f"the checkpoint {path} is damaged ({shorten_error(error)})", RESTART_REMEDY) from error
     return tensors, metadata["state"]
 

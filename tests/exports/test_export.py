@@ -283,6 +283,9 @@ def test_invalid_files_and_outputs_raise_errors(mine: RunFolder, tmp_path: Path,
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(RunError, match=r"text\.onnx cannot be read: it is damaged, or not an ONNX file"):
         predict(pictures, tmp_path / "text.onnx")
+    (tmp_path / "loop.onnx").symlink_to("loop.onnx")
+    with pytest.raises(RunError, match=r"loop\.onnx cannot be read: Too many levels of symbolic links"):
+        predict(pictures, tmp_path / "loop.onnx")
     with pytest.raises(RunError, match=r"gone\.onnx does not exist"):
         predict(pictures, tmp_path / "gone.onnx")
     with pytest.raises(UsageError, match="exists already"):

@@ -104,6 +104,16 @@ def test_run_without_readable_checkpoint_is_refused(few_digits: Path) -> None:
         resume("run")
 
 
+def test_checkpoint_that_may_not_be_read_is_not_called_damaged(few_digits: Path) -> None:
+    stop_after(tiny_request(few_digits, "run"), 2)
+    for path in RunFolder(Path("run")).list_checkpoints():
+        path.unlink()
+        path.symlink_to(path.name)  # a loop, which root cannot read either
+    with pytest.raises(RunError, match=r"cannot be read \(Too many levels") as caught:
+        resume("run")
+    assert caught.value.remedy == "Check its permissions and the disk, and resume again"
+
+
 def test_data_folder_that_has_moved_is_recorded(few_digits: Path, uninterrupted: RunFolder) -> None:
     shutil.copytree(few_digits, "here")
     stop_after(tiny_request(Path("here"), "run"), STEPS + 2)
