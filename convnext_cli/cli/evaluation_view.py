@@ -269,7 +269,7 @@ def show_comparison(first: "Evaluation", second: "Evaluation", comparison: "Comp
     console.show(comparison.describe(first.task.display.compared))
     if comparison.p_value is None:
         return
-    kind = "McNemar's test, by groups" if comparison.clustered else "McNemar's test"
+    kind = "exact sign-flip test over groups" if comparison.clustered else "McNemar's exact test"
     first_only = format_count(comparison.only_first_right or 0, "image")
     console.show(
         f"correct by the first run only: {first_only}, by the second only: {comparison.only_second_right}; "

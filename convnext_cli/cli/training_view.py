@@ -181,7 +181,7 @@ def _show_left_out(result: "CrossValidationResult") -> None:
         console.show_table([metric.heading, *columns], rows, numbers=columns)
     console.show(
         "internal: validation images of the other values, used to choose the epoch; external: all images of the value, "
-        "none of which the model has seen"
+        "which were left out of training"
     )
 
 

@@ -50,7 +50,7 @@ class Comparison:
     only_second_right: int | None
     """Images that only the second model predicts correctly."""
     p_value: float | None
-    """Of McNemar's test for equal accuracy."""
+    """Of McNemar's exact test for equal accuracy; with groups, of an exact sign-flip test of their gains."""
     clustered: bool
     """True if groups were resampled, not single images."""
     notes: tuple[str, ...] = ()

@@ -42,7 +42,7 @@ def show_left_out(report: ReportData) -> Section | None:
     names = ", ".join(entry["name"] for entry in entries)
     meaning = (
         "Internal: validation images of the other values, used to choose the epoch. External: all images of the value, "
-        "none of which the model has seen."
+        "which were left out of training."
     )
     return Section(
         title="Internal and external",

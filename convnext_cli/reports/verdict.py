@@ -48,7 +48,8 @@ def _describe_trust(evaluation: Evaluation) -> list[str | Notice]:
     fitted_on = evaluation.fitted_on
     unreachable = {describe_unreachable(point.threshold, f"{fitted_on} images") for point in points}
     known = {describe_missed(point) for point in points} | unreachable
-    warnings = [note for note in evaluation.notes if note.severity == "warning" and note.text not in known]
+    notes = (*evaluation.notes, *(evaluation.per_group.notes if evaluation.per_group else ()))
+    warnings = [note for note in notes if note.severity == "warning" and note.text not in known]
     targets = [text for point in points for text in describe_point(point, fitted_on)]
     statements = [describe_chance(evaluation), *describe_leakage(evaluation), *targets]
     if number := evaluation.test_number:

@@ -156,7 +156,7 @@ class LeftOut:
     internal: SplitMetrics
     """Metrics of the fold's validation images, which have other values."""
     external: SplitMetrics
-    """Metrics of all images with this value, none of which the model has seen."""
+    """Metrics of all images with this value, which were left out of its training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

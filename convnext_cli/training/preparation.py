@@ -81,7 +81,7 @@ class Preparation:
         if self.index.fold_names:
             number = format_count(count, "group or duplicate has", "groups or duplicates have")
             title = f"leakage: {number} images with two values of {self.plan.settings.leave_out}"
-            effect, action = "external metrics will be too high", "`check` names duplicates"
+            effect, action = "external metrics will be too high", "kept; `check` names duplicates"
         else:
             number = format_count(count, "group or duplicate is", "groups or duplicates are")
             title = f"leakage: {number} in more than one of the table's folds"

@@ -21,7 +21,9 @@ from convnext_cli.inference.pooling import choose_negative
 from convnext_cli.inference.prediction import list_run_notes
 from convnext_cli.inference.request import PredictRequest
 from convnext_cli.metrics.pooling import pool_scores
+from convnext_cli.progress import Notice
 from convnext_cli.reports.report import write_report
+from convnext_cli.reports.verdict import answer_questions
 from convnext_cli.runs.files import AUDIT, POOLING
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.records import to_plain
@@ -211,6 +213,15 @@ def test_report_shows_both_side_by_side(bags: RunFolder) -> None:
     assert result.per_group is not None
     assert f"{100 * result.per_group.metrics.balanced_accuracy:.1f}" in text
     assert "Metrics per image and per group" not in write_report(evaluate(bags.path)).read_text()
+    missed = Notice("per group: target missed", "warning")
+    missing = replace(result, per_group=replace(result.per_group, notes=(missed,)))
+    assert missed in answer_questions(missing)[2].sentences, "the first screen has it"
+
+
+def test_terminal_names_the_test_of_two_runs_with_groups(bags: RunFolder, tmp_path: Path, convnext: Convnext) -> None:
+    shutil.copytree(bags.path, tmp_path / "other")
+    shown = convnext("eval", bags.path, tmp_path / "other", "--no-report").out
+    assert "exact sign-flip test over groups: p = 1" in shown
 
 
 def test_prediction_of_a_group_is_that_of_its_evaluation(bags: RunFolder) -> None:

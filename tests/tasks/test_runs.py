@@ -242,14 +242,14 @@ def test_folds_are_averaged_in_evaluation(kind: str, tables: dict[str, Path], tm
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_terminal_compares_two_runs(kind: str, task_run: Runs, tmp_path: Path, convnext: Convnext) -> None:
-    """By McNemar's test only where an image is right or wrong."""
+    """By McNemar's exact test only where an image is right or wrong."""
     run = task_run(kind)
     shutil.copytree(run.path, tmp_path / "other")
     shown = convnext("eval", run.path, tmp_path / "other", "--split", "val", "--no-report").out
     [_, comparison] = shown.split(f"compared with {run.path}\n")
     title = METRICS[KINDS[kind].display.compared[0]].title
     assert comparison.startswith(f"{title} +0.0"), comparison
-    assert ("McNemar's test" in comparison) == (kind == "ordinal")
+    assert ("McNemar's exact test" in comparison) == (kind == "ordinal")
 
 
 def test_comparison_does_not_depend_on_the_order_of_the_labels(task_run: Runs) -> None:

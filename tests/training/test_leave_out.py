@@ -217,7 +217,7 @@ def test_command_shows_internal_and_external(convnext: Convnext, digits: Path, t
     assert outcome.code == 0
     assert "fold 2 of 3 (left out: site Oslo)" in outcome.err
     assert "Internal and external" in outcome.out
-    assert "none of which the model has seen" in outcome.out
+    assert "which were left out of training" in outcome.out
 
 
 @pytest.mark.slow
