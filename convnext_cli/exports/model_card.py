@@ -117,6 +117,8 @@ def _describe_data(index: Index) -> str:
     rows = [
         (name, *(f"{n:,}" for n in row)) for name, row in zip(index.classes, zip(*counts, strict=True), strict=True)
     ]
+    if len(rows) > 1:
+        rows.append(("images", *(f"{len(index.rows(split)):,}" for split in splits)))
     num_groups = len(set(index.groups) - {""})
     groups = "Groups, such as patients, are not known"
     if num_groups:
@@ -156,17 +158,18 @@ def _describe_evaluation(evaluation: Evaluation) -> str:
     ]
     class_rows = []
     for entry, class_intervals in zip(metrics.per_class, intervals.per_class, strict=True):
-        cells = [entry.name, f"{entry.images:,}"]
+        cells = [entry.name, *(f"{getattr(entry, field):,}" for field, _ in display.class_counts)]
         for metric in estimates:
             cells += [metric.format(getattr(entry, metric.key)), metric.format_ci(class_intervals[metric.key])]
         class_rows.append(tuple(cells))
+    count_heading = [heading for _, heading in display.class_counts]
     class_heading = [cell for metric in estimates for cell in (metric.heading, "95% CI")]
     location = str(evaluation.test_set.index.location)  # of a copy of the data; the card has no path
     number = f" This was evaluation {evaluation.test_number} on this split." if evaluation.test_number else ""
     parts = [
         f"{format_count(metrics.images, 'image')} of the {evaluation.split} split.{number}",
         _render_table(("metric", "value", "95% CI"), rows),
-        *([_render_table((display.target_word, "images", *class_heading), class_rows)] if class_rows else []),
+        *([_render_table((display.target_word, *count_heading, *class_heading), class_rows)] if class_rows else []),
         f"95% CIs: {intervals.method}.",
         *(
             f"{note.severity.capitalize()}: {escape_markdown(note.text.replace(location, 'the data'))}."

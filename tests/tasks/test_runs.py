@@ -216,6 +216,18 @@ def test_hub_folder_has_the_task_and_its_metrics(kind: str, task_run: Runs, tmp_
     assert timm.create_model(f"local-dir:{folder.path}", pretrained=True)
 
 
+def test_model_card_counts_positive_negative_and_unknown_images_of_labels(task_run: Runs, tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(task_run("multilabel").path, tmp_path / "run"))
+    evaluation = evaluate(run.path)
+    card = render_card(run, evaluation, find_license(run))
+    assert "| label | positive | negative | unknown | ROC AUC % |" in card
+    first = evaluation.metrics.per_class[0]
+    assert f"| {first.name} | {first.images} | {first.negative} | {first.unknown} |" in card
+    index = run.read_split()
+    counts = " | ".join(str(len(index.rows(split))) for split in index.list_splits())
+    assert f"| images | {counts} |" in card
+
+
 @pytest.mark.parametrize("kind", TASKS)
 def test_model_card_leads_from_logits_to_the_prediction(kind: str, task_run: Runs) -> None:
     run = task_run(kind)
@@ -242,14 +254,14 @@ def test_folds_are_averaged_in_evaluation(kind: str, tables: dict[str, Path], tm
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_terminal_compares_two_runs(kind: str, task_run: Runs, tmp_path: Path, convnext: Convnext) -> None:
-    """By McNemar's exact test only where an image is right or wrong."""
+    """By a test only where an image is right or wrong; the data have groups."""
     run = task_run(kind)
     shutil.copytree(run.path, tmp_path / "other")
     shown = convnext("eval", run.path, tmp_path / "other", "--split", "val", "--no-report").out
     [_, comparison] = shown.split(f"compared with {run.path}\n")
     title = METRICS[KINDS[kind].display.compared[0]].title
     assert comparison.startswith(f"{title} +0.0"), comparison
-    assert ("McNemar's exact test" in comparison) == (kind == "ordinal")
+    assert ("exact sign-flip test over groups: p = 1" in comparison) == (kind == "ordinal")
 
 
 def test_comparison_does_not_depend_on_the_order_of_the_labels(task_run: Runs) -> None:
