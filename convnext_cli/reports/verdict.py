@@ -87,9 +87,11 @@ def describe_leakage(evaluation: Evaluation) -> list[str]:
     if evaluation.split == "train":
         return []
     if overlap is not None:
-        is_clean = not (overlap.trained or overlap.trained_near)
-        clean = "No leakage found: none of these images is a duplicate or near-duplicate of a training image."
-        return [clean] if is_clean else []
+        if overlap.trained or overlap.trained_near:
+            return []
+        if overlap.alike:
+            return ["None of these images is a duplicate of a training image; near-duplicates are not recognised."]
+        return ["No leakage found: none of these images is a duplicate or near-duplicate of a training image."]
     if not evaluation.is_own or audit is None:
         return ["It is not known whether training images are among these."]
     if any(finding.falsifies and finding.kind != Kind.CONFLICTING_LABELS for finding in audit.findings):

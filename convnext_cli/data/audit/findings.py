@@ -43,7 +43,7 @@ LEAKAGE = frozenset(
     }
 )
 """The kinds that lie in the splits, so that new splits may be free of them."""
-DOUBTFUL = LEAKAGE | {Kind.NOT_COMPARED}
+DOUBTFUL = LEAKAGE | {Kind.NOT_COMPARED, Kind.SCENE}
 """The kinds by which leakage is possible where it is not certain."""
 
 
