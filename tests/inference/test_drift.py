@@ -327,5 +327,5 @@ def test_120_training_images_given_as_a_folder_are_reported(
     assert f"warning: {text}" in outcome.err
     assert text in (run_copy.path / "report.html").read_text()
     record = json.loads(convnext("eval", run_copy.path, tmp_path / "site", "--json").out)
-    assert record["overlap"] == {"trained": 120, "trained_near": 0, "validated": 0}
+    assert record["overlap"] == {"trained": 120, "trained_near": 0, "validated": 0, "alike": 0}
     assert any(text in note for note in record["notes"])

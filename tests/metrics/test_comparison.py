@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm, t
 
 from benchmarks.coverage import cover_differences
-from convnext_cli.metrics.comparison import compare
+from convnext_cli.metrics.comparison import Difference, compare
 from convnext_cli.metrics.formulas import ClassCalculator
 from convnext_cli.metrics.intervals import score_interval
 from convnext_cli.metrics.regression import RegressionCalculator
@@ -94,6 +94,11 @@ def test_difference_that_is_the_same_in_all_resamples_has_no_interval_of_roundin
     assert result.describe(("mae", "rmse", "bias", "limit_high")) == (
         "MAE +1.0000; RMSE +1.0000; bias +1.0000; upper limit of agreement +1.0000"
     )
+
+
+def test_difference_of_two_models_that_are_always_wrong_has_no_interval() -> None:
+    wrong = ClassCalculator(np.eye(2)[[1, 1, 1]], np.zeros(3, int))
+    assert compare(wrong, wrong).differences["top1"] == Difference(0.0, None)
 
 
 def test_difference_of_two_fractions_lies_between_minus_1_and_1() -> None:

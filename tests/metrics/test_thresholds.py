@@ -173,6 +173,7 @@ def test_mcnemar_equals_published_example_and_widens_with_clusters() -> None:
     pairs = _compare(first, second, labels, [str(i // 2) for i in range(236)])
     assert pairs.p_value is not None
     assert plain.p_value is not None
+    assert (plain.clustered, pairs.clustered) == (False, True)
     assert pairs.p_value > 10 * plain.p_value, "two images of one patient are not two witnesses"
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 from convnext_cli.data.audit.alignment import are_copies
-from convnext_cli.data.audit.keypoints import MIRRORED, SIDE, find_keypoints, shrink_grey
+from convnext_cli.data.audit.keypoints import MIRRORED, SIDE, SIGMAS, blur, find_keypoints, sample, shrink_grey
 from convnext_cli.data.audit.matching import find_matches
 from convnext_cli.data.audit.measurements import measure_images
 from convnext_cli.data.audit.moved import find_moved
@@ -157,6 +158,14 @@ def test_hash_of_a_mirrored_keypoint_differs_in_the_bits_of_odd_frequencies() ->
     bits = [int(np.bitwise_count(one ^ two ^ MIRRORED)) for one, two in same]
     assert len(same) >= 40
     assert np.median(bits) <= 4, "of 64; unrelated hashes differ in 32"
+
+
+def test_blurs_and_samples_are_those_of_scipy() -> None:
+    grey = shrink_grey(draw_scene(1, 80, 60))
+    for blurred, sigma in zip(blur(grey), SIGMAS, strict=True):
+        assert np.allclose(blurred, gaussian_filter(grey, sigma, mode="nearest", truncate=6), atol=0.05)
+    x, y = np.random.default_rng(0).uniform(-5, 135, (2, 500))
+    assert np.allclose(sample(grey[None], x, y), map_coordinates(grey, [y, x], order=1, mode="nearest"), atol=0.2)
 
 
 def test_alignment_corrects_a_rough_transform() -> None:
