@@ -26,7 +26,7 @@ from convnext_cli.images.raster import (
     scale_alpha,
     turn_upright,
 )
-from convnext_cli.images.tiff import REMEDY, describe_ignored, is_read_by_pillow, is_thumbnail
+from convnext_cli.images.tiff import REMEDY, choose_page, describe_ignored, is_read_by_pillow, is_thumbnail
 
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # more than 8 bits per pixel
 _ALPHA_MODES = ("P", "PA", "LA", "RGBA", "La", "RGBa")
@@ -102,10 +102,11 @@ def read_opened(opened: Image.Image, file: BinaryIO, path: Path, at_least: int |
 def _load(opened: Image.Image, file: BinaryIO, path: Path, at_least: int | None) -> Decoded:
     steps: list[Step] = []
     mode = opened.mode
-    if (frames := getattr(opened, "n_frames", 1)) > 1 and opened.format != "MPO":  # which has a preview or another view
-        steps.append(choose_frame(opened.tell(), frames))
     if opened.format == "TIFF":
+        steps += choose_page(opened, file)
         steps += describe_ignored(opened.tag_v2.get(277, 1) - len(opened.getbands()))  # type: ignore[attr-defined]
+    elif (frames := getattr(opened, "n_frames", 1)) > 1 and opened.format != "MPO":  # a preview or another view
+        steps.append(choose_frame(opened.tell(), frames))
     bits, rawmode = _find_cut_depth(opened, file), _find_rawmode(opened)  # before its EXIF is read, which loads a PNG
     if at_least is not None and opened.format == "JPEG":
         _reduce(opened, at_least)

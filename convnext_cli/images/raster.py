@@ -84,10 +84,10 @@ def orient(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
 
 
-def choose_frame(place: int, count: int) -> Step:
-    """Return the step that reads one of several frames."""
+def choose_frame(place: int, count: int, *, are_copies: bool = False) -> Step:
+    """Return the step that reads one of several frames; `are_copies` if the others are smaller copies of it."""
     words = f"frame {place + 1} of {count}" if place else f"first of {count} frames"
-    return Step(words, StepKind.FRAME)
+    return Step(words, StepKind.OTHER if are_copies else StepKind.FRAME)
 
 
 def scale_alpha(alpha: NDArray[Any], full: float) -> NDArray[np.float32] | None:

@@ -24,12 +24,38 @@ _UNCOMPRESSED, _CCITT, _JPEG = 1, (2, 3, 4), (6, 7)
 _BYTE_CODECS = (5, 8, 32946, 32773, 34925, 50000)  # LZW, Deflate (2), PackBits, LZMA, Zstandard: layout does not matter
 _WEBP = 50001  # which Pillow's libtiff lacks
 _ASSOCIATED, _UNASSOCIATED = 1, 2
+_COPY = 1 | 4  # the bits of NewSubfileType for a reduced image and for a transparency mask
 _PILLOW_DEEP = {(_UNSIGNED, 12), (_UNSIGNED, 16), (_SIGNED, 16), (_SIGNED, 32), (_FLOAT, 32)}
 
 
 def is_thumbnail(tags: Any) -> bool:
     """Return True if the page of a TIFF file with these tags (`tag_v2`) is marked as a thumbnail of another page."""
     return bool(tags.get(254, 0) & 1)
+
+
+def choose_page(image: Any, file: BinaryIO) -> list[Step]:
+    """Return the step that reads the current page of a TIFF file that Pillow has opened; none of a single page.
+
+    Pillow itself fails at further pages of an unknown layout, such as GDAL's masks.
+    """
+    if not image.tell() and not image.tag_v2.next:
+        return []
+    import tifffile
+
+    position = file.tell()
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        steps = _list_steps(tiff.pages, image.tell())
+    file.seek(position)
+    return steps
+
+
+def _list_steps(pages: Any, place: int) -> list[Step]:
+    """Return the step that reads one of several pages; smaller copies, such as overviews, and masks hold no others."""
+    if len(pages) < 2:
+        return []
+    are_copies = all(page.subfiletype & _COPY for at, page in enumerate(pages) if at != place)
+    return [choose_frame(place, len(pages), are_copies=are_copies)]
 
 
 def skip_thumbnails(image: Any) -> bool:
@@ -112,8 +138,7 @@ def read_tiff(file: BinaryIO, path: Any) -> tuple[Raster, int]:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
-        count = len(tiff.pages)
-        if not count:
+        if not tiff.pages:
             raise ImageError(f"{path} is a TIFF file without an image", "Remove it")
         pages: Any = tiff.pages
         place, page = next(((at, page) for at, page in enumerate(pages) if not page.is_reduced), (0, pages.first))
@@ -121,7 +146,7 @@ def read_tiff(file: BinaryIO, path: Any) -> tuple[Raster, int]:
         bytes_per_pixel = 4 * page.samplesperpixel * page.dtype.itemsize + 3
         with reserve_memory(path, page.imagewidth, page.imagelength, bytes_per_pixel):
             planes = _read_planes(page, path)
-            steps = [choose_frame(place, count)] if count > 1 else []
+            steps = _list_steps(pages, place)
             orientation = check_orientation(page.tags.valueof(ORIENTATION_TAG))
             return _convert_planes(page, planes, steps), orientation
 

@@ -124,6 +124,21 @@ def test_signed_bytes_are_read_as_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16"])  # Pillow reads the first, tifffile the second
+def test_levels_of_a_pyramid_and_masks_are_no_further_images(kind: str, tmp_path: Path) -> None:
+    """Such as the overviews of a GeoTIFF: the note on files of several frames told to save each as a file."""
+    values = make_values(kind, 3)
+    for name, types, is_noted in (("overviews", (0, 1, 4, 1), False), ("stack", (0, 1, 0), True)):
+        with tifffile.TiffWriter(tmp_path / f"{name}.tif") as file:
+            for subfiletype in types:
+                page = {0: values, 1: values[::2, ::2], 4: values[..., 0] > 0}[subfiletype]
+                photometric = "mask" if subfiletype == 4 else "rgb"
+                file.write(page, subfiletype=subfiletype, photometric=photometric, metadata=None)
+        result = read_image(tmp_path / f"{name}.tif")
+        assert choose_frame(0, len(types), are_copies=not is_noted) in result.steps
+        np.testing.assert_array_equal(result.pixels, read_image(tmp_path / "overviews.tif").pixels)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])  # Pillow reads the first, tifffile the second
 @pytest.mark.parametrize("order", [(1, 0), (0, 1), (1, 1)])  # 1: marked as a thumbnail
 def test_thumbnail_before_the_image_is_skipped(kind: str, order: tuple[int, int], tmp_path: Path) -> None:
     values = make_values(kind, 3)
@@ -135,7 +150,7 @@ def test_thumbnail_before_the_image_is_skipped(kind: str, order: tuple[int, int]
     tifffile.imwrite(tmp_path / "one.tif", pages[place], photometric="rgb")
     result, expected = read_image(tmp_path / "both.tif"), read_image(tmp_path / "one.tif").pixels
     np.testing.assert_array_equal(result.pixels, expected)
-    assert choose_frame(place, 2) in result.steps
+    assert choose_frame(place, 2, are_copies=True) in result.steps
     if kind == "uint8":
         with Image.open(tmp_path / "both.tif") as opened:
             np.testing.assert_array_equal(convert_image(opened, "both.tif"), expected)
