@@ -41,7 +41,7 @@ from convnext_cli.images.pillow import (
 from convnext_cli.images.raster import Decoded, Pixels, Step, finish_raster, turn_upright
 from convnext_cli.images.tiff import is_read_by_pillow, read_tiff, refuse_cut, skip_thumbnails
 
-RULES = 10
+RULES = 11
 """Version of the decoding rules. Raise it if a file would become other pixels; cached images are then made again."""
 
 _one_image = threading.Lock()  # reading a PIL image changes it, and two threads may pass the same one

@@ -267,6 +267,8 @@ def _hide_nodata(values: NDArray[Any], text: str, steps: list[Step]) -> NDArray[
         missing = float(text.strip("\0 "))
     except ValueError:
         return values
+    if values.dtype.kind == "f" and not math.isnan(missing):  # GDAL writes the lowest 64-bit value rounded down
+        missing = min(max(missing, float(np.finfo(values.dtype).min)), float(np.finfo(values.dtype).max))
     where = values == np.asarray(missing).astype(values.dtype) if np.isfinite(missing) else np.zeros(values.shape, bool)
     if not where.any() or where.all():
         return values

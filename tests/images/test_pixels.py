@@ -344,6 +344,17 @@ def test_parts_that_a_sparse_file_leaves_out_are_zero(
     np.testing.assert_array_equal(read_image(path).pixels, expected)
 
 
+def test_the_lowest_64_bit_value_is_no_data_as_gdal_writes_it(tmp_path: Path) -> None:
+    """Its 15 digits are less than any value of 64 bits."""
+    values = np.linspace(0, 1, 64).reshape(8, 8)
+    values[0, 0] = np.finfo(np.float64).min
+    tags = [(42113, "s", 0, "-1.79769313486232e+308", True)]
+    tifffile.imwrite(tmp_path / "height.tif", values, extratags=tags)
+    result = read_image(tmp_path / "height.tif")
+    assert len(np.unique(result.pixels)) == 63
+    assert any(step.words.startswith("no-data value") for step in result.steps)
+
+
 def test_no_data_pixels_are_black(tmp_path: Path) -> None:
     values = make_values("float32", 1)[..., 0]
     values[:8] = -3.4e38
