@@ -539,6 +539,7 @@ def test_verdict_says_whether_the_images_were_trained_on(run: RunFolder, tmp_pat
     text = "No leakage found: none of these images is a duplicate or near-duplicate of a training image."
     assert describe_leakage(new) == [text]
     assert describe_leakage(known) == []
+    assert new.overlap is not None
     frames = replace(new, overlap=replace(new.overlap, alike=3))
     assert describe_leakage(frames) == [
         "None of these images is a duplicate of a training image; near-duplicates are not recognised."
