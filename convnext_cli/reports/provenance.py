@@ -190,8 +190,8 @@ def show_limits(report: ReportData) -> Section:
     classes = evaluation.task.describe_classes(evaluation.images.classes)
     purpose = (
         f"This model was trained to predict {classes} for images like those of its training, shown at {height} x "
-        f"{width} px. Its performance was measured only on the images named above. Other cameras, scanners, hospitals "
-        "or populations can make it worse; measure it there before use."
+        f"{width} px. This report measures it on the images named above only. Other cameras, scanners, hospitals or "
+        "populations can make it worse; measure it there before use."
     )
     foreign = (
         "It also makes a prediction for an image of something else. predict --abstain flags out-of-distribution (OOD) "

@@ -42,7 +42,8 @@ def show_targets(report: ReportData) -> Section | None:
     sentences += [curve.describe() for curve in evaluation.decision_curves]
     note = "The confidence is computed from these images; "
     note += "each group counts as one image; " * evaluation.intervals.clustered
-    note += "the threshold was set on some of them." if is_fitted_here else "the threshold was not set on them."
+    fitted = "some of them" if evaluation.split == "all" else "them"
+    note += f"the threshold was set on {fitted}." if is_fitted_here else "the threshold was not set on them."
     tables = []
     if points:
         fields = ("sensitivity", "specificity", "ppv", "npv", *RATIOS)

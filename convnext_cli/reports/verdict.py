@@ -39,7 +39,7 @@ def _describe_images(evaluation: Evaluation) -> list[str]:
     )
     return [
         f"Measured on {split} of {evaluation.data.name}{rest}: {format_count(metrics.images, 'image')}{groups}{shown}.",
-        "Other scanners, hospitals and populations were not measured; the model can be worse there.",
+        "Other scanners, hospitals and populations are not measured here; the model can be worse there.",
     ]
 
 
@@ -84,7 +84,7 @@ def describe_chance(evaluation: Evaluation) -> str | Notice:
 def describe_leakage(evaluation: Evaluation) -> list[str]:
     """Return a sentence on leakage: possible, not found or unknown; none where a warning of the evaluation has it."""
     overlap, audit = evaluation.overlap, evaluation.audit
-    if evaluation.split == "train":
+    if evaluation.is_own and evaluation.split in ("train", "all"):
         return []
     if overlap is not None:
         if overlap.trained or overlap.trained_near:

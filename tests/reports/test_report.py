@@ -423,7 +423,10 @@ def test_thresholds_were_set_on_the_runs_own_validation_images(run: RunFolder, t
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(index.root / index.paths[row], path)
     evaluation = evaluate(copy.path, None if is_own else tmp_path / "data", split="val", targets=["sensitivity=0.9:1"])
-    sentences = list_texts(show_targets(ReportData(evaluation=evaluation, run=copy, config=copy.read_config())))
+    section = show_targets(ReportData(evaluation=evaluation, run=copy, config=copy.read_config()))
+    sentences = list_texts(section)
+    assert section is not None
+    assert section.blocks[0].note.endswith("the threshold was set on them.") == is_own
     assert any("on these same images" in sentence for sentence in sentences) == is_own
     assert any("on the validation images and applied" in sentence for sentence in sentences) != is_own
 
@@ -547,7 +550,9 @@ def test_verdict_says_whether_the_images_were_trained_on(run: RunFolder, tmp_pat
     conflict = {**FINDING, "kind": Kind.CONFLICTING_LABELS, "severity": "warning"}
     wrong = msgspec.convert({"findings": [conflict]}, AuditRecord)
     assert describe_leakage(replace(own, audit=wrong)) == describe_leakage(own), "wrong labels are no leakage"
-    assert describe_leakage(evaluate(mine.path, split="train")) == [], "the split says it"
+    for split in ("train", "all"):
+        assert describe_leakage(evaluate(mine.path, split=split)) == [], "a warning says it"
+    assert describe_leakage(replace(new, split="train")) == [text], "a split of other data is not the run's"
     trust = answer_questions(known)[2].sentences
     assert isinstance(trust[0], Notice), "warnings come first"
     assert any("were trained on" in sentence.text for sentence in trust if isinstance(sentence, Notice))
