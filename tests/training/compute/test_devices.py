@@ -20,6 +20,7 @@ from convnext_cli.machine import GIB, Machine, make_gpu_machine
 from convnext_cli.models.forward import choose_device
 from convnext_cli.training import lifecycle
 from convnext_cli.training.compute import devices, ranks
+from convnext_cli.training.compute.autotune import AutotuneResult, choose_compute_config
 from convnext_cli.training.compute.compute_config import FAST, NATIVE, TIMM, ComputeConfig, adapt_to_device
 from convnext_cli.training.compute.devices import choose_precision, explain_unusable_gpu
 from convnext_cli.training.compute.ranks import sum_gradients
@@ -360,7 +361,7 @@ def test_amd_gpu_needs_another_build(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("from_passes", "deterministic"), [(1, False), (1, True), (10_000, False)])
-def test_cudnn_searches_algorithms_of_whole_batches_in_long_runs(
+def test_long_runs_measure_and_cudnn_searches_algorithms_of_whole_batches(
     few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, from_passes: int, deterministic: bool
 ) -> None:
     seen: set[tuple[int, bool, bool]] = set()
@@ -370,11 +371,18 @@ def test_cudnn_searches_algorithms_of_whole_batches_in_long_runs(
         seen.add((len(inputs), torch.is_grad_enabled(), torch.backends.cudnn.benchmark))
         return forward(self, inputs)
 
+    def choose(*inputs: Any, measure: bool, **options: Any) -> AutotuneResult:
+        measures.append(measure)
+        return choose_compute_config(*inputs, measure=False, **options)
+
+    measures: list[bool] = []
     monkeypatch.setattr(TrainingContext, "forward", record)
     monkeypatch.setattr(lifecycle, "AUTOTUNED_PASSES", from_passes)
+    monkeypatch.setattr(lifecycle, "choose_compute_config", choose)
     request = tiny_request(few_digits, tmp_path / "run", deterministic=deterministic, batch_size=10)
-    train(replace(request, autotune=False))
+    train(replace(request, autotune=from_passes == 1))
     searches = from_passes == 1 and not deterministic
+    assert measures == [searches]
     batch = max(images for images, *_ in seen)
     assert {images for images, *_ in seen} != {batch}, "the last micro-batch of a batch is smaller"
     assert {benchmark for images, _, benchmark in seen if images == batch} == {searches}
