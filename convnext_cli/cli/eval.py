@@ -9,7 +9,7 @@ from convnext_cli.cli.evaluation_view import show_comparison, show_evaluation, s
 from convnext_cli.cli.options import JsonFlag, OptionValues, with_options
 from convnext_cli.cli.predict import find_run
 from convnext_cli.cli.streams import survive_lost_reader
-from convnext_cli.errors import RunError, UsageError
+from convnext_cli.errors import ConvnextError, RunError, UsageError
 from convnext_cli.inference.request import EVAL_RUN, EvalRequest
 from convnext_cli.options import DataOption, Option
 from convnext_cli.runs.files import PREDICTIONS
@@ -57,13 +57,14 @@ def evaluate(values: OptionValues) -> None:
     for evaluation in evaluations:
         with survive_lost_reader():
             show_evaluation(evaluation)
-        if flags.report:  # after the metrics: they are not lost where the report cannot be written
+    for evaluation, comparison in zip(evaluations[1:], comparisons, strict=True):
+        show_comparison(evaluations[0], evaluation, comparison)
+    if flags.report:  # after the metrics: they are not lost where the report cannot be written
+        for evaluation in evaluations:
             report = write_report(evaluation)
             with survive_lost_reader():
                 console.show(f"Report: {console.shorten_path(report)}")
                 console.show(f"Predictions: {console.shorten_path(PREDICTIONS.path(evaluation.run))}")
-    for evaluation, comparison in zip(evaluations[1:], comparisons, strict=True):
-        show_comparison(evaluations[0], evaluation, comparison)
     if len(evaluations) == 1:
         console.show(summarise_evaluation(evaluations[0]))
         command = f"convnext predict IMAGE --run {quote(console.shorten_path(evaluations[0].run))}"
@@ -95,10 +96,20 @@ def run_evaluations(request: EvalRequest) -> "list[Evaluation]":
 
 
 def write_report(evaluation: "Evaluation") -> Path:
-    """Write the report with a progress bar, and return its path."""
+    """Write the report with a progress bar, and return its path.
+
+    Raises:
+        ConvnextError: the run's folder cannot be written, such as another user's.
+    """
     from convnext_cli.api import report_evaluation
 
-    return console.run("report", report_evaluation(evaluation))
+    try:
+        return console.run("report", report_evaluation(evaluation))
+    except OSError as error:
+        if not error.filename:  # a terminal that is gone
+            raise
+        problem = f"cannot write the report ({error.filename}: {error.strerror})"
+        raise ConvnextError(problem, "Make the run's folder writable, free disk space, or add --no-report") from error
 
 
 def _compare(evaluations: "list[Evaluation]") -> "list[Comparison]":

@@ -431,6 +431,15 @@ def test_several_runs_are_compared_and_reported(
     assert (pair["first"], pair["second"], pair["p_value"]) == ("one", "two", 1.0)
     assert pair["differences"]["top1"] == {"value": 0.0, "interval": None}  # models that are alike have no variance
     assert (tmp_path / "two/report.html").exists()
+    (tmp_path / "one/tests.jsonl").unlink()
+    (tmp_path / "two/tests.jsonl").unlink()
+    shutil.rmtree(tmp_path / "one/plots")
+    (tmp_path / "one/plots").write_text("no folder")
+    outcome = convnext("eval", "one", "two")
+    assert outcome.code == 1
+    assert "error: cannot write the report (one/plots" in outcome.err
+    assert "free disk space, or add --no-report" in outcome.err
+    assert "two compared with one" in outcome.out, "the comparison is not lost"
     monkeypatch.setattr(console, "PLAIN_EVERY", 0)
     outcome = convnext("eval", "one", "two", "--no-report", "--target", "sensitivity=0.9:1")
     assert "comparing: 0/1 bootstrapping the 95% CIs" in outcome.err
