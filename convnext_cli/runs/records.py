@@ -324,6 +324,8 @@ def read_text(path: Path, remedy: str) -> str:
         raise
     except NotADirectoryError as error:
         raise RunError(f"{path.parent} is a file, not a run folder", remedy) from error
+    except PermissionError as error:  # of another user's run: the file may be whole
+        raise RunError(f"{path} cannot be read: {error.strerror}", "Check its permissions") from error
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}", remedy) from error
 

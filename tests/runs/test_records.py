@@ -193,6 +193,16 @@ def test_folder_in_place_of_a_file_is_refused(run_copy: RunFolder) -> None:
         check_records(run_copy)
 
 
+def test_file_that_may_not_be_read_is_not_to_be_deleted(run_copy: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(RunError, match="Permission denied") as caught:
+        run_copy.read_config()
+    assert caught.value.remedy == "Check its permissions"
+
+
 def test_endless_link_and_too_large_file_are_refused(run_copy: RunFolder) -> None:
     os.truncate(run_copy.path / "data.json", MAX_BYTES + 1)  # sparse: it takes no space
     with pytest.raises(RunError, match=r"data\.json cannot be read: it has 268,435,457 bytes") as caught:
