@@ -448,7 +448,7 @@ def test_files_that_cannot_be_found_have_a_true_reason(images: Path, monkeypatch
     for name, found in (("images/a.dcm", "images/a.png"), ("007.0", "images/007.png")):
         with pytest.raises(DataError, match=rf"Write the names as .*, or without suffix: {found} in place of {name}"):
             scan_data(write(images / "t.csv", f"path,label\n{name},x\n"))
-    with pytest.raises(DataError, match=r"no column for the images' paths \(it has image_url, label\)"):
+    with pytest.raises(DataError, match=r"an address, .* Download .* or add a column path with their files"):
         scan_data(write(images / "t.csv", "image_url,label\nhttps://a.org/a.png?x=1,x\nhttps://a.org/b.png?x=1,y\n"))
     scandir = os.scandir
 
@@ -1070,8 +1070,11 @@ def write_objects(folder: Path, head: str, rows: Sequence[str]) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["plant_id", "Pflanze", "plantid", "StudyInstanceUID", "specimen no", "AnimalID", "video", "serial_number", "plot"],
-)
+    [
+        "plant_id", "Pflanze", "plantid", "StudyInstanceUID", "specimen no", "AnimalID", "video", "serial_number",
+        "plot", "observation_uuid", "occurrenceID",
+    ],
+)  # fmt: skip
 def test_column_of_objects_is_known_by_its_words_and_digits(name: str, tmp_path: Path) -> None:
     index = scan_data(write_objects(tmp_path, f"label,{name}", [f"{'ab'[k % 2]},x{k}" for k in range(8)]))
     assert index.groups == tuple(f"x{k // 3}" for k in range(24))
@@ -1287,10 +1290,21 @@ def test_images_of_a_second_column_are_noted(images: Path) -> None:
     assert "columns that are not used: right" in index.notes
 
 
-def test_addresses_are_named_as_such(images: Path) -> None:
-    table = write(images / "list.csv", "image,label\nhttps://a.org/x/1.png,x\nhttps://a.org/x/2.png,y\n")
-    with pytest.raises(DataError, match=r"an address, which is not downloaded, in 2 rows: https://a.org/x/1.png"):
+@pytest.mark.parametrize(("column", "end"), [("image", ""), ("photo_url", "?1623"), ("photo_url", "/medium.jpg")])
+def test_addresses_are_named_as_such(column: str, end: str, images: Path) -> None:
+    rows = "".join(f"https://a.org/x/{k}.png{end},{'xy'[k % 2]}\n" for k in range(2))
+    table = write(images / "list.csv", f"{column},label\n{rows}")
+    with pytest.raises(DataError, match=r"an address, which is not downloaded, in 2 rows: https://a.org/x/0.png"):
         scan_data(table)
+
+
+def test_the_beginning_of_addresses_is_ignored_where_their_images_lie_beside_the_table(tmp_path: Path) -> None:
+    for k in range(4):
+        save_image(tmp_path / f"photos/{k}/medium.png")
+    rows = "".join(f"https://a.org/photos/{k}/medium.png,{'xy'[k % 2]}\n" for k in range(4))
+    index = scan_data(write(tmp_path / "list.csv", f"photo_url,label\n{rows}"))
+    assert index.paths[0] == "photos/0/medium.png"
+    assert "the beginning https://a.org/ of the paths is ignored" in index.notes
 
 
 def test_an_archive_called_a_table_is_named(images: Path) -> None:

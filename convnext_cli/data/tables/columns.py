@@ -5,7 +5,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from convnext_cli.data.folders.masks import has_mask_words
 from convnext_cli.data.folders.splits import PARTITION, UNLABELLED, find_simple_split, find_split
@@ -28,7 +28,7 @@ from convnext_cli.tasks.reading import (
     parse_flag,
     parse_number,
 )
-from convnext_cli.text import Advice, quote, shorten
+from convnext_cli.text import Advice, find_address, quote, shorten
 
 PATH_NAMES = (
     "path", "file", "filename", "file_name", "filepath", "file_path", "filepaths", "filenames", "image",
@@ -49,14 +49,14 @@ _PATIENT_WORDS = frozenset((
     "participant", "proband", "probanden", "mrn", "empi", "patientid", "subjectid",
 ))  # fmt: skip
 _ID_WORDS = frozenset((
-    "id", "ids", "nr", "no", "num", "number", "nummer", "index", "key", "code", "name", "anon", "uid", "iuid",
+    "id", "ids", "nr", "no", "num", "number", "nummer", "index", "key", "code", "name", "anon", "uid", "uuid", "iuid",
     "instance", "hash", "sn", "barcode", "submitter", "número",
 ))  # fmt: skip
 GROUP_COLUMNS = ("group", "group_id")
 _OBJECT_WORDS = (
     "person", "donor", "individual", "animal", "mouse", "rat", "cow", "pig", "fish", "bird", "plot", "plant", "pflanze",
-    "plante", "planta", "pianta", "tree", "case", "study", "exam", "lesion", "video", "specimen", "sample", "slide",
-    "serial", "wafer", "board", "object",
+    "plante", "planta", "pianta", "tree", "observation", "occurrence", "case", "study", "exam", "lesion", "video",
+    "specimen", "sample", "slide", "serial", "wafer", "board", "object",
 )  # fmt: skip
 """Words for objects that several images show, the larger first. Not `part` or `leaf`: a part number is a type, and
 leaves are counted anew on each plant."""
@@ -152,7 +152,12 @@ def list_path_columns(table: Table, finder: FileFinder) -> Iterator[str]:
         if not is_label and finder.folders.matches(table.columns[name]):
             yield name
     yield from candidates
-    yield from (name for name in others if _most(table.columns[name], has_image_suffix))
+    yield from (name for name in others if _most(table.columns[name], _is_path))
+
+
+def _is_path(cell: str) -> bool:
+    """Return True if a cell looks like the path of an image, or is an address, which the error of a path names."""
+    return has_image_suffix(cell) or bool(find_address(Path(cell)))
 
 
 def list_further_images(table: Table, finder: FileFinder, path: str) -> list[str]:

@@ -121,7 +121,7 @@ class FileFinder:
         for cut in self._list_cuts(names):
             moved = [self.find(name, cut) for name in names]
             if all(moved) and len(set(moved)) == len(set(names)):  # else the cut folders tell files apart
-                start = "/".join(_split_path(names[0])[:cut])
+                start = re.sub("^(https?:)/", r"\1//", "/".join(_split_path(names[0])[:cut]))
                 self.notes.append(f"the beginning {start}/ of the paths is ignored")
                 return moved
         if not self.search:
@@ -255,7 +255,7 @@ def find_files(table: Table, finder: FileFinder, column: str) -> Images:
         "an address, which is not downloaded,",
         addresses,
         [names[row] for row in addresses[:EXAMPLES]],
-        "Download the images, and name their folder with --image-root DIR",
+        "Download the images, and name their folder with --image-root DIR, or add a column path with their files",
     )
     special = [row for row in missing if _is_special(os.path.join(finder.root, names[row]))]  # noqa: PTH118
     table.refuse("a pipe, a socket or a device in place of a file", special, [names[row] for row in special[:EXAMPLES]])
