@@ -219,7 +219,8 @@ def plot_agreement(evaluation: Evaluation) -> Figure:
     ends = min(true.min(), predicted.min()), max(true.max(), predicted.max())
     axes.plot(ends, ends, color=_MUTED, linewidth=0.8, linestyle=":")
     axes.plot(true, predicted, ".", color=COLOURS[0], markersize=3)
-    axes.set(xlabel="true", ylabel="predicted")
+    name = _label(evaluation.images.classes[0])
+    axes.set(xlabel=f"{name}, true", ylabel=f"{name}, predicted")
     return figure
 
 
@@ -236,7 +237,8 @@ def plot_bland_altman(evaluation: Evaluation) -> Figure:
         axes.axhline(
             value, color=COLOURS[1], linewidth=0.9, linestyle=style, label=f"{title} {format_digits(value, 3)}"
         )
-    axes.set(xlabel="mean of predicted and true", ylabel="predicted - true")
+    name = _label(evaluation.images.classes[0])
+    axes.set(xlabel=f"{name}, mean of predicted and true", ylabel=f"{name}, predicted - true")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.35 * (high - low))  # the legend lies above the lines
     _add_legend(axes, "upper right")
