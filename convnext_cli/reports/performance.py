@@ -27,7 +27,7 @@ MAX_CONFUSION = 10  # classes of a table; more are drawn
 MAX_PAIRS = 10  # of confused classes that are listed
 
 MATRIX = "confusion"
-RELIABILITY = "reliability"
+RELIABILITY = ("reliability", "frequency")
 
 
 def show_mistakes(report: ReportData) -> Section | None:
@@ -78,7 +78,7 @@ def show_metrics(report: ReportData) -> Section:
     single = "" if intervals.clustered else " If several images are of the same patient, the true CIs are wider."
     method = f"95% CIs: {intervals.method}. They do not cover another training.{single}"
     table = make_metric_table("All metrics, with their meaning", display.table, evaluation.metrics, intervals.overall)
-    drawn = [name for name in display.plots if name not in (MATRIX, RELIABILITY)]
+    drawn = [name for name in display.plots if name not in (MATRIX, *RELIABILITY)]
     curves = Plots(
         title=display.curves_heading,
         plots=[Plot(name, plots.PLOTS[name](evaluation)) for name in drawn],
@@ -186,11 +186,14 @@ def show_calibration(report: ReportData) -> Section:
         sentences = [models, average]
     else:
         sentences = ["Not calibrated: the outputs are those of the model."]
-    if RELIABILITY not in display.plots:
+    drawn = [Plot(name, plots.PLOTS[name](evaluation)) for name in RELIABILITY if name in display.plots]
+    if not drawn:
         return Section(title="Calibration", sentences=sentences)
-    figure = plots.PLOTS[RELIABILITY](evaluation)
     images = evaluation.images
     number = len(evaluation.task.list_confidences(images.calibrated, images.targets)[0])
-    note = f"{display.confidence_note} N = {number:,}, about {max(1, round(number / ECE_BINS)):,} in each bin."
-    drawing = Plots(title="Reliability", plots=[Plot(RELIABILITY, figure)], note=note)
+    note = (
+        f"{display.confidence_note} N = {number:,}, about {max(1, round(number / ECE_BINS)):,} in each bin. Beside it, "
+        f"each {display.target_word} alone: above the line it is more frequent than its probability says."
+    )
+    drawing = Plots(title="Reliability", plots=drawn, note=note)
     return Section(title="Calibration", sentences=sentences, blocks=[drawing])

@@ -191,6 +191,17 @@ def plot_reliability(evaluation: Evaluation) -> Figure:
 
 
 @_quietly()
+def plot_frequency(evaluation: Evaluation) -> Figure:
+    """Plot the frequency of each class by its calibrated probability, in bins of equal size."""
+    word = evaluation.task.display.target_word
+    figure, axes = _square("Frequency by probability", f"probability of the {word}", f"frequency of the {word}")
+    axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
+    _draw_curves(axes, evaluation, None, lambda *scores: list(np.transpose(measure_reliability(*scores))[:2]))
+    _add_legend(axes, "upper left")
+    return figure
+
+
+@_quietly()
 def plot_confusion(evaluation: Evaluation) -> Figure:
     """Plot the confusion matrix, shaded by the fraction of each row."""
     counts = np.array(evaluation.metrics.confusion)
@@ -284,6 +295,7 @@ PLOTS = {
     "roc": plot_roc,
     "pr": plot_pr,
     "reliability": plot_reliability,
+    "frequency": plot_frequency,
     "confusion": plot_confusion,
     "agreement": plot_agreement,
     "bland_altman": plot_bland_altman,
@@ -349,9 +361,12 @@ def _add_legend(axes: Axes, location: Any, title: str | None = None) -> None:
 
 
 def _draw_curves(
-    axes: Axes, evaluation: Evaluation, metric: Metric, trace: Callable[..., tuple[Floats, Floats]]
+    axes: Axes, evaluation: Evaluation, metric: Metric | None, trace: Callable[..., Sequence[Floats]]
 ) -> None:
-    """Draw the curve of each class, of more than `MAX_CURVES` those with the lowest ROC AUC, in their own order."""
+    """Draw the curve of each class, of more than `MAX_CURVES` those with the lowest ROC AUC, in their own order.
+
+    The legend has the value of `metric`, if one is given.
+    """
     images, probabilities = evaluation.images, evaluation.probabilities
     drawable = [entry for entry in evaluation.metrics.per_class if entry.roc_auc is not None]
     worst = sorted(drawable, key=lambda entry: entry.roc_auc)[:MAX_CURVES]
@@ -362,5 +377,5 @@ def _draw_curves(
         curve = trace(probabilities[known, k], positive[known])
         points = np.unique(np.linspace(0, len(curve[0]) - 1, MAX_POINTS).round().astype(int))
         x, y = (values[points] for values in curve)
-        label = f"{_label(entry.name)}: {metric.format(getattr(entry, metric.key))}"
-        axes.plot(x, y, color=colour, linestyle=style, label=label)
+        value = f": {metric.format(getattr(entry, metric.key))}" if metric else ""
+        axes.plot(x, y, color=colour, linestyle=style, label=_label(entry.name) + value)

@@ -79,7 +79,7 @@ class Multilabel(Task):
         compared=("macro_roc_auc", "macro_f1", "log_loss"),
         subgroups=("macro_roc_auc", "macro_recall", "macro_specificity", "macro_ece"),
         card=("macro_roc_auc", "macro_pr_auc", "macro_f1", "exact_match", "macro_ece"),
-        plots=("roc", "pr", "reliability"),
+        plots=("roc", "pr", "reliability", "frequency"),
         target_word="label",
         target_words="labels",
         strata="combinations of labels",

@@ -66,7 +66,7 @@ class Single(Task):
         subgroups=("balanced_accuracy", "macro_roc_auc", "ece"),
         subgroups_of_two=("recall", "specificity", "roc_auc", "ece"),
         card=("balanced_accuracy", "top1", "macro_f1", "macro_roc_auc", "ece"),
-        plots=("roc", "pr", "reliability", "confusion"),
+        plots=("roc", "pr", "reliability", "frequency", "confusion"),
         calibration=(("log_loss", "log_loss"), ("ece", "ece")),
         recalibrated=("log_loss", "ece", "balanced_accuracy", "top1"),
     )  # fmt: skip

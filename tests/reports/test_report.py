@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 from markupsafe import Markup
+from sklearn.calibration import calibration_curve
 
 from convnext_cli import evaluate, write_report
 from convnext_cli.data.audit.findings import Kind
@@ -28,6 +29,7 @@ from convnext_cli.reports.plots import (
     plot_accuracy,
     plot_confusion,
     plot_forest,
+    plot_frequency,
     plot_loss,
     plot_range_test,
     plot_roc,
@@ -91,14 +93,14 @@ def test_report_has_all_sections_and_no_external_resources(hostile: Evaluation) 
     ):  # fmt: skip
         assert heading in page, heading
     assert "This is the first evaluation of this run on a test split." in page
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
     assert 2 <= page.count("data:image/jpeg") <= 4 * IMAGES
     epochs = rf'>epochs</th><td data-label="value">{SMALL["epochs"]}</td><td data-label="source">flag</td>'
     assert re.search(epochs, page)
     assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing from elsewhere"
     assert "<script" not in page
     assert {path.name for path in run.plots.iterdir()} == {
-        f"{name}.png" for name in ("roc", "pr", "reliability", "loss", "right", "confusion", "decision-1")
+        f"{name}.png" for name in ("roc", "pr", "reliability", "frequency", "loss", "right", "confusion", "decision-1")
     }
     assert "#010203" not in page, "no stand-in colour is left"
     table = (run.path / "predictions.csv").read_text().splitlines()
@@ -190,7 +192,7 @@ def test_confusion_matrix_of_many_classes_is_drawn(
         assert (marks == list(classes)) == (many <= 30), "more names would overlap"
     calibration = show_calibration(report)
     assert calibration.sentences == ["Not calibrated: the outputs are those of the model."]
-    svg = dict.fromkeys(("roc", "pr", "confusion", "reliability"), Markup(""))
+    svg = dict.fromkeys(("roc", "pr", "confusion", "reliability", "frequency"), Markup(""))
     page = render_page(report, [section, calibration], svg)
     assert f">{classes[-1]}</th>" in page, "a class without images"
     assert ">chance</span><span>100%</span>" in page
@@ -235,6 +237,10 @@ def test_curve_of_many_images_keeps_its_shape_with_few_points(augmented: Evaluat
         assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
         area = float(str(line.get_label()).rpartition(" ")[2])
         assert 100 * np.trapezoid(y, x) == pytest.approx(area, abs=0.2)
+    for k, line in enumerate(plot_frequency(wide).axes[0].lines[1:]):
+        expected = calibration_curve(labels == k, wide.probabilities[:, k], n_bins=15, strategy="quantile")
+        assert line.get_ydata() == pytest.approx(expected[0], abs=0.01)
+        assert line.get_xdata() == pytest.approx(expected[1], abs=0.01)
 
 
 def test_gain_of_test_time_augmentation_is_in_the_report(run: RunFolder, augmented: Evaluation) -> None:

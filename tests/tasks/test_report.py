@@ -17,7 +17,7 @@ from convnext_cli.progress import Notice
 from convnext_cli.reports.gallery import draw_images
 from convnext_cli.reports.per_group import show_groups
 from convnext_cli.reports.performance import show_metrics, show_mistakes
-from convnext_cli.reports.plots import plot_reliability
+from convnext_cli.reports.plots import plot_frequency, plot_reliability
 from convnext_cli.reports.provenance import show_data
 from convnext_cli.reports.section import Cell, ReportData, Table
 from convnext_cli.reports.verdict import describe_chance
@@ -124,7 +124,10 @@ def test_reliability_plot_says_what_its_axes_are(reported: Reported, task: str) 
     assert (axes.get_xlabel(), axes.get_ylabel()) == labels[task]
     number = len(evaluation.task.list_confidences(evaluation.images.logits, evaluation.images.targets)[0])
     note = f"{evaluation.task.display.confidence_note} N = {number}, about {round(number / 15)} in each bin."
-    assert note in read_lines(path.read_text())
+    assert any(line.startswith(note) for line in read_lines(path.read_text()))
+    [axes] = plot_frequency(evaluation).axes
+    word = evaluation.task.display.target_word
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (f"probability of the {word}", f"frequency of the {word}")
 
 
 def test_unknown_labels_are_counted_by_split(reported: Reported) -> None:
