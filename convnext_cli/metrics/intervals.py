@@ -88,11 +88,9 @@ class Intervals:
 
     @property
     def method(self) -> str:
-        """How they were computed, in words."""
+        """How they were computed, in words; the page on confidence intervals has the formulas."""
         units = format_count(self.units, "group") if self.clustered else "single images"
-        return (
-            f"variance of {self.resamples:,} bootstrap resamples of {units}; Wilson's formula, or a logit or log scale"
-        )
+        return f"from the variance of {self.resamples:,} bootstrap resamples of {units}"
 
 
 def compute_intervals(

@@ -91,7 +91,7 @@ def test_model_card_has_metrics_data_settings_and_use(mine: RunFolder, convnext:
     for words in ("| balanced accuracy |", "95% CI", "45 images of the test split", "| epochs | 1 |",
                   "sensitivity=0.9:1", "| 0 | 65 | 20 | 15 |", "This was evaluation", "interpolation bi",
                   "set on 60 validation images",
-                  "95% CIs: variance of 2,000 bootstrap resamples of single images; Wilson's formula"):  # fmt: skip
+                  "95% CIs: from the variance of 2,000 bootstrap resamples of single images"):  # fmt: skip
         assert words in card, words
     assert str(mine.read_split().root) not in card
     again = convnext("export", mine.path, "--format", "hub", "-o", tmp_path / "out")
