@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from convnext_cli.data.audit.duplicates import Duplicates
+from convnext_cli.data.audit.duplicates import MAX_COPIES, Duplicates
 from convnext_cli.data.audit.findings import Finding, Kind
 from convnext_cli.data.audit.measurements import MAX_LEVELS, Measurements
 from convnext_cli.data.audit.shortcuts import Shortcut
@@ -186,6 +186,8 @@ def _find_duplicates(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
     exact, near = _split_by_kind(duplicates, lambda rows: len(rows) > 1)
     for kind, name, every in ((Kind.DUPLICATES, _EXACT, exact), (Kind.NEAR_DUPLICATES, _NEAR, near)):
         if clusters := [rows for rows in every if not is_reported(rows)]:
+            listed = [rows for rows in clusters if len(rows) <= MAX_COPIES or rows in duplicates.exact]
+            kept = f", but not of sets of more than {MAX_COPIES}, which may be frames of one camera"
             yield Finding(
                 kind=kind,
                 title=f"{kind}: {_count_images(clusters)} stored more than once ({name})",
@@ -193,8 +195,8 @@ def _find_duplicates(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
                 examples=_show(index, clusters),
                 effect="these images count more than once",
                 action="kept, always in one split; --exclude with the list of `convnext check --fix-list` leaves all "
-                "but one of each out",
-                leave_out=tuple(row for rows in clusters for row in rows[1:]),
+                f"but one of each out{kept if len(listed) < len(clusters) else ''}",
+                leave_out=tuple(row for rows in listed for row in rows[1:]),
             )
 
 

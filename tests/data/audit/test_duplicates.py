@@ -13,11 +13,13 @@ from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 
 from convnext_cli.data.audit.candidates import MAX_DISTANCE, MAX_EACH, Hashed, find_candidates, find_similar
-from convnext_cli.data.audit.duplicates import compare_images, shrink
+from convnext_cli.data.audit.duplicates import Duplicates, compare_images, shrink
 from convnext_cli.data.audit.fix_list import write_fix_list
-from convnext_cli.data.audit.measurements import THUMB
+from convnext_cli.data.audit.measurements import MEASURES, THUMB, Measurements, Note
 from convnext_cli.data.audit.perceptual import hash_images
+from convnext_cli.data.audit.rules import find_notes
 from convnext_cli.data.audit.summary import Audit
+from convnext_cli.data.index import Index
 from tests.conftest import change_tones, draw_frame, draw_picture
 from tests.data.audit.planting import audit
 
@@ -173,6 +175,22 @@ def test_those_of_too_many_candidates_that_are_most_alike_are_taken() -> None:
     assert len(pairs) == MAX_EACH * images
     assert len(pairs) + left_out == images * (images - 1) / 2
     assert [7, 150] in pairs.tolist()
+
+
+def test_near_duplicates_that_may_be_frames_are_not_in_the_fix_list() -> None:
+    paths = tuple(f"{number}.png" for number in range(600))
+    index = Index(root=Path(), classes=("a",), paths=paths, labels=(0,) * 600, splits=("",) * 600, skipped={})
+    measures = np.zeros(600, MEASURES)
+    measures["readable"] = 1
+    frames, copies, blanks = tuple(range(40)), (50, 51), tuple(range(100, 140))
+    duplicates = Duplicates(
+        exact=(blanks,), similar=(), clusters=(frames, copies, blanks), duplicate_sets=(), scenes=(), unchecked=0
+    )
+    findings = find_notes(index, Measurements(measures=measures, notes=(Note(),)), duplicates, (), {})
+    exact, near = (finding for finding in findings if "duplicates" in finding.kind)
+    assert (exact.count, exact.leave_out) == (1, blanks[1:])
+    assert (near.count, near.leave_out) == (2, copies[1:])
+    assert near.action.endswith("not of sets of more than 30, which may be frames of one camera")
 
 
 def test_frames_of_one_camera_in_two_splits_are_possible_leakage(tmp_path: Path) -> None:
