@@ -10,12 +10,15 @@ from convnext_cli.encoding import find_name
 from convnext_cli.inference.calibration import FittedScaling
 from convnext_cli.metrics.calculator import Calculator, Floats
 from convnext_cli.metrics.comparison import Comparison, compare
-from convnext_cli.metrics.intervals import Intervals, compute_intervals
+from convnext_cli.metrics.intervals import Intervals, compute_intervals, estimate_mean, number_units
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.metrics.summary import MetricSet
 from convnext_cli.metrics.thresholds import Target
 from convnext_cli.progress import Notice
 from convnext_cli.tasks.task import Targets, Task
+from convnext_cli.text import format_percent, shorten_name
+
+MIN_SHIFT = 0.05  # of a mean probability; a smaller difference hardly matters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,3 +123,24 @@ def describe_worse_calibration(
     if change.interval.low <= 0:
         return Notice(f"{text}. That may be chance: the 95% CI of the change includes 0")
     return Notice(f"{text}. Do not rely on them; the images may differ from the {fitted_on} images", "warning")
+
+
+def describe_shift(images: EvaluatedImages) -> Notice | None:
+    """Return a notice of the class whose mean probability differs most from its frequency (calibration in the large).
+
+    It differs by `MIN_SHIFT` at least, and the 95% CI of the difference excludes 0; else None.
+    """
+    shifts: list[tuple[float, bool, str]] = []
+    units, probabilities = number_units(len(images), images.groups), images.probabilities
+    for k, name in enumerate(() if images.task.is_continuous else images.classes):
+        positive, known = images.select_known(k)
+        if not known.any():
+            continue
+        mean, frequency = float(probabilities[known, k].mean()), float(positive[known].mean())
+        ci = estimate_mean(probabilities[known, k] - positive[known], units[known], low=-1.0).interval
+        if abs(mean - frequency) >= MIN_SHIFT and ci and (ci.low > 0 or ci.high < 0):
+            is_high = mean > frequency
+            text = f"the probability of {shorten_name(name)} is {format_percent(mean)}% on average, too "
+            text += f"{'high' if is_high else 'low'}: {format_percent(frequency)}% of these images are of it"
+            shifts.append((round(abs(mean - frequency), 9), is_high, text))  # of two classes, both differ equally
+    return Notice(max(shifts)[-1]) if shifts else None

@@ -20,7 +20,7 @@ from convnext_cli.inference.calibration_fit import calibrate_steps
 from convnext_cli.inference.classifier import Classifier, Outputs
 from convnext_cli.inference.drift import Drift, measure_drift
 from convnext_cli.inference.ensemble import Ensemble
-from convnext_cli.inference.evaluated_images import EvaluatedImages, describe_worse_calibration
+from convnext_cli.inference.evaluated_images import EvaluatedImages, describe_shift, describe_worse_calibration
 from convnext_cli.inference.image_notes import check_images, read_audit
 from convnext_cli.inference.operating_points import TEST_TARGETS, add_targets, measure_points, trace_curves
 from convnext_cli.inference.overlap import Overlap
@@ -385,7 +385,7 @@ def _list_warnings(evaluation: Evaluation, trained_on: Index) -> list[Notice]:
     texts += [text for point in points if (text := describe_unreachable(point.threshold, f"{fitted_on} images"))]
     texts += [describe_missed(point) for point in points if point.is_missed]
     warnings = [Notice(text, "warning") for text in texts]
-    return [*([worse] if worse else []), *warnings]
+    return [*filter(None, [worse, describe_shift(images)]), *warnings]
 
 
 def _prepare_calibration(

@@ -222,8 +222,6 @@ def resample(statistic: Callable[[Floats], T], units: Ints, resamples: int, *, s
 def estimate_fraction(hits: NDArray[np.bool_], mask: NDArray[np.bool_], groups: Sequence[str] | None) -> Estimate:
     """Return the fraction of hits among the images of a mask, with its 95% CI.
 
-    The variance is that of a ratio of sums over units.
-
     `mask` has the images that count, and `groups` the N names, or None.
 
     Returns:
@@ -231,14 +229,20 @@ def estimate_fraction(hits: NDArray[np.bool_], mask: NDArray[np.bool_], groups: 
     """
     if not mask.any():
         return UNDEFINED
-    units = number_units(len(hits), groups)[mask]
-    fraction = float(hits[mask].mean())
-    residuals = np.bincount(units, hits[mask] - fraction)
+    return estimate_mean(hits[mask], number_units(len(hits), groups)[mask])
+
+
+def estimate_mean(values: NDArray[np.bool_] | Floats, units: Ints, low: float = 0.0, high: float = 1.0) -> Estimate:
+    """Return the mean of N values between `low` and `high`, with its 95% CI; none where there is one unit only.
+
+    The variance is that of a ratio of sums over units.
+    """
+    mean = float(values.mean())
     effective = count_effective(units)
     if effective < MIN_UNITS:
-        return Estimate(fraction, None)
-    variance = float((residuals**2).sum()) / int(mask.sum()) ** 2
-    return Estimate(fraction, score_interval(fraction, variance, effective))
+        return Estimate(mean, None)
+    variance = float((np.bincount(units, values - mean) ** 2).sum()) / len(values) ** 2
+    return Estimate(mean, score_interval(mean, variance, effective, low, high))
 
 
 def score_interval(estimate: float, variance: float, units: float, low: float = 0.0, high: float = 1.0) -> Interval:

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -7,7 +8,7 @@ from sklearn import metrics as reference
 from sklearn.calibration import calibration_curve
 
 from convnext_cli.inference.calibration import Calibration
-from convnext_cli.inference.evaluated_images import EvaluatedImages, describe_worse_calibration
+from convnext_cli.inference.evaluated_images import EvaluatedImages, describe_shift, describe_worse_calibration
 from convnext_cli.metrics.calculator import Floats, Ints
 from convnext_cli.metrics.formulas import log_softmax
 from convnext_cli.metrics.scaling import fit_temperature
@@ -195,3 +196,35 @@ def test_change_of_the_log_loss_of_a_single_image_has_no_interval_that_includes_
     assert worse is not None
     assert worse.severity == "note"
     assert worse.text.endswith("That may be chance: these images give no 95% CI of the change")
+
+
+def describe_shift_of(probabilities: Sequence[float], labels: Sequence[int], groups: list[str] | None = None) -> str:
+    """Return the note on images of the classes a and b with these probabilities of b."""
+    of_b = np.array(probabilities)
+    logits = np.log(np.stack([1 - of_b, of_b], axis=1))
+    images = EvaluatedImages(task=SINGLE, classes=("a", "b"), logits=logits, targets=np.array(labels), groups=groups)
+    note = describe_shift(images)
+    return note.text if note else ""
+
+
+def test_a_mean_probability_that_differs_from_the_frequency_is_noted() -> None:
+    labels = [1] * 20 + [0] * 60
+    assert describe_shift_of([0.4] * 80, labels) == (
+        "the probability of b is 40% on average, too high: 25% of these images are of it"
+    )
+    assert describe_shift_of([0.1] * 80, labels) == (
+        "the probability of a is 90% on average, too high: 75% of these images are of it"
+    )
+    assert not describe_shift_of([0.29] * 80, labels), "less than 5 points"
+    assert not describe_shift_of([0.33] * 80, labels), "the 95% CI of the 8 points includes 0"
+    assert not describe_shift_of([0.4] * 80, labels, [f"p{number // 10}" for number in range(80)]), "8 groups"
+
+
+def test_the_probability_of_a_label_is_compared_where_the_label_is_known() -> None:
+    targets = np.full((100, 2), np.nan)
+    targets[:50, 0], targets[:, 1] = 0.0, [0.0, 1.0] * 50
+    logits = np.tile([np.log(0.3 / 0.7), 0.0], (100, 1))
+    images = EvaluatedImages(task=Multilabel(), classes=("x", "y"), logits=logits, targets=targets, groups=None)
+    note = describe_shift(images)
+    assert note is not None
+    assert note.text == "the probability of x is 30% on average, too high: 0% of these images are of it"
