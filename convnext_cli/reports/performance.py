@@ -191,9 +191,14 @@ def show_calibration(report: ReportData) -> Section:
         return Section(title="Calibration", sentences=sentences)
     images = evaluation.images
     number = len(evaluation.task.list_confidences(images.calibrated, images.targets)[0])
+    alone = f"each {display.target_word} alone"
+    if len(images.classes) > plots.MAX_CURVES:
+        alone = (
+            f"the {plots.MAX_CURVES} {display.target_words} whose mean probability differs most from their frequency"
+        )
     note = (
         f"{display.confidence_note} N = {number:,}, about {max(1, round(number / ECE_BINS)):,} in each bin. Beside it, "
-        f"each {display.target_word} alone: above the line it is more frequent than its probability says."
+        f"{alone}: above the line, a {display.target_word} is more frequent than its probability says."
     )
     drawing = Plots(title="Reliability", plots=drawn, note=note)
     return Section(title="Calibration", sentences=sentences, blocks=[drawing])

@@ -192,11 +192,24 @@ def plot_reliability(evaluation: Evaluation) -> Figure:
 
 @_quietly()
 def plot_frequency(evaluation: Evaluation) -> Figure:
-    """Plot the frequency of each class by its calibrated probability, in bins of equal size."""
+    """Plot the frequency of each class by its calibrated probability, in bins of equal size.
+
+    Of more than `MAX_CURVES` classes, those are drawn whose mean probability differs most from their frequency.
+    """
     word = evaluation.task.display.target_word
     figure, axes = _square("Frequency by probability", f"probability of the {word}", f"frequency of the {word}")
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
-    _draw_curves(axes, evaluation, None, lambda *scores: list(np.transpose(measure_reliability(*scores))[:2]))
+    images, shifts, lines = evaluation.images, [], []
+    for k, name in enumerate(images.classes):
+        positive, known = images.select_known(k)
+        if known.any():
+            probability = evaluation.probabilities[known, k]
+            shifts.append(abs(float(probability.mean() - positive[known].mean())))
+            lines.append((_label(name), np.array(measure_reliability(probability, positive[known])).T[:2]))
+    shown = sorted(np.argsort(-np.array(shifts), kind="stable")[:MAX_CURVES].tolist())
+    for number, colour, style in zip(shown, COLOURS, cycle(STYLES), strict=False):
+        label, points = lines[number]
+        axes.plot(*points, color=colour, linestyle=style, marker="o", markersize=2.5, label=label)
     _add_legend(axes, "upper left")
     return figure
 
@@ -361,12 +374,9 @@ def _add_legend(axes: Axes, location: Any, title: str | None = None) -> None:
 
 
 def _draw_curves(
-    axes: Axes, evaluation: Evaluation, metric: Metric | None, trace: Callable[..., Sequence[Floats]]
+    axes: Axes, evaluation: Evaluation, metric: Metric, trace: Callable[..., tuple[Floats, Floats]]
 ) -> None:
-    """Draw the curve of each class, of more than `MAX_CURVES` those with the lowest ROC AUC, in their own order.
-
-    The legend has the value of `metric`, if one is given.
-    """
+    """Draw the curve of each class, of more than `MAX_CURVES` those with the lowest ROC AUC, in their own order."""
     images, probabilities = evaluation.images, evaluation.probabilities
     drawable = [entry for entry in evaluation.metrics.per_class if entry.roc_auc is not None]
     worst = sorted(drawable, key=lambda entry: entry.roc_auc)[:MAX_CURVES]
@@ -377,5 +387,5 @@ def _draw_curves(
         curve = trace(probabilities[known, k], positive[known])
         points = np.unique(np.linspace(0, len(curve[0]) - 1, MAX_POINTS).round().astype(int))
         x, y = (values[points] for values in curve)
-        value = f": {metric.format(getattr(entry, metric.key))}" if metric else ""
-        axes.plot(x, y, color=colour, linestyle=style, label=_label(entry.name) + value)
+        label = f"{_label(entry.name)}: {metric.format(getattr(entry, metric.key))}"
+        axes.plot(x, y, color=colour, linestyle=style, label=label)

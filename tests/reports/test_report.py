@@ -243,6 +243,27 @@ def test_curve_of_many_images_keeps_its_shape_with_few_points(augmented: Evaluat
         assert line.get_xdata() == pytest.approx(expected[1], abs=0.01)
 
 
+def test_frequency_is_plotted_of_the_classes_whose_probability_differs_most(
+    run: RunFolder, augmented: Evaluation
+) -> None:
+    names = "abcdefghij"
+    labels, logits = np.zeros(30, int), np.tile(np.linspace(0, 0.9, 10), (30, 1))  # all images are of a
+    evaluation = replace(
+        augmented,
+        metrics=SINGLE.compute_metrics(logits, labels, names),
+        calibration=None,
+        images=replace(augmented.images, classes=tuple(names), logits=logits, targets=labels, calibration=None),
+    )
+    lines = plot_frequency(evaluation).axes[0].lines[1:]
+    assert [line.get_label() for line in lines] == list("adefghij"), "b and c have the lowest probability"
+    assert all(line.get_marker() == "o" for line in lines), "a class with one probability is a point, without a line"
+    assert np.unique(lines[0].get_ydata()).tolist() == [1]
+    assert lines[0].get_xdata() == pytest.approx(evaluation.probabilities[0, 0])
+    [plots] = show_calibration(ReportData(evaluation=evaluation, run=run, config=run.read_config())).blocks
+    assert isinstance(plots, Plots)
+    assert "the 8 classes whose mean probability differs most from their frequency: above the line" in plots.note
+
+
 def test_gain_of_test_time_augmentation_is_in_the_report(run: RunFolder, augmented: Evaluation) -> None:
     [_, _, sentence] = list_texts(show_metrics(ReportData(evaluation=augmented, run=run, config=run.read_config())))
     assert re.fullmatch(
