@@ -1,5 +1,7 @@
 """Section of a report on groups, such as patients: metrics per image and per group side by side."""
 
+from dataclasses import replace
+
 from convnext_cli.metrics.registry import METRICS
 from convnext_cli.progress import Notice
 from convnext_cli.reports.section import Column, ReportData, Section, Table, make_cell, make_class_table
@@ -38,7 +40,7 @@ def show_groups(report: ReportData) -> Section | None:
                 )
                 for key in keys
             ],
-            note=f"95% CIs per group: {result.intervals.method}.",
+            note=f"95% CIs per group: {replace(result.intervals, clustered=True).method}.",
         )
     ]
     if result.metrics.per_class:

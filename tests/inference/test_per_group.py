@@ -209,6 +209,9 @@ def test_report_shows_both_side_by_side(bags: RunFolder) -> None:
     text = write_report(result).read_text()
     assert "Metrics per image and per group" in text
     assert "Operating points per group" in text
+    assert result.per_group is not None
+    number = result.per_group.metrics.images
+    assert f"95% CIs per group: from the variance of 2,000 bootstrap resamples of {number} groups." in text
     assert "18 of 36 groups have images with different targets" in text
     assert result.per_group is not None
     assert f"{100 * result.per_group.metrics.balanced_accuracy:.1f}" in text
