@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from convnext_cli.metrics.intervals import Interval, Intervals
     from convnext_cli.metrics.summary import MetricSet
     from convnext_cli.metrics.thresholds import OperatingPoint
-    from convnext_cli.tasks.task import Display
+    from convnext_cli.tasks.task import Display, Task
 
 MAX_CONFUSION = 12  # classes that a screen has room for; --json and the report have all
 RATES = (("recall", "sensitivity"), ("specificity", "specificity"))
@@ -49,9 +49,9 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     display, groups = evaluation.task.display, evaluation.per_group
     _show_classes(display, metrics, intervals)
     _show_confusion(evaluation)
-    _show_points(evaluation.operating_points)
+    _show_points(evaluation.operating_points, evaluation.task)
     for curve in evaluation.decision_curves:
-        console.show(curve.describe())
+        console.show(curve.describe(evaluation.task.describe_name(curve.name)))
     if (augmentation := evaluation.augmentation) is not None:
         console.show("")
         console.show(
@@ -61,7 +61,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     if groups is not None:
         _show_groups(evaluation, groups)
         _show_classes(display, groups.metrics, groups.intervals, unit="groups")
-        _show_points(groups.operating_points, "per group: ")
+        _show_points(groups.operating_points, evaluation.task, "per group: ")
     if evaluation.subgroups is not None:
         show_subgroups(evaluation.subgroups)
     if evaluation.drift is not None:
@@ -141,7 +141,7 @@ def _show_groups(evaluation: "Evaluation", groups: "GroupEvaluation") -> None:
     console.show_table(["metric", *columns], rows, numbers=columns)
 
 
-def _show_points(points: "Sequence[OperatingPoint]", unit: str = "") -> None:
+def _show_points(points: "Sequence[OperatingPoint]", task: "Task", unit: str = "") -> None:
     """Show what each threshold reaches, and which targets are met; warnings have the missed ones."""
     from convnext_cli.metrics.thresholds import describe_met
 
@@ -156,7 +156,7 @@ def _show_points(points: "Sequence[OperatingPoint]", unit: str = "") -> None:
         ["target", *columns, *values], map(_list_point_cells, points), numbers=[*columns, *values], spare=values[::-1]
     )
     prevalences = [
-        f"{100 * point.prevalence:.3g}% of {point.threshold.target.name}"
+        f"{100 * point.prevalence:.3g}% of {task.describe_name(point.threshold.target.name)}"
         for point in points
         if point.prevalence is not None
     ]

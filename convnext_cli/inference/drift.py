@@ -234,7 +234,9 @@ def compare_samples(task: Task, classes: Sequence[str], validation: ImageMeasure
             for positive, known in [task.select_known(sample.targets[rows], k)]
         ]
         if all(map(len, parts)) and not (k == 0 and len(classes) == 2):  # of two classes, one tells both
-            entries.append((name, f"fraction of {name}", True, MIN_DIFFERENCE, compare_fractions(*parts)))
+            entries.append(
+                (name, f"fraction of {task.describe_name(name)}", True, MIN_DIFFERENCE, compare_fractions(*parts))
+            )
     if task.count_outputs(len(classes)) == 1 and validation.targets.ndim == 1:  # a number
         shift = compare_values(validation.targets[one], here.targets[two])
         entries.append((classes[0], classes[0], True, MIN_DISTANCE, shift))

@@ -140,7 +140,9 @@ def describe_shift(images: EvaluatedImages) -> Notice | None:
         ci = estimate_mean(probabilities[known, k] - positive[known], units[known], low=-1.0).interval
         if abs(mean - frequency) >= MIN_SHIFT and ci and (ci.low > 0 or ci.high < 0):
             is_high = mean > frequency
-            text = f"the probability of {shorten_name(name)} is {format_percent(mean)}% on average, too "
-            text += f"{'high' if is_high else 'low'}: {format_percent(frequency)}% of these images are of it"
+            text = (
+                f"the mean probability of {shorten_name(images.task.describe_name(name))} is {format_percent(mean)}%, "
+            )
+            text += f"too {'high' if is_high else 'low'}: its frequency in these images is {format_percent(frequency)}%"
             shifts.append((round(abs(mean - frequency), 9), is_high, text))  # of two classes, both differ equally
     return Notice(max(shifts)[-1]) if shifts else None

@@ -378,7 +378,7 @@ def _list_warnings(evaluation: Evaluation, trained_on: Index) -> list[Notice]:
     task, calibration, fitted_on = images.task, evaluation.calibration, evaluation.fitted_on
     worse = describe_worse_calibration(images, evaluation.uncalibrated, metrics, fitted_on) if calibration else None
     texts = []
-    if absent := describe_absent(metrics):
+    if absent := describe_absent(metrics, task.describe_name):
         texts.append(absent)
     training = trained_on.targets(list_trained_rows(trained_on))
     texts += task.list_warnings(training, images.probabilities, images.classes, calibration)

@@ -151,7 +151,7 @@ def evaluate_groups(
         notes.append(Notice(f"{number} images with different targets: {mixed_target}"))
         notes += warn_of_ambiguous_groups(units, images.targets, position) if task.has_negative else []
     metrics = pooled.compute_metrics()
-    if absent := describe_absent(metrics, "group"):
+    if absent := describe_absent(metrics, task.describe_name, "group"):
         notes.append(Notice(absent))
     if max(sizes) == 1:
         notes.append(Notice("each group has one image: metrics per group are those per image"))

@@ -39,9 +39,9 @@ class DecisionCurve:
         edges = np.flatnonzero(np.diff(np.concatenate([[False], is_better, [False]])))
         return [(self.thresholds[first], self.thresholds[end - 1]) for first, end in edges.reshape(-1, 2).tolist()]
 
-    def describe(self) -> str:
-        """Return at which thresholds the model is useful, in a sentence."""
-        start = f"Decision curve of {self.name} at a prevalence of {100 * self.prevalence:.3g}%:"
+    def describe(self, name: str) -> str:
+        """Return at which thresholds the model is useful, in a sentence that names the class so."""
+        start = f"Decision curve of {name} at a prevalence of {100 * self.prevalence:.3g}%:"
         if not self.useful_ranges:
             return f"{start} acting on the model is not better than treating all or none at any threshold."
         ranges = (f"{low:.0%} to {high:.0%}" if low != high else f"{low:.0%}" for low, high in self.useful_ranges)

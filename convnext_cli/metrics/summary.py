@@ -1,6 +1,6 @@
 """Classification metrics from logits and labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,14 +126,17 @@ def summarise(
     )
 
 
-def describe_absent(metrics: MetricSet, unit: str = "image") -> str:
-    """Return which classes have no image (or other unit), and what follows; an empty string if all have some."""
+def describe_absent(metrics: MetricSet, describe_name: Callable[[str], str], unit: str = "image") -> str:
+    """Return which classes have no image (or other unit), and what follows; an empty string if all have some.
+
+    `describe_name` returns the name of a class for a sentence.
+    """
     if not metrics.absent:
         return ""
     effect = "over the other classes" if len(metrics.absent) < len(metrics.per_class) else "not defined"
     are_labels = not isinstance(metrics, Metrics)  # a label has a specificity without positive images too
     averages = "averages of sensitivity, F1, ROC AUC and PR AUC" if are_labels else "averages"
-    return f"no {unit} of {shorten_names(metrics.absent)}: {averages} are {effect}"
+    return f"no {unit} of {shorten_names([*map(describe_name, metrics.absent)])}: {averages} are {effect}"
 
 
 def list_mistakes(labels: Ints, predictions: Ints) -> list[tuple[int, int, int]]:

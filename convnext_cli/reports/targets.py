@@ -39,7 +39,7 @@ def show_targets(report: ReportData) -> Section | None:
         sentences.append(f"The thresholds were set on the {evaluation.fitted_on} images and applied to these images.")
     for point in points:
         sentences += describe_point(point, evaluation.fitted_on)
-    sentences += [curve.describe() for curve in evaluation.decision_curves]
+    sentences += [curve.describe(evaluation.task.describe_name(curve.name)) for curve in evaluation.decision_curves]
     note = "The confidence is computed from these images; "
     note += "each group counts as one image; " * evaluation.intervals.clustered
     fitted = "some of them" if evaluation.split == "all" else "them"

@@ -308,9 +308,9 @@ def test_each_row_of_predict_says_that_a_target_was_missed(
     outcome = convnext("eval", "mine", "--target", target, "--no-report")
     assert f"Target {target} is met on these images: sensitivity" in outcome.out
     assert "(confidence that it is at least 50%: " in outcome.out
-    start = "Decision curve of 1 at a prevalence of 33.3%: on these images, acting on the model is better than"
+    start = "Decision curve of class 1 at a prevalence of 33.3%: on these images, acting on the model is better than"
     assert start in outcome.out
-    assert "PPV and NPV at a prevalence of 33.3% of 1" in outcome.out
+    assert "PPV and NPV at a prevalence of 33.3% of class 1" in outcome.out
     change_json(CALIBRATION.path(run_copy.path), "thresholds.0.threshold", 1.1)
     outcome = convnext("eval", "mine", "--no-report")
     assert f"warning: target {target} is not met on these images: sensitivity 0.0%" in outcome.err + outcome.out

@@ -110,7 +110,7 @@ def test_other_sizes_and_other_class_balance_are_drift(run: RunFolder, others: P
     assert result.drift is not None
     drifted = {measure.key for measure in result.drift.measures if measure.is_drift}
     assert {"size", "aspect", "2"} <= drifted
-    assert any(note.text.startswith("other targets than on validation: fraction of 2") for note in result.notes)
+    assert any(note.text.startswith("other targets than on validation: fraction of class 2") for note in result.notes)
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])

@@ -127,11 +127,12 @@ def test_absent_class_is_left_out_of_averages() -> None:
     logits = np.array([[2.0, 0, 0, 0], [0, 2, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]])
     metrics = SINGLE.compute_metrics(logits, np.array([0, 1, 0, 0]), CLASSES)
     assert metrics.absent == ("c", "d")
-    assert describe_absent(metrics) == "no image of c, d: averages are over the other classes"
+    assert describe_absent(metrics, str) == "no image of c, d: averages are over the other classes"
     assert metrics.macro_specificity == pytest.approx((1 + 2 / 3) / 2), "without 3 / 4 of c"
     without = Multilabel().compute_metrics(logits[:, :2], np.zeros((4, 2), np.float32), "ab")
     assert (
-        describe_absent(without) == "no image of a, b: averages of sensitivity, F1, ROC AUC and PR AUC are not defined"
+        describe_absent(without, str)
+        == "no image of a, b: averages of sensitivity, F1, ROC AUC and PR AUC are not defined"
     )
     assert metrics.balanced_accuracy == pytest.approx((1 / 3 + 1) / 2)
     assert [entry.recall for entry in metrics.per_class] == [pytest.approx(1 / 3), 1.0, None, None]
@@ -210,10 +211,10 @@ def describe_shift_of(probabilities: Sequence[float], labels: Sequence[int], gro
 def test_a_mean_probability_that_differs_from_the_frequency_is_noted() -> None:
     labels = [1] * 20 + [0] * 60
     assert describe_shift_of([0.4] * 80, labels) == (
-        "the probability of b is 40% on average, too high: 25% of these images are of it"
+        "the mean probability of b is 40%, too high: its frequency in these images is 25%"
     )
     assert describe_shift_of([0.1] * 80, labels) == (
-        "the probability of a is 90% on average, too high: 75% of these images are of it"
+        "the mean probability of a is 90%, too high: its frequency in these images is 75%"
     )
     assert not describe_shift_of([0.29] * 80, labels), "less than 5 points"
     assert not describe_shift_of([0.33] * 80, labels), "the 95% CI of the 8 points includes 0"
@@ -224,7 +225,7 @@ def test_the_probability_of_a_label_is_compared_where_the_label_is_known() -> No
     targets = np.full((100, 2), np.nan)
     targets[:50, 0], targets[:, 1] = 0.0, [0.0, 1.0] * 50
     logits = np.tile([np.log(0.3 / 0.7), 0.0], (100, 1))
-    images = EvaluatedImages(task=Multilabel(), classes=("x", "y"), logits=logits, targets=targets, groups=None)
+    images = EvaluatedImages(task=Multilabel(), classes=("7", "y"), logits=logits, targets=targets, groups=None)
     note = describe_shift(images)
     assert note is not None
-    assert note.text == "the probability of x is 30% on average, too high: 0% of these images are of it"
+    assert note.text == "the mean probability of label 7 is 30%, too high: its frequency in these images is 0%"

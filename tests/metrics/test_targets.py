@@ -302,10 +302,10 @@ def test_decision_curve_is_its_definition() -> None:
         assert everyone == pytest.approx(positive.mean() - (1 - positive.mean()) * odds)
     [(low, high)] = curve.useful_ranges
     end = "(no CI; short ranges may be chance)."
-    assert curve.describe().endswith(f"treating all or none at thresholds of {low:.0%} to {high:.0%} {end}")
+    assert curve.describe("b").endswith(f"treating all or none at thresholds of {low:.0%} to {high:.0%} {end}")
     useless = trace_decision_curve("b", np.full(400, 0.4), positive)
     assert not useless.useful_ranges
-    assert "not better than treating all or none at any threshold" in useless.describe()
+    assert "not better than treating all or none at any threshold" in useless.describe("b")
     rare = trace_decision_curve("b", scores, positive, 0.02)
     assert rare.treat_all[0] == pytest.approx(0.02 - 0.98 / 99)
     several = DecisionCurve(
@@ -315,7 +315,7 @@ def test_decision_curve_is_its_definition() -> None:
         model=(0.3, 0.2, 0.0, 0.1, 0.0),
         treat_all=(0.2, 0.1, 0.0, 0.0, 0.0),
     )
-    assert several.describe().endswith(f"at thresholds of 1% to 2%, 80% {end}")
+    assert several.describe("b").endswith(f"at thresholds of 1% to 2%, 80% {end}")
 
 
 @pytest.mark.parametrize(
