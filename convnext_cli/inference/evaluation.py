@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from convnext_cli.data.index import Index
 from convnext_cli.data.outside import check_outside_data
 from convnext_cli.data.split import list_trained_rows, name_fold
-from convnext_cli.errors import ImageError, UsageError
+from convnext_cli.errors import DataError, ImageError, UsageError
 from convnext_cli.files import check_output
 from convnext_cli.inference.calibration import Calibration, describe_unreliable_ood, read_calibration, save_calibration
 from convnext_cli.inference.calibration_fit import calibrate_steps
@@ -48,8 +48,8 @@ from convnext_cli.runs.files import CALIBRATION, MODEL, POOLING
 from convnext_cli.runs.folder import RunFolder
 from convnext_cli.runs.folds import FoldsFolder, find_newest_run, open_folder
 from convnext_cli.runs.records import AuditRecord, to_plain
-from convnext_cli.tasks.task import Task
-from convnext_cli.text import quote, shorten_names
+from convnext_cli.tasks.task import Targets, Task
+from convnext_cli.text import format_count, quote, shorten_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,7 +189,7 @@ def evaluate(
 
     Raises:
         RunError: the run cannot be read.
-        DataError: the data has no such split, or classes that the run does not know.
+        DataError: the data has no such split, classes that the run does not know, or no known label.
         ImageError: an image cannot be read.
         UsageError: a target cannot be parsed, or has no class or validation split to be set on; or `per` is `group`
             and the groups are not known.
@@ -274,7 +274,7 @@ def _measure_steps(run: RunFolder, request: EvalRequest, test_set: TestSet | Non
     attributes = yield from read_subgroups(request, test_set)
 
     # 2. The calibration.
-    targets = classifier.read_targets(test_set.index, test_set.rows)  # first: it refuses data of another task
+    targets = _read_targets(classifier, test_set)  # first: it refuses data of another task
     own, calibration_notes = yield from _prepare_calibration(run, classifier, operating_targets, fit_set)
     calibration, refit_notes = yield from refit_calibration(classifier, fit_set, own, run, operating_targets)
 
@@ -386,6 +386,20 @@ def _list_warnings(evaluation: Evaluation, trained_on: Index) -> list[Notice]:
     texts += [describe_missed(point) for point in points if point.is_missed]
     warnings = [Notice(text, "warning") for text in texts]
     return [*filter(None, [worse, describe_shift(images)]), *warnings]
+
+
+def _read_targets(classifier: Classifier, test_set: TestSet) -> Targets:
+    """Return the targets of the evaluated images.
+
+    Raises:
+        DataError: the data is of another task, or no label is known.
+    """
+    targets = classifier.read_targets(test_set.index, test_set.rows)
+    task, labels = classifier.task, range(len(classifier.classes))
+    if not task.is_continuous and not any(task.select_known(targets, k)[1].any() for k in labels):
+        problem = f"{test_set.index.location}: no label of the {format_count(len(targets), 'image')} is known"
+        raise DataError(problem, "Give images with known labels; `convnext predict` needs no labels")
+    return targets
 
 
 def _prepare_calibration(

@@ -363,6 +363,15 @@ def test_another_table_may_have_more_labels_or_fewer(task_run: Runs, tables: dic
     assert evaluation.metrics.per_class[0].roc_auc is not None
 
 
+def test_images_without_any_known_label_are_not_evaluated(task_run: Runs, tables: dict[str, Path]) -> None:
+    head, *rows = tables["multilabel"].read_text().splitlines()
+    other = tables["multilabel"].parent / "unknown.csv"
+    names = [f"{row.partition(',')[0]}{',-1' * head.count(',')}" for row in rows]
+    other.write_text("\n".join([head, *names]) + "\n")
+    with pytest.raises(DataError, match=rf"no label of the {len(rows)} images is known\. Give images with known"):
+        evaluate(task_run("multilabel").path, other, split="all")
+
+
 def test_other_data_of_a_number_may_be_folders(task_run: Runs, tables: dict[str, Path], tmp_path: Path) -> None:
     """Class folders do not name the number; a column has to."""
     run = task_run("regression").path
