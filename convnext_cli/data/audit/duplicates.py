@@ -1,6 +1,6 @@
 """Duplicates and near-duplicates: one image stored twice, exactly or changed (scaled, cropped, turned, other tones)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from convnext_cli.images.raster import orient
 from convnext_cli.machine import count_process_cpus
 from convnext_cli.progress import Progress, Steps
 
-VERSION = 2  # raised when the rules of a comparison change
+VERSION = 3  # raised when the rules of a comparison change
 MAX_COMPARED = 50_000_000  # pairs of thumbnails, compared one by one
 MIN_CORRELATION = 0.97  # of the pixels at 32 x 32
 MAX_DIFFERENCE = 8.0  # grey levels, mean absolute difference
@@ -134,17 +134,17 @@ def _compare_all(index: Index, measurements: Measurements) -> Steps[Duplicates]:
     moved, left_out = yield from find_moved(paths, measurements.measures, _list_first(rows, joined))
     unchecked += left_out
     links = [(cluster[0], row) for cluster in exact for row in cluster[1:]]
-    most = MAX_SET * len(index)
-    scenes = _find_scenes(_list_large([*links, *near], max(MAX_COPIES, most)), measurements)
+    limit, copies = max(MAX_COPIES, MAX_SET * len(index)), {row for _, row in links}
+    scenes = _find_scenes(_list_large([*links, *near], limit, copies), measurements)
     of_scenes = set(chain.from_iterable(scenes))
     links += _leave_out(near, of_scenes)
     moved, similar = _leave_out(moved, of_scenes), _leave_out(similar, of_scenes)
-    tiles = set(chain.from_iterable(_list_large([*links, *moved], max(MAX_COPIES, most))))  # or of a moving camera
+    tiles = set(chain.from_iterable(_list_large([*links, *moved], limit, copies)))  # or of a moving camera
     links += _leave_out(moved, tiles)
     joined = JoinedRows(links)
     # If two near-duplicates are similar to a third image, one pair is enough.
     similar = [pair for pair in (*similar, *moved) if not joined.is_joined(*pair)]
-    parted = set(chain.from_iterable(_list_large([*links, *similar], max(2, most))))
+    parted = set(chain.from_iterable(_list_large([*links, *similar], max(2, MAX_SET * len(index)))))
     return Duplicates(
         exact=exact,
         similar=tuple(similar),
@@ -155,9 +155,9 @@ def _compare_all(index: Index, measurements: Measurements) -> Steps[Duplicates]:
     )
 
 
-def _list_large(pairs: _Pairs, limit: float) -> list[tuple[int, ...]]:
-    """Return the sets of joined rows that have more rows than `limit`."""
-    return [rows for rows in join_rows(pairs) if len(rows) > limit]
+def _list_large(pairs: _Pairs, limit: float, copies: Set[int] = frozenset()) -> list[tuple[int, ...]]:
+    """Return the sets of joined rows that have more rows than `limit`, without `copies`."""
+    return [rows for rows in join_rows(pairs) if len(set(rows) - copies) > limit]
 
 
 def _find_scenes(sets: Sequence[tuple[int, ...]], measurements: Measurements) -> tuple[tuple[int, ...], ...]:

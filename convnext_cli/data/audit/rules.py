@@ -26,6 +26,7 @@ _SHORTCUTS = {
 _NAME_SUBJECTS = "all are kept; name the subjects with --group-from, or in a column of a table"
 _EXACT = "the same pixels"
 _NEAR = "saved again, scaled, cropped, turned, mirrored, or with another brightness or contrast"
+_KEPT = f", but not of sets with different labels or of more than {MAX_COPIES}, which may be frames of one camera"
 
 
 def find_grave(index: Index, grouping: Grouping, duplicates: Duplicates, across: Support | None) -> Iterator[Finding]:
@@ -82,7 +83,7 @@ def _find_conflicting_labels(index: Index, duplicates: Duplicates) -> Iterator[F
             examples=_show(index, near, with_label=True),
             effect="a label is wrong, or the classes differ by direction (left, right) or by details too small for "
             "this comparison (64 x 64 px)",
-            action="kept, always in one split; correct the labels that are wrong",
+            action="kept; correct the labels that are wrong",
         )
 
 
@@ -93,6 +94,7 @@ def _find_leaked_duplicates(index: Index, duplicates: Duplicates) -> Iterator[Fi
         (Kind.NEAR_DUPLICATES_ACROSS_SPLITS, f"near-duplicates ({_NEAR})", near),
     ):
         if clusters:
+            listed = _list_copied(index, duplicates, clusters)
             yield Finding(
                 kind=kind,
                 severity="warning",
@@ -101,8 +103,9 @@ def _find_leaked_duplicates(index: Index, duplicates: Duplicates) -> Iterator[Fi
                 examples=_show(index, clusters),
                 effect=_explain_leak([_list_splits(index, rows) for rows in clusters]),
                 action="the data's own splits are kept; --resplit draws new splits, or --exclude with the list of "
-                "`convnext check --fix-list` leaves the training copies out",
-                leave_out=tuple(row for rows in clusters for row in _list_copies(index, rows)),
+                "`convnext check --fix-list` leaves all but one of each out, test images last"
+                f"{_KEPT if len(listed) < len(clusters) else ''}",
+                leave_out=tuple(row for rows in listed for row in _list_copies(index, rows)),
             )
 
 
@@ -186,8 +189,7 @@ def _find_duplicates(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
     exact, near = _split_by_kind(duplicates, lambda rows: len(rows) > 1)
     for kind, name, every in ((Kind.DUPLICATES, _EXACT, exact), (Kind.NEAR_DUPLICATES, _NEAR, near)):
         if clusters := [rows for rows in every if not is_reported(rows)]:
-            listed = [rows for rows in clusters if len(rows) <= MAX_COPIES or rows in duplicates.exact]
-            kept = f", but not of sets of more than {MAX_COPIES}, which may be frames of one camera"
+            listed = _list_copied(index, duplicates, clusters)
             yield Finding(
                 kind=kind,
                 title=f"{kind}: {_count_images(clusters)} stored more than once ({name})",
@@ -195,7 +197,7 @@ def _find_duplicates(index: Index, duplicates: Duplicates) -> Iterator[Finding]:
                 examples=_show(index, clusters),
                 effect="these images count more than once",
                 action="kept, always in one split; --exclude with the list of `convnext check --fix-list` leaves all "
-                f"but one of each out{kept if len(listed) < len(clusters) else ''}",
+                f"but one of each out{_KEPT if len(listed) < len(clusters) else ''}",
                 leave_out=tuple(row for rows in listed for row in rows[1:]),
             )
 
@@ -395,6 +397,12 @@ def _join(splits: Sequence[str]) -> str:
 
 def _count_images(clusters: Sequence[object]) -> str:
     return format_count(len(clusters), "image is", "images are")
+
+
+def _list_copied(index: Index, duplicates: Duplicates, clusters: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Return the clusters that are copies of one image for sure; others may be frames, or parts with a defect."""
+    exact = set(duplicates.exact)
+    return [rows for rows in clusters if rows in exact or (len(rows) <= MAX_COPIES and not index.have_conflict(rows))]
 
 
 def _list_copies(index: Index, rows: Sequence[int]) -> list[int]:

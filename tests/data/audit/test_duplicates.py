@@ -17,8 +17,9 @@ from convnext_cli.data.audit.duplicates import Duplicates, compare_images, shrin
 from convnext_cli.data.audit.fix_list import write_fix_list
 from convnext_cli.data.audit.measurements import MEASURES, THUMB, Measurements, Note
 from convnext_cli.data.audit.perceptual import hash_images
-from convnext_cli.data.audit.rules import find_notes
+from convnext_cli.data.audit.rules import find_grave, find_notes
 from convnext_cli.data.audit.summary import Audit
+from convnext_cli.data.groups import Grouping
 from convnext_cli.data.index import Index
 from tests.conftest import change_tones, draw_frame, draw_picture
 from tests.data.audit.planting import audit
@@ -190,7 +191,32 @@ def test_near_duplicates_that_may_be_frames_are_not_in_the_fix_list() -> None:
     exact, near = (finding for finding in findings if "duplicates" in finding.kind)
     assert (exact.count, exact.leave_out) == (1, blanks[1:])
     assert (near.count, near.leave_out) == (2, copies[1:])
-    assert near.action.endswith("not of sets of more than 30, which may be frames of one camera")
+    assert near.action.endswith(
+        "not of sets with different labels or of more than 30, which may be frames of one camera"
+    )
+
+
+def test_near_duplicates_across_splits_that_may_be_frames_or_parts_are_not_in_the_fix_list() -> None:
+    paths = tuple(f"{number}.png" for number in range(600))
+    splits = ("train", "test") * 300
+    labels = (*range(2),) * 50 + (0,) * 500
+    index = Index(root=Path(), classes=("a", "b"), paths=paths, labels=labels, splits=splits, skipped={})
+    parts, frames, copies = (10, 11), tuple(range(200, 240)), (300, 301)
+    duplicates = Duplicates(
+        exact=(), similar=(), clusters=(parts, frames, copies), duplicate_sets=(), scenes=(), unchecked=0
+    )
+    conflicts, leaked = find_grave(index, Grouping(source="none", rule=""), duplicates, None)
+    assert (conflicts.count, conflicts.action) == (1, "kept; correct the labels that are wrong")
+    assert (leaked.count, leaked.leave_out) == (3, (300,))
+    assert leaked.action.endswith("different labels or of more than 30, which may be frames of one camera")
+
+
+def test_copies_of_one_image_are_no_scene(tmp_path: Path) -> None:
+    for number in range(80):
+        save(draw_picture(max(number, 40)), tmp_path / "ab"[number % 2] / f"{number}.png")
+    result = audit(tmp_path, group_from="none")
+    assert not result.scenes
+    assert [len(rows) for rows in result.clusters] == [41]
 
 
 def test_frames_of_one_camera_in_two_splits_are_possible_leakage(tmp_path: Path) -> None:
