@@ -136,8 +136,10 @@ def describe_shift(images: EvaluatedImages) -> Notice | None:
         positive, known = images.select_known(k)
         if not known.any():
             continue
-        mean, frequency = float(probabilities[known, k].mean()), float(positive[known].mean())
-        ci = estimate_mean(probabilities[known, k] - positive[known], units[known], low=-1.0).interval
+        p, n = probabilities[known, k].astype(np.float64), int(known.sum())
+        mean, frequency = float(p.mean()), float(positive[known].mean())
+        least = float((p * (1 - p)).sum()) / n**2  # of calibrated probabilities; few images of a class show less
+        ci = estimate_mean(p - positive[known], units[known], low=-1.0, least=least).interval
         if abs(mean - frequency) >= MIN_SHIFT and ci and (ci.low > 0 or ci.high < 0):
             is_high = mean > frequency
             text = (

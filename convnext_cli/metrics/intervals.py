@@ -232,16 +232,18 @@ def estimate_fraction(hits: NDArray[np.bool_], mask: NDArray[np.bool_], groups: 
     return estimate_mean(hits[mask], number_units(len(hits), groups)[mask])
 
 
-def estimate_mean(values: NDArray[np.bool_] | Floats, units: Ints, low: float = 0.0, high: float = 1.0) -> Estimate:
+def estimate_mean(
+    values: NDArray[np.bool_] | Floats, units: Ints, low: float = 0.0, high: float = 1.0, least: float = 0.0
+) -> Estimate:
     """Return the mean of N values between `low` and `high`, with its 95% CI; none where there is one unit only.
 
-    The variance is that of a ratio of sums over units.
+    The variance is that of a ratio of sums over units, or `least`, if that is more.
     """
     mean = float(values.mean())
     effective = count_effective(units)
     if effective < MIN_UNITS:
         return Estimate(mean, None)
-    variance = float((np.bincount(units, values - mean) ** 2).sum()) / len(values) ** 2
+    variance = max(least, float((np.bincount(units, values - mean) ** 2).sum()) / len(values) ** 2)
     return Estimate(mean, score_interval(mean, variance, effective, low, high))
 
 

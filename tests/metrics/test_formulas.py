@@ -217,6 +217,9 @@ def test_a_mean_probability_that_differs_from_the_frequency_is_noted() -> None:
         "the mean probability of a is 90%, too high: its frequency in these images is 75%"
     )
     assert not describe_shift_of([0.29] * 80, labels), "less than 5 points"
+    assert not describe_shift_of([0.35, 0.39], [0, 0]), "in 39% of such pairs neither is of b"
+    assert not describe_shift_of([0.08] * 50, [1] + [0] * 49), "1 of 50 or none is as likely as 8%"
+    assert describe_shift_of([0.3] * 20, [0] * 20), "none of 20 is as likely as 0.1%"
     assert not describe_shift_of([0.33] * 80, labels), "the 95% CI of the 8 points includes 0"
     assert not describe_shift_of([0.4] * 80, labels, [f"p{number // 10}" for number in range(80)]), "8 groups"
 
