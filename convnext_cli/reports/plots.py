@@ -199,17 +199,18 @@ def plot_frequency(evaluation: Evaluation) -> Figure:
     word = evaluation.task.display.target_word
     figure, axes = _square("Frequency by probability", f"probability of the {word}", f"frequency of the {word}")
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=":")
-    images, shifts, lines = evaluation.images, [], []
+    images, probabilities = evaluation.images, evaluation.probabilities
+    pairs = {}
     for k, name in enumerate(images.classes):
         positive, known = images.select_known(k)
         if known.any():
-            probability = evaluation.probabilities[known, k]
-            shifts.append(abs(float(probability.mean() - positive[known].mean())))
-            lines.append((_label(name), np.array(measure_reliability(probability, positive[known])).T[:2]))
-    shown = sorted(np.argsort(-np.array(shifts), kind="stable")[:MAX_CURVES].tolist())
-    for number, colour, style in zip(shown, COLOURS, cycle(STYLES), strict=False):
-        label, points = lines[number]
-        axes.plot(*points, color=colour, linestyle=style, marker="o", markersize=2.5, label=label)
+            pairs[name] = probabilities[known, k], positive[known]
+    shifts = {name: abs(float(p.mean() - positive.mean())) for name, (p, positive) in pairs.items()}
+    most = sorted(shifts, key=lambda name: -shifts[name])[:MAX_CURVES]
+    shown = (name for name in pairs if name in most)
+    for name, colour, style in zip(shown, COLOURS, cycle(STYLES), strict=False):
+        points = np.transpose(measure_reliability(*pairs[name]))[:2]
+        axes.plot(*points, color=colour, linestyle=style, marker="o", markersize=2.5, label=_label(name))
     _add_legend(axes, "upper left")
     return figure
 
