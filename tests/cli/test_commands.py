@@ -271,7 +271,7 @@ def test_eval_on_a_folder(convnext: Convnext, digits: Path, run: RunFolder, tmp_
         (other / path.name).symlink_to(path)
     outcome = convnext("eval", run.path, tmp_path / "other")
     assert "images were trained on; the scores are too high" in outcome.err
-    assert "no image of 1, 2" in outcome.err
+    assert "no image of class 1, class 2" in outcome.err
     (tmp_path / "other/-").mkdir()  # sorted before class 0
     again = convnext("eval", run.path, tmp_path / "other")
     assert (again.code, again.out) == (0, outcome.out), "a class without images changes nothing"
