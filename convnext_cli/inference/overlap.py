@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 
 from convnext_cli.data.audit.candidates import (
     MAX_ORIENTED_DISTANCE,
-    MIN_THUMB_CORRELATION,
     ORIENTATIONS,
+    find_alike,
     find_similar,
     hash_thumbs,
-    normalise_thumbs,
     orient_thumbs,
 )
 from convnext_cli.data.audit.measurements import CONTENT_MEASURES, THUMB, measure_images
@@ -120,22 +119,16 @@ def find_overlap(
         near[split][moved[np.isin(moved[:, 0], rows), 1]] = True
     is_trained = exact["train"] | near["train"]
     is_validated = (exact["val"] | near["val"]) & ~is_trained
-    is_alike = _find_alike(known["thumb"], scenes, evaluated) & ~is_trained & ~is_validated & readable
+    is_alike = np.zeros(len(evaluated), bool)
+    for scene in np.unique(scenes[scenes > 0]):
+        is_alike |= find_alike(evaluated["thumb"], known["thumb"][scenes == scene])
+    is_alike &= readable & ~is_trained & ~is_validated
     return Overlap(
         trained=int(exact["train"].sum()),
         trained_near=int((near["train"] & ~exact["train"]).sum()),
         validated=int(is_validated.sum()),
         alike=int(is_alike.sum()),
     )
-
-
-def _find_alike(thumbs: NDArray[np.uint8], scenes: NDArray[np.uint32], evaluated: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return true for images that look like the mean image of a scene, (N,)."""
-    is_alike = np.zeros(len(evaluated), bool)
-    for scene in np.unique(scenes[scenes > 0]):
-        mean = normalise_thumbs(thumbs[scenes == scene].mean(axis=0)[None])[0]
-        is_alike |= normalise_thumbs(evaluated["thumb"]) @ mean >= MIN_THUMB_CORRELATION
-    return is_alike
 
 
 def _find_exact(known: Mapping[str, NDArray[Any]], evaluated: NDArray[Any]) -> NDArray[np.bool_]:

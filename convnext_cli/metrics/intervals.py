@@ -88,7 +88,7 @@ class Intervals:
 
     @property
     def method(self) -> str:
-        """How they were computed, in words; the page on confidence intervals has the formulas."""
+        """The origin of the CIs, for a sentence. The page on confidence intervals has the formulas."""
         units = format_count(self.units, "group") if self.clustered else "single images"
         return f"from the variance of {self.resamples:,} bootstrap resamples of {units}"
 

@@ -189,3 +189,10 @@ def normalise_thumbs(thumbs: NDArray[np.number]) -> NDArray[np.float32]:
     vectors -= vectors.mean(axis=1, keepdims=True)
     scaled: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-3)
     return scaled
+
+
+def find_alike(thumbs: NDArray[np.uint8], members: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return true for thumbnails, (N, THUMB, THUMB), that correlate with the mean of the members of a set."""
+    mean = normalise_thumbs(members.mean(axis=0)[None])[0]
+    is_alike: NDArray[np.bool_] = normalise_thumbs(thumbs) @ mean >= MIN_THUMB_CORRELATION
+    return is_alike

@@ -17,12 +17,11 @@ from convnext_cli.cache_folder import MEASUREMENTS, find_cache_folder, name_entr
 from convnext_cli.data.audit.candidates import (
     MAX_DISTANCE,
     MAX_ORIENTED_DISTANCE,
-    MIN_THUMB_CORRELATION,
     ORIENTATIONS,
     Hashed,
+    find_alike,
     find_candidates,
     hash_thumbs,
-    normalise_thumbs,
     orient_thumbs,
 )
 from convnext_cli.data.audit.measurements import Measurements
@@ -163,11 +162,10 @@ def _list_large(pairs: _Pairs, limit: float, copies: Set[int] = frozenset()) -> 
 def _find_scenes(sets: Sequence[tuple[int, ...]], measurements: Measurements) -> tuple[tuple[int, ...], ...]:
     """Return the sets, each with all rows that look like its mean image: not all pairs of one scene were compared."""
     thumbs = measurements.measures["thumb"]
-    vectors = normalise_thumbs(thumbs) if sets else np.empty(0)
     pairs = []
     for first, *rest in sets:
-        mean = normalise_thumbs(thumbs[[first, *rest]].mean(axis=0)[None])[0]
-        pairs += [(first, row) for row in (*rest, *np.flatnonzero(vectors @ mean >= MIN_THUMB_CORRELATION).tolist())]
+        alike = np.flatnonzero(find_alike(thumbs, thumbs[[first, *rest]])).tolist()
+        pairs += [(first, row) for row in (*rest, *alike)]
     return join_rows(pairs)
 
 
